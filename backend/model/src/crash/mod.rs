@@ -1,0 +1,219 @@
+//! What the disk may legally contain after power is lost.
+//!
+//! The one place that decides it. Pure: no I/O, no threads, no clocks; readable in one sitting.
+//!
+//! A [`History`] is what the events say about the requests. [`History::cut`] looks at it from one
+//! crash point with one [`Profile`] (which disk is this?), and yields states; a state is a
+//! [`StateName`], which is enough to build its [`Content`] again: for every logical block, where
+//! its bytes come from.
+
+use crate::event::{Disk, Event, Seq};
+
+/// Where the bytes of one logical block come from in a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The base image.
+    Base,
+    /// Block number `block` of the payload of the write submitted at `request`.
+    Written {
+        request: Seq,
+        block: u32,
+    },
+    Zeroes,
+    /// Bytes nobody wrote, drawn from `seed` (profile `garbage`).
+    Garbage {
+        seed: u64,
+    },
+    /// As `Written`, with one bit inverted (fault `corrupt`). `request: None` is the base image.
+    Flipped {
+        request: Option<Seq>,
+        block: u32,
+        bit: u32,
+    },
+}
+
+/// A state, as content: every block that is not [`Source::Base`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    pub blocks: std::collections::BTreeMap<u64, Source>,
+}
+
+impl Content {
+    pub fn of(&self, block: u64) -> Source {
+        self.blocks.get(&block).copied().unwrap_or(Source::Base)
+    }
+}
+
+/// How a disk says which writes are atomic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AtomicMode {
+    /// NVMe: every write within `max_bytes` that crosses no `boundary`.
+    Implicit,
+    /// SCSI: those sent as atomic.
+    Explicit,
+    /// None.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DiscardReads {
+    Zeroes,
+    Old,
+    Either,
+}
+
+/// Which disk this is: what it promises. `FromStr` and `Display` are the profile's name
+/// (`lb512`, `req64k`, `req16k+b16k`, `piece16k`, `explicit16k`, `garbage`, ...).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Profile {
+    pub mode: AtomicMode,
+    /// Bytes; 0 = nothing is atomic. As in Linux `queue/atomic_write_*`.
+    pub unit_min: u64,
+    pub unit_max: u64,
+    pub max_bytes: u64,
+    /// 0 = none.
+    pub boundary: u64,
+    /// Smallest piece that a non-atomic write can be cut into; 0 = one logical block.
+    pub tear_unit: u64,
+    /// The logical block size that the profile's name demands (`lb4k`, `lba16k`).
+    pub lb_size: Option<u32>,
+    pub discard: DiscardReads,
+    /// Volatile sectors may hold anything.
+    pub garbage: bool,
+}
+
+/// A state's name: enough to build it again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StateName(pub String);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    #[error("{0}")]
+    Profile(String),
+    #[error("{0}")]
+    State(String),
+    #[error("{0}")]
+    History(String),
+    #[error("{0}")]
+    Fault(String),
+}
+
+impl Profile {
+    /// Is a write of these bytes all-or-nothing?
+    pub fn eligible(&self, _offset: u64, _len: u64, _sent_as_atomic: bool) -> bool {
+        todo!()
+    }
+
+    /// Refuses what contradicts itself or the disk, with the value that would work.
+    pub fn check(&self, _disk: &Disk) -> Result<(), ModelError> {
+        todo!()
+    }
+}
+
+impl std::str::FromStr for Profile {
+    type Err = ModelError;
+    fn from_str(_: &str) -> Result<Self, ModelError> {
+        todo!()
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        todo!()
+    }
+}
+
+/// A fault of the model, as on the command line: `tear-atomic,nth=3`, `ignore-flush`,
+/// `corrupt,range=0+1m,p=0.01`. `FromStr` and `Display`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    pub kind: FaultKind,
+    /// Only requests that touch these bytes: (offset, length).
+    pub range: Option<(u64, u64)>,
+    /// Only the nth request that could be affected, from 1.
+    pub nth: Option<u64>,
+    /// Otherwise each with this probability; `None` = 1.
+    pub probability: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    TearAtomic,
+    IgnoreFlush,
+    LoseWrite,
+    ReorderFlush,
+    Misdirect,
+    Corrupt,
+    /// Live: a read returns an earlier version.
+    StaleRead,
+    /// Live: a request fails.
+    Eio,
+}
+
+impl std::str::FromStr for Fault {
+    type Err = ModelError;
+    fn from_str(_: &str) -> Result<Self, ModelError> {
+        todo!()
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        todo!()
+    }
+}
+
+/// What the events say about the requests.
+#[derive(Debug)]
+pub struct History {}
+
+impl History {
+    pub fn new(
+        _disk: Disk,
+        _events: impl IntoIterator<Item = (Seq, Event)>,
+    ) -> Result<History, ModelError> {
+        todo!()
+    }
+
+    /// The crash point right after event `after`.
+    pub fn cut<'a>(&'a self, _after: Seq, _profile: &'a Profile) -> Result<Cut<'a>, ModelError> {
+        todo!()
+    }
+
+    /// Builds the state of that name (which says profile and point). Also names of illegal
+    /// states, as faults make them.
+    pub fn build(&self, _name: &StateName) -> Result<Content, ModelError> {
+        todo!()
+    }
+}
+
+/// A crash point seen with a profile.
+#[derive(Debug)]
+pub struct Cut<'a> {
+    pub history: &'a History,
+    pub after: Seq,
+    pub profile: &'a Profile,
+}
+
+impl Cut<'_> {
+    /// Submit events of the writes that are not stable here.
+    pub fn volatile(&self) -> Vec<Seq> {
+        todo!()
+    }
+
+    /// The nth random legal state of that seed.
+    pub fn random(&self, _seed: u64, _n: u64) -> StateName {
+        todo!()
+    }
+
+    /// Breaks `name` with faults: the illegal state, and what was done in words, one a fault that
+    /// found something to break.
+    pub fn break_with(
+        &self,
+        _name: &StateName,
+        _faults: &[Fault],
+        _seed: u64,
+    ) -> Result<(StateName, Vec<String>), ModelError> {
+        todo!()
+    }
+}

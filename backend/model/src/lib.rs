@@ -1,0 +1,16 @@
+//! What a block device was asked to do, and what a power cut may leave of it.
+//!
+//! - [`event`]: the vocabulary everything shares: what happened on the device, in one total order.
+//! - [`crash`]: the crash model. Pure: no I/O, no threads, no clocks. Nothing else in the project
+//!   decides what is legal after a power cut.
+//! - [`recording`]: the file that holds the events and the written data, and a reader that shows
+//!   the disk in any state the crash model names.
+//!
+//! Arrows point one way: `crash` and `recording` know `event`; `recording` knows what content a
+//! crash state has ([`crash::Source`]), `crash` never knows where bytes are kept.
+
+#![deny(unsafe_code)]
+
+pub mod crash;
+pub mod event;
+pub mod recording;

@@ -1,0 +1,1 @@
+//! The file that holds what a disk was asked to do, and the data it was given.

@@ -1,0 +1,251 @@
+//! What can be asked of the device, and what it answers.
+//!
+//! Offsets and lengths are bytes on the disk; events are positions in the recording's order.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a client sends.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Call {
+    pub id: u64,
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+/// What a client gets: one for each call, and `error` or `ok`, never both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Of the call; absent where the call had none that could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ok: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Refusal>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[error("{message}")]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// A sentence for the user.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalKind {
+    /// Not understood: no JSON, an unknown command or field, a value out of range.
+    Malformed,
+    /// Understood, but not with this store (a crash without a recording, say).
+    Unsupported,
+    /// Not now: requests in flight, a crash already armed, the power already cut.
+    Busy,
+    /// No such token, state or fault.
+    NotFound,
+    /// The host failed: the message says how.
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// → [`Status`]
+    Status {},
+    /// → [`Limits`]
+    Limits {},
+    /// Names this moment in the recording. Answered when it is recorded. → [`Marked`]
+    Mark { name: String },
+    /// Holds requests. → [`Token`]
+    Stall {
+        #[serde(default, flatten)]
+        which: Match,
+        #[serde(default)]
+        when: StallWhen,
+    },
+    /// Lets go what a stall holds, and ends the stall. → [`Released`]
+    Release { token: u64 },
+    /// Arms a fault, written as on the command line (`--fault`). → [`Token`]
+    Fault { spec: String },
+    /// Cuts the power: from the trigger on no request is executed or answered. → [`Crashed`]
+    Crash {
+        #[serde(default)]
+        at: Trigger,
+        /// What survives: a state's name. `None`: drawn from the model with `seed`.
+        #[serde(default)]
+        state: Option<String>,
+        /// `None`: the seed of the command line.
+        #[serde(default)]
+        seed: Option<u64>,
+        /// Which disk this is; `None`: the one of the command line.
+        #[serde(default)]
+        profile: Option<String>,
+    },
+    /// Shows the disk as it is in a state of the recording (`live`: as it is now). Writes go to an
+    /// overlay that the next change of state drops. Refused while requests are in flight.
+    /// → [`StateShown`]
+    UseState { name: String },
+}
+
+/// Which requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Match {
+    /// `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<OpKind>,
+    /// Only requests that touch these bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+    /// Only the nth that matches from now on, counted from 1; `None`: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nth: Option<u64>,
+    /// Only writes that the disk's limits make atomic.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub eligible: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpKind {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    pub offset: u64,
+    pub len: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StallWhen {
+    /// Submitted, not executed: its content is not on the disk.
+    #[default]
+    BeforeIo,
+    /// Executed, not answered.
+    BeforeCompletion,
+}
+
+/// When the power is cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Trigger {
+    #[default]
+    Now,
+    /// Right after a request that matches was submitted (it is in flight at the cut).
+    Submit(Match),
+    /// Right after a request that matches completed.
+    Complete(Match),
+    /// Right after this mark.
+    Mark(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marked {
+    pub event: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub token: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    pub requests: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crashed {
+    /// The cut lies after this event.
+    pub event: u64,
+    /// The state the disk is now in: enough to build it again from the recording.
+    pub state: String,
+    /// What the faults did, in words, one each; empty where none was armed or none applied.
+    pub faults: Vec<String>,
+    /// Writes that were not stable at the cut.
+    pub volatile_writes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateShown {
+    pub name: String,
+    /// A number the device never gave before, also readable by the guest in the last 8 bytes of
+    /// its `GET_ID` string: proof that the guest sees this state.
+    pub nonce: u64,
+}
+
+/// Atomic-write limits in bytes, named as in Linux `queue/atomic_write_*`; all 0 where the disk
+/// promises nothing above the logical block.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub logical_block_size: u32,
+    pub physical_block_size: u32,
+    pub unit_min: u64,
+    pub unit_max: u64,
+    pub max_bytes: u64,
+    pub boundary: u64,
+    /// `implicit`, `explicit` or `none`.
+    pub mode: String,
+    pub tear_unit: u64,
+    /// The whole of it as a profile of the crash model.
+    pub profile: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// A front-end is connected.
+    pub connected: bool,
+    /// `raw` or `recording`.
+    pub store: String,
+    pub image: String,
+    pub capacity: u64,
+    pub read_only: bool,
+    /// `live`, or the name of the state that is shown.
+    pub state: String,
+    /// The power was cut, and no front-end has connected since.
+    pub power_cut: bool,
+    pub in_flight: u64,
+    pub stalls: Vec<StallStatus>,
+    pub faults: Vec<String>,
+    pub counters: Counters,
+    /// Only with a recording.
+    pub recording: Option<RecordingStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StallStatus {
+    pub token: u64,
+    /// Requests held now.
+    pub held: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub discards: u64,
+    pub write_zeroes: u64,
+    pub failed: u64,
+    /// Writes that the limits make atomic.
+    pub eligible: u64,
+    /// Requests that covered only a part of a logical block.
+    pub sub_block: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordingStatus {
+    pub file: String,
+    pub events: u64,
+}

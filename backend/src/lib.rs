@@ -1,0 +1,11 @@
+//! `tornblkd`: a vhost-user block device that can tear.
+//!
+//! - [`store`]: where the bytes live.
+//! - [`device`]: what the guest sees; knows [`store::Store`], never files.
+//! - [`vhost`]: sockets, queues, worker threads; knows [`device`], never requests.
+//! - [`control`]: the control socket.
+
+pub mod control;
+pub mod device;
+pub mod store;
+pub mod vhost;

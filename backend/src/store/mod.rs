@@ -1,0 +1,118 @@
+//! Where the bytes of the disk live.
+//!
+//! A [`Store`] is asked through queues, one for each queue of the guest, each used by one thread:
+//! [`StoreQueue::submit`] takes a [`Request`] and [`StoreQueue::reap`] gives it back as a [`Done`].
+//! A request is consumed when it completes, so it cannot complete twice. A synchronous store
+//! answers in `reap` right after `submit`; one on io_uring answers later and says so through
+//! [`StoreQueue::wake_fd`].
+//!
+//! A store knows nothing of descriptors, features or sockets. It may rely on this: every request
+//! lies inside the disk, its length is a multiple of 512 and equals its buffers' length.
+//!
+//! What a store promises:
+//! - `Done` comes once for each request, in any order, unless the power was cut: then never again.
+//! - An error ends one request, never the store.
+//! - `Flush` is answered after every write that was *done* before its submission is as durable as
+//!   the store's medium makes it.
+
+mod buffers;
+
+pub use buffers::Buffers;
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use tornblk_model::event::{Disk, Negotiation, ResetCause, Segment};
+
+/// Which chain of which queue: how the device finds the chain again when the request is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    pub queue: u16,
+    /// Free-running 16 bit position in the available ring.
+    pub position: u16,
+    /// Head descriptor.
+    pub head: u16,
+    /// I/O priority as the driver sent it.
+    pub ioprio: u16,
+}
+
+/// One request, with the guest's memory it is about.
+#[derive(Debug)]
+pub struct Request {
+    pub origin: Origin,
+    pub op: Op,
+    /// Empty for all but `Read` (to be filled) and `Write` (to be taken).
+    pub buffers: Buffers,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    Read { offset: u64 },
+    Write { offset: u64, fua: bool, atomic: bool },
+    Flush,
+    Discard { segments: Vec<Segment> },
+    WriteZeroes { segments: Vec<Segment> },
+}
+
+/// A request that ended.
+#[derive(Debug)]
+pub struct Done {
+    pub request: Request,
+    pub result: Result<(), Failure>,
+}
+
+/// Why one request failed. The guest only sees an I/O error; the log says more.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// {0}
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The disk is read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// A fault asked for it.
+    #[error("a fault was injected")]
+    Injected,
+}
+
+/// Tells the store which requests the guest has already made visible. Asked before each
+/// completion is recorded; must cost a load a queue.
+pub trait Rings: Send + Sync {
+    /// Calls `f(queue, available index)` for every queue that runs.
+    fn available(&self, f: &mut dyn FnMut(u16, u16));
+}
+
+pub trait Store: Send + Sync {
+    fn disk(&self) -> Disk;
+    fn read_only(&self) -> bool;
+
+    /// The store's side of queue `n`. May be asked for again after a reset; what the earlier one
+    /// still held is then over.
+    fn queue(&self, n: u16) -> Box<dyn StoreQueue>;
+
+    /// A front-end is there. `rings` is asked from then on, until the next `connected`.
+    fn connected(&self, rings: Arc<dyn Rings>);
+    /// Features were agreed on.
+    fn negotiated(&self, what: Negotiation);
+    /// The driver switched between write-back and write-through.
+    fn set_writeback(&self, on: bool);
+    /// What was in flight on `queue` (on all where `None`) has ended without an answer.
+    fn reset(&self, cause: ResetCause, queue: Option<u16>);
+}
+
+pub trait StoreQueue: Send {
+    fn submit(&mut self, request: Request);
+
+    /// Hands every request that ended to `f`.
+    fn reap(&mut self, f: &mut dyn FnMut(Done));
+
+    /// Readable when `reap` has something that came without `submit`. The caller clears it by
+    /// reading 8 bytes (an eventfd). The same descriptor for the life of the queue.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Requests submitted and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// Lets held requests go and ends the others, so that `reap` returns all there is: before a
+    /// queue stops, or guest memory goes.
+    fn drain(&mut self);
+}
