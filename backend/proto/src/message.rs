@@ -50,8 +50,10 @@ pub enum RefusalKind {
     Failed,
 }
 
+///
+/// In JSON the fields of a stall's `which` stand beside `when`, not below it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(try_from = "Wire", into = "Wire")]
 pub enum Command {
     /// → [`Status`]
     Status {},
@@ -60,34 +62,147 @@ pub enum Command {
     /// Names this moment in the recording. Answered when it is recorded. → [`Marked`]
     Mark { name: String },
     /// Holds requests. → [`Token`]
-    Stall {
-        #[serde(default, flatten)]
-        which: Match,
-        #[serde(default)]
-        when: StallWhen,
-    },
+    Stall { which: Match, when: StallWhen },
     /// Lets go what a stall holds, and ends the stall. → [`Released`]
     Release { token: u64 },
     /// Arms a fault, written as on the command line (`--fault`). → [`Token`]
     Fault { spec: String },
     /// Cuts the power: from the trigger on no request is executed or answered. → [`Crashed`]
     Crash {
-        #[serde(default)]
         at: Trigger,
         /// What survives: a state's name. `None`: drawn from the model with `seed`.
-        #[serde(default)]
         state: Option<String>,
         /// `None`: the seed of the command line.
-        #[serde(default)]
         seed: Option<u64>,
         /// Which disk this is; `None`: the one of the command line.
-        #[serde(default)]
         profile: Option<String>,
     },
     /// Shows the disk as it is in a state of the recording (`live`: as it is now). Writes go to an
     /// overlay that the next change of state drops. Refused while requests are in flight.
     /// → [`StateShown`]
     UseState { name: String },
+}
+
+/// [`Command`] as it is written. Apart from it because serde's `flatten` lets unknown fields pass,
+/// and a misspelt field that is ignored would be a crash or a stall that nobody asked for.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
+enum Wire {
+    Status {},
+    Limits {},
+    Mark {
+        name: String,
+    },
+    Stall {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        op: Option<OpKind>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        range: Option<Range>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nth: Option<u64>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        eligible: bool,
+        #[serde(default)]
+        when: StallWhen,
+    },
+    Release {
+        token: u64,
+    },
+    Fault {
+        spec: String,
+    },
+    Crash {
+        #[serde(default)]
+        at: Trigger,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seed: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        profile: Option<String>,
+    },
+    UseState {
+        name: String,
+    },
+}
+
+impl TryFrom<Wire> for Command {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<Command, String> {
+        let command = match wire {
+            Wire::Status {} => Command::Status {},
+            Wire::Limits {} => Command::Limits {},
+            Wire::Mark { name } => Command::Mark { name },
+            Wire::Stall { op, range, nth, eligible, when } => {
+                Command::Stall { which: Match { op, range, nth, eligible }, when }
+            }
+            Wire::Release { token } => Command::Release { token },
+            Wire::Fault { spec } => Command::Fault { spec },
+            Wire::Crash { at, state, seed, profile } => Command::Crash { at, state, seed, profile },
+            Wire::UseState { name } => Command::UseState { name },
+        };
+        command.check().map(|()| command)
+    }
+}
+
+impl From<Command> for Wire {
+    fn from(command: Command) -> Wire {
+        match command {
+            Command::Status {} => Wire::Status {},
+            Command::Limits {} => Wire::Limits {},
+            Command::Mark { name } => Wire::Mark { name },
+            Command::Stall { which: Match { op, range, nth, eligible }, when } => {
+                Wire::Stall { op, range, nth, eligible, when }
+            }
+            Command::Release { token } => Wire::Release { token },
+            Command::Fault { spec } => Wire::Fault { spec },
+            Command::Crash { at, state, seed, profile } => Wire::Crash { at, state, seed, profile },
+            Command::UseState { name } => Wire::UseState { name },
+        }
+    }
+}
+
+/// Longest name of a mark, in bytes.
+pub const MAX_MARK: usize = 4000;
+
+impl Command {
+    /// Says which value is out of range; what arrives over the socket is checked already.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Command::Mark { name } | Command::Crash { at: Trigger::Mark(name), .. }
+                if name.is_empty() || name.len() > MAX_MARK =>
+            {
+                Err(format!("the name of a mark has 1 to {MAX_MARK} bytes, not {}", name.len()))
+            }
+            Command::Stall { which, .. }
+            | Command::Crash { at: Trigger::Submit(which) | Trigger::Complete(which), .. } => {
+                which.check()
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Match {
+    fn check(&self) -> Result<(), String> {
+        if self.nth == Some(0) {
+            return Err("`nth` counts from 1".to_owned());
+        }
+        if self.eligible && self.op.is_some_and(|op| op != OpKind::Write) {
+            return Err("`eligible` is about writes: leave `op` out, or say `write`".to_owned());
+        }
+        match self.range {
+            Some(r) if r.len == 0 => Err("`range` covers nothing: its `len` is 0".to_owned()),
+            Some(r) if r.offset.checked_add(r.len).is_none() => {
+                Err("`range` ends beyond 2^64".to_owned())
+            }
+            Some(_) if self.op == Some(OpKind::Flush) => {
+                Err("a flush touches no bytes: leave `range` out".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Which requests.
@@ -179,8 +294,9 @@ pub struct Crashed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateShown {
     pub name: String,
-    /// A number the device never gave before, also readable by the guest in the last 8 bytes of
-    /// its `GET_ID` string: proof that the guest sees this state.
+    /// A number the device never gave before, below 2^32, also readable by the guest in the last 8
+    /// characters of its `GET_ID` string (see [`crate::device_id`]): proof that the guest sees
+    /// this state.
     pub nonce: u64,
 }
 
