@@ -16,6 +16,7 @@
 //!   the store's medium makes it.
 
 mod buffers;
+pub mod gate;
 
 pub use buffers::Buffers;
 
