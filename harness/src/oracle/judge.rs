@@ -1,0 +1,538 @@
+//! The rules of the module's page, applied to one readback.
+
+use super::{
+    Asked, Cell, Clause, Counts, Eligibility, Finding, Judgement, Key, Ledger, LegalTear, Reason,
+    UnitLedger, Wire, call,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use tornblk_agent::channel::{Found, Readback, Target, UnitFound, Workload};
+use tornblk_agent::payload::SECTOR;
+
+/// Sectors of a unit, as levels: 0 is no content yet, `n + 1` is generation n, `None` is neither.
+type Levels = Vec<Option<u64>>;
+
+/// Judges what a guest found after the cut.
+pub fn judge(
+    workload: &Workload,
+    lb_size: u32,
+    ledger: &Ledger,
+    wire: &Wire,
+    readback: &Readback,
+) -> Judgement {
+    let mut judgement = Judgement::default();
+    let found: BTreeMap<(u32, u64), &UnitFound> =
+        readback.units.iter().map(|u| ((u.file, u.unit), u)).collect();
+    count_writes(ledger, wire, &mut judgement.counts);
+    let empty = UnitLedger::default();
+    for target in &workload.files {
+        for number in 0..u64::from(target.units) {
+            let unit = ledger.unit(target.file, number).unwrap_or(&empty);
+            let runs = found.get(&(target.file, number)).map_or(&[][..], |u| &u.runs);
+            judgement.counts.units += 1;
+            judgement.counts.durable += u64::from(unit.durable.is_some());
+            let view = View { target, number, unit, wire, lb_size, sectors: expand(target, runs) };
+            view.judge(&mut judgement);
+        }
+    }
+    judgement
+}
+
+fn count_writes(ledger: &Ledger, wire: &Wire, counts: &mut Counts) {
+    for (&(file, unit), of) in &ledger.units {
+        for (&r#gen, asked) in of.writes.iter().filter(|(_, asked)| !asked.load) {
+            let key = Key { file, unit, r#gen };
+            counts.writes += 1;
+            let seen = wire.eligibility(key);
+            if asked.flags.atomic || seen == Eligibility::Eligible {
+                counts.eligible += 1;
+                counts.at_risk += u64::from(asked.result.is_none() || wire.volatile(key));
+            } else if matches!(seen, Eligibility::NotEligible(_)) {
+                counts.not_eligible += 1;
+            }
+        }
+    }
+}
+
+/// One found entry a sector; what a readback leaves out is missing.
+fn expand(target: &Target, runs: &[(u32, Found)]) -> Vec<Found> {
+    let n = target.unit as usize / SECTOR;
+    let mut sectors: Vec<Found> = runs
+        .iter()
+        .flat_map(|(count, found)| std::iter::repeat_n(found.clone(), (*count as usize).min(n)))
+        .take(n)
+        .collect();
+    sectors.resize(n, Found::Missing {});
+    sectors
+}
+
+struct View<'a> {
+    target: &'a Target,
+    number: u64,
+    unit: &'a UnitLedger,
+    wire: &'a Wire,
+    lb_size: u32,
+    sectors: Vec<Found>,
+}
+
+impl View<'_> {
+    fn judge(&self, out: &mut Judgement) {
+        self.origin(out);
+        let levels: Levels = self.sectors.iter().map(level).collect();
+        self.durability(&levels, out);
+        self.wholeness(&levels, out);
+        self.results(out);
+    }
+
+    /// Everything that does not belong here.
+    fn origin(&self, out: &mut Judgement) {
+        let mut told = BTreeSet::new();
+        for (i, sector) in self.sectors.iter().enumerate() {
+            let (clause, text) = match sector {
+                Found::Misplaced { file, unit, sector, r#gen } => (
+                    Clause::Misdirected,
+                    format!(
+                        "sector {i} holds sector {sector} of unit {unit} of file {file}, \
+                         generation {gen}"
+                    ),
+                ),
+                Found::Foreign { nonce } => (
+                    Clause::Foreign,
+                    format!("sector {i} holds a block of another run (nonce {nonce:#x})"),
+                ),
+                Found::Unknown {} => {
+                    (Clause::Foreign, format!("sector {i} holds bytes that this run never wrote"))
+                }
+                Found::Own { r#gen } if !self.unit.writes.contains_key(r#gen) => (
+                    Clause::Foreign,
+                    format!("sector {i} holds generation {gen}, which was not asked for yet"),
+                ),
+                Found::Corrupt {} => {
+                    (Clause::Corrupt, format!("sector {i} is ours, but its checksum is wrong"))
+                }
+                Found::Error { errno } => (
+                    Clause::Unreadable,
+                    format!("reading sector {i} failed: {}", errno_text(i64::from(*errno))),
+                ),
+                Found::Own { .. } | Found::Zero {} | Found::Missing {} => continue,
+            };
+            if told.insert(clause) {
+                let newest = self.unit.writes.keys().next_back().copied();
+                out.findings.push(self.finding(clause, newest, 0, text));
+            }
+        }
+    }
+
+    fn durability(&self, levels: &Levels, out: &mut Judgement) {
+        let Some(durable) = self.unit.durable else { return };
+        let needed = u64::from(durable) + 1;
+        let old = levels.iter().flatten().filter(|l| **l < needed).count();
+        if old == 0 {
+            return;
+        }
+        let key = Key { file: self.target.file, unit: self.number, r#gen: durable };
+        let all = if old == levels.len() { "the unit" } else { "a part of the unit" };
+        let lowest = levels.iter().flatten().min().copied().unwrap_or_default();
+        let shows = level_text(lowest);
+        let (clause, text) = if self.wire.on_disk(key) == Some(true) {
+            (
+                Clause::Stale,
+                format!(
+                    "generation {durable} was acknowledged as durable and is on the disk, but \
+                     {all} shows {shows}"
+                ),
+            )
+        } else {
+            (
+                Clause::Lost,
+                format!(
+                    "generation {durable} was acknowledged as durable, but {all} shows {shows}"
+                ),
+            )
+        };
+        out.findings.push(self.finding(clause, Some(durable), needed, text));
+    }
+
+    fn wholeness(&self, levels: &Levels, out: &mut Judgement) {
+        let shown: BTreeSet<u64> = levels.iter().flatten().copied().collect();
+        let mut legal = None;
+        // From the newest: a torn generation is one that shows while something older shows too.
+        for level in shown.iter().skip(1).rev() {
+            let r#gen = (*level - 1) as u32;
+            let Some(asked) = self.unit.writes.get(&r#gen) else { continue };
+            let key = Key { file: self.target.file, unit: self.number, r#gen };
+            let reason = match self.wire.eligibility(key) {
+                _ if asked.result.is_some() && !asked.complete() => Reason::Failed,
+                _ if asked.flags.atomic => {
+                    let text = self.torn_text(r#gen, levels, "written with RWF_ATOMIC");
+                    return out.findings.push(self.finding(
+                        Clause::Torn,
+                        Some(r#gen),
+                        *level,
+                        text,
+                    ));
+                }
+                Eligibility::Eligible => {
+                    let text =
+                        self.torn_text(r#gen, levels, "in one request that the disk keeps whole");
+                    return out.findings.push(self.finding(
+                        Clause::Torn,
+                        Some(r#gen),
+                        *level,
+                        text,
+                    ));
+                }
+                Eligibility::NotEligible(reason) => reason,
+                // Written by somebody else than the recorded requests: nothing to be said for it.
+                Eligibility::Unseen => Reason::Split,
+            };
+            legal = legal.or(Some((r#gen, *level, reason)));
+        }
+        if let Some((generation, level, reason)) = legal {
+            out.counts.legal_tears += 1;
+            out.tears.push(LegalTear {
+                file: self.target.file,
+                unit: self.number,
+                generation,
+                reason,
+                strip: self.strip(level),
+            });
+        }
+    }
+
+    /// Calls that failed.
+    fn results(&self, out: &mut Judgement) {
+        for (r#gen, asked) in &self.unit.writes {
+            let Some(result) = asked.result.filter(|_| !asked.complete()) else { continue };
+            let text = if result < 0 {
+                format!("the write of generation {gen} failed: {}", errno_text(-result))
+            } else {
+                format!("the write of generation {gen} wrote {result} of {} bytes", asked.len)
+            };
+            let level = u64::from(*r#gen) + 1;
+            out.findings.push(self.finding(Clause::Failed, Some(*r#gen), level, text));
+        }
+    }
+
+    fn torn_text(&self, r#gen: u32, levels: &Levels, promise: &str) -> String {
+        let level = u64::from(r#gen) + 1;
+        let unit = self.lb_size.min(self.target.unit) as usize / SECTOR;
+        let older = levels.iter().flatten().filter(|l| **l < level);
+        let below = older.clone().max().map_or_else(String::new, |l| level_text(*l));
+        format!(
+            "generation {gen}, {promise}, is there only in part: {} of {} blocks show {below}",
+            older.count().div_ceil(unit),
+            levels.len().div_ceil(unit),
+        )
+    }
+
+    fn finding(&self, clause: Clause, r#gen: Option<u32>, level: u64, text: String) -> Finding {
+        let shown: BTreeSet<Option<u32>> = self
+            .sectors
+            .iter()
+            .filter_map(level_of)
+            .map(|l| l.checked_sub(1).map(|g| g as u32))
+            .collect();
+        let asked: Option<&Asked> = r#gen.and_then(|g| self.unit.writes.get(&g));
+        let offset = self.target.offset + self.number * u64::from(self.target.unit);
+        Finding {
+            clause,
+            file: self.target.file,
+            path: self.target.path.clone(),
+            unit: self.number,
+            offset,
+            len: self.target.unit,
+            generation: r#gen,
+            shown: shown.into_iter().collect(),
+            durable: self.unit.durable,
+            call: asked
+                .filter(|a| !a.load)
+                .map_or_else(|| "(load)".to_owned(), |a| call(a.len, a.offset, a.flags)),
+            strip: self.strip(level),
+            text,
+        }
+    }
+
+    /// One cell a logical block; `level` and above is new. With level 0 (a finding about origin)
+    /// everything of ours is new.
+    fn strip(&self, level: u64) -> Vec<Cell> {
+        let per = (self.lb_size.min(self.target.unit) as usize / SECTOR).max(1);
+        let cell = |f: &Found| match level_of(f) {
+            Some(l) if l >= level => Cell::New,
+            Some(_) => Cell::Old,
+            None => Cell::Other,
+        };
+        self.sectors
+            .chunks(per)
+            .map(|block| {
+                let first = cell(&block[0]);
+                if block.iter().all(|f| cell(f) == first) { first } else { Cell::Mixed }
+            })
+            .collect()
+    }
+}
+
+fn level_of(found: &Found) -> Option<u64> {
+    match found {
+        Found::Own { r#gen } => Some(u64::from(*r#gen) + 1),
+        Found::Zero {} | Found::Missing {} => Some(0),
+        Found::Misplaced { .. }
+        | Found::Foreign { .. }
+        | Found::Corrupt {}
+        | Found::Unknown {}
+        | Found::Error { .. } => None,
+    }
+}
+
+fn level(found: &Found) -> Option<u64> {
+    level_of(found)
+}
+
+fn level_text(level: u64) -> String {
+    match level.checked_sub(1) {
+        None => "no content at all".to_owned(),
+        Some(r#gen) => format!("generation {gen}"),
+    }
+}
+
+/// "Input/output error (errno 5)".
+fn errno_text(errno: i64) -> String {
+    std::io::Error::from_raw_os_error(errno.unsigned_abs() as i32).to_string()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::oracle::{LedgerBuilder, WireBuilder};
+    use tornblk_agent::channel::{MarkText, Prepare, WriteFlags};
+    use tornblk_agent::payload::{self, Stamp};
+    use tornblk_model::crash::{Content, Source};
+    use tornblk_model::event::Seq;
+
+    pub(in crate::oracle) fn workload() -> Workload {
+        Workload {
+            nonce: 7,
+            seed: 1,
+            files: vec![Target {
+                file: 1,
+                path: "/mnt/a".into(),
+                offset: 0,
+                unit: 16384,
+                units: 4,
+                threads: 1,
+                depth: 1,
+                flags: vec![dsync()],
+                prepare: Prepare::Written,
+            }],
+            load: false,
+            writes: 10,
+            sync_every: 0,
+            skip_sync: false,
+        }
+    }
+
+    pub(in crate::oracle) fn dsync() -> WriteFlags {
+        WriteFlags { direct: true, dsync: true, ..WriteFlags::default() }
+    }
+
+    pub(in crate::oracle) fn intent(unit: u64, r#gen: u32, flags: WriteFlags) -> MarkText {
+        MarkText::Intent { file: 1, unit, r#gen, offset: unit * 16384, len: 16384, flags }
+    }
+
+    /// Generation 1 of unit 0 durable, generation 2 in flight.
+    fn ledger(w: &Workload, flags: WriteFlags) -> Ledger {
+        let mut b = LedgerBuilder::new(w);
+        b.batch([(1, intent(0, 1, dsync()))]);
+        b.batch([(2, MarkText::Done { file: 1, unit: 0, r#gen: 1, result: 16384 })]);
+        b.batch([(3, intent(0, 2, flags))]);
+        b.finish()
+    }
+
+    fn wire(eligible: bool) -> Wire {
+        let mut b = WireBuilder::new(7, 512);
+        for (r#gen, seq) in [(1, 10), (2, 20)] {
+            let mut bytes = vec![0; 16384];
+            let stamp =
+                Stamp { nonce: 7, unit: 0, file: 1, generation: r#gen, sector: 0, sectors: 0 };
+            payload::fill(&mut bytes, stamp);
+            b.write(Seq(seq), 0, 16384, &bytes, eligible, r#gen == 2);
+        }
+        b.finish()
+    }
+
+    fn found(runs: &[(u32, Found)]) -> Readback {
+        let mut units = vec![UnitFound { file: 1, unit: 0, runs: runs.to_vec() }];
+        for unit in 1..4 {
+            units.push(UnitFound { file: 1, unit, runs: vec![(32, Found::Zero {})] });
+        }
+        Readback { units }
+    }
+
+    fn own(r#gen: u32) -> Found {
+        Found::Own { r#gen }
+    }
+
+    fn clauses(flags: WriteFlags, wire: &Wire, runs: &[(u32, Found)]) -> Vec<Clause> {
+        let w = workload();
+        let j = judge(&w, 512, &ledger(&w, flags), wire, &found(runs));
+        j.findings.iter().map(|f| f.clause).collect()
+    }
+
+    #[test]
+    fn old_or_new_is_no_finding() {
+        for runs in [vec![(32, own(1))], vec![(32, own(2))], vec![(8, own(2)), (24, own(2))]] {
+            assert_eq!(clauses(dsync(), &wire(true), &runs), [], "{runs:?}");
+            assert_eq!(clauses(dsync(), &wire(false), &runs), [], "{runs:?}");
+        }
+    }
+
+    #[test]
+    fn an_eligible_write_must_be_whole_and_another_need_not() {
+        let runs = [(12, own(2)), (20, own(1))];
+        let w = workload();
+        let j = judge(&w, 512, &ledger(&w, dsync()), &wire(true), &found(&runs));
+        assert_eq!(j.findings.len(), 1);
+        let f = &j.findings[0];
+        assert_eq!((f.clause, f.file, f.unit, f.generation), (Clause::Torn, 1, 0, Some(2)));
+        assert_eq!(f.shown, [Some(1), Some(2)]);
+        assert_eq!(f.durable, Some(1));
+        assert_eq!(f.call, "pwritev2(len 16384, offset 0, RWF_DSYNC, O_DIRECT)");
+        assert!(f.strip[..12].iter().all(|c| *c == Cell::New));
+        assert!(f.strip[12..].iter().all(|c| *c == Cell::Old));
+        assert_eq!((j.counts.eligible, j.counts.at_risk, j.counts.not_eligible), (2, 1, 0));
+
+        let j = judge(&w, 512, &ledger(&w, dsync()), &wire(false), &found(&runs));
+        assert_eq!(j.findings, []);
+        assert_eq!(j.counts.legal_tears, 1);
+        assert_eq!((j.tears[0].generation, j.tears[0].reason), (2, Reason::Beyond));
+        assert_eq!((j.counts.eligible, j.counts.not_eligible), (0, 2));
+    }
+
+    #[test]
+    fn an_atomic_write_must_be_whole_whatever_the_disk() {
+        let atomic = WriteFlags { direct: true, atomic: true, dsync: false };
+        let runs = [(12, own(2)), (20, own(1))];
+        assert_eq!(clauses(atomic, &wire(false), &runs), [Clause::Torn]);
+        assert_eq!(clauses(atomic, &Wire::default(), &runs), [Clause::Torn]);
+        assert_eq!(clauses(atomic, &wire(false), &[(32, own(2))]), []);
+    }
+
+    #[test]
+    fn a_failed_atomic_write_may_be_torn_but_is_told() {
+        let w = workload();
+        let atomic = WriteFlags { direct: true, atomic: true, dsync: false };
+        let mut b = LedgerBuilder::new(&w);
+        b.batch([(3, intent(0, 2, atomic))]);
+        b.batch([(4, MarkText::Done { file: 1, unit: 0, r#gen: 2, result: -5 })]);
+        let runs = [(12, own(2)), (20, Found::Zero {})];
+        let j = judge(&w, 512, &b.finish(), &wire(true), &found(&runs));
+        let clauses: Vec<_> = j.findings.iter().map(|f| f.clause).collect();
+        assert_eq!(clauses, [Clause::Failed]);
+        assert!(j.findings[0].text.contains("Input/output error"), "{}", j.findings[0].text);
+    }
+
+    #[test]
+    fn a_tear_of_an_older_eligible_write_shows_through_a_newer_legal_one() {
+        // 3 is torn legally (split), but 2, eligible, is torn below it.
+        let w = workload();
+        let mut b = LedgerBuilder::new(&w);
+        for r#gen in [1, 2, 3] {
+            b.batch([(u64::from(r#gen), intent(0, r#gen, dsync()))]);
+        }
+        let ledger = b.finish();
+        let mut wire_builder = WireBuilder::new(7, 512);
+        let bytes = |r#gen| {
+            let mut bytes = vec![0; 16384];
+            let stamp =
+                Stamp { nonce: 7, unit: 0, file: 1, generation: r#gen, sector: 0, sectors: 0 };
+            payload::fill(&mut bytes, stamp);
+            bytes
+        };
+        wire_builder.write(Seq(9), 0, 16384, &bytes(2), true, true);
+        wire_builder.write(Seq(10), 0, 8192, &bytes(3)[..8192], true, true);
+        let wire = wire_builder.finish();
+        let judged = |runs: &[(u32, Found)]| judge(&w, 512, &ledger, &wire, &found(runs));
+        let j = judged(&[(4, own(3)), (14, own(2)), (14, own(1))]);
+        assert_eq!(j.findings.len(), 1);
+        assert_eq!((j.findings[0].clause, j.findings[0].generation), (Clause::Torn, Some(2)));
+        let j = judged(&[(4, own(3)), (28, own(2))]);
+        assert_eq!(j.findings, []);
+        assert_eq!(j.counts.legal_tears, 1);
+    }
+
+    #[test]
+    fn below_the_last_durable_generation_is_lost_even_in_part() {
+        for (runs, n) in [
+            (vec![(32, own(0))], "the unit shows generation 0"),
+            (vec![(32, Found::Zero {})], "the unit shows no content"),
+            (vec![(32, Found::Missing {})], "the unit shows no content"),
+            (vec![], "the unit shows no content"),
+        ] {
+            let w = workload();
+            let mut b = LedgerBuilder::new(&w);
+            b.batch([(1, intent(0, 0, dsync())), (2, intent(0, 1, dsync()))]);
+            b.batch([(3, MarkText::Done { file: 1, unit: 0, r#gen: 1, result: 16384 })]);
+            let j = judge(&w, 512, &b.finish(), &Wire::default(), &found(&runs));
+            assert_eq!(j.findings.len(), 1, "{runs:?}");
+            assert_eq!(j.findings[0].clause, Clause::Lost);
+            assert_eq!(j.findings[0].generation, Some(1));
+            assert!(j.findings[0].text.contains(n), "{}", j.findings[0].text);
+        }
+        let w = workload();
+        let j = judge(
+            &w,
+            512,
+            &ledger(&w, dsync()),
+            &wire(false),
+            &found(&[(16, own(2)), (16, Found::Zero {})]),
+        );
+        let clauses: Vec<_> = j.findings.iter().map(|f| f.clause).collect();
+        assert_eq!(clauses, [Clause::Lost], "a legal tear, but over content that had to last");
+    }
+
+    #[test]
+    fn lost_bytes_that_are_on_the_disk_are_stale() {
+        let mut wire = wire(true);
+        let mut content = Content::default();
+        wire.set_content(&content);
+        assert_eq!(clauses(dsync(), &wire, &[(32, Found::Zero {})]), [Clause::Lost]);
+        content.blocks.insert(4, Source::Written { request: Seq(10), block: 0 });
+        wire.set_content(&content);
+        assert_eq!(clauses(dsync(), &wire, &[(32, Found::Zero {})]), [Clause::Stale]);
+    }
+
+    #[test]
+    fn what_does_not_belong_here_is_named() {
+        let other = Found::Misplaced { file: 2, unit: 3, sector: 1, r#gen: 1 };
+        for (found, clause) in [
+            (other, Clause::Misdirected),
+            (Found::Foreign { nonce: 9 }, Clause::Foreign),
+            (Found::Unknown {}, Clause::Foreign),
+            (own(7), Clause::Foreign),
+            (Found::Corrupt {}, Clause::Corrupt),
+            (Found::Error { errno: 5 }, Clause::Unreadable),
+        ] {
+            let runs = [(31, own(2)), (1, found.clone())];
+            assert!(clauses(dsync(), &wire(false), &runs).contains(&clause), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn untouched_units_and_units_before_any_promise_are_no_findings() {
+        let w = workload();
+        let mut b = LedgerBuilder::new(&w);
+        b.batch([(1, intent(0, 1, dsync()))]);
+        let j = judge(&w, 512, &b.finish(), &wire(true), &found(&[(32, Found::Zero {})]));
+        assert_eq!(j.findings, []);
+        assert_eq!(j.counts.units, 4);
+        assert_eq!(j.counts.durable, 0);
+    }
+
+    #[test]
+    fn the_strip_has_a_cell_a_logical_block() {
+        let w = workload();
+        let runs = [(12, own(2)), (20, own(1))];
+        let j = judge(&w, 4096, &ledger(&w, dsync()), &wire(true), &found(&runs));
+        assert_eq!(j.findings[0].strip, [Cell::New, Cell::Mixed, Cell::Old, Cell::Old]);
+    }
+}

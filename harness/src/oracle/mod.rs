@@ -1,0 +1,191 @@
+//! What must hold after a crash.
+//!
+//! Pure functions over three things: the [`Ledger`] (what the guest asked for and was told, from
+//! the marks before the cut), the [`Wire`] (which requests carried which block, from the
+//! recording) and the readback (what a guest found after the kernel's own recovery).
+//!
+//! The rules, for one *unit* (a block that the workload always writes whole):
+//!
+//! - **Durability** is demanded only for what was durable before the cut: a write with DSYNC that
+//!   returned its full length, or any write that a sync covered, where the mark of that return
+//!   lies before the cut. Anything below the last durable generation is [`Clause::Lost`], or
+//!   [`Clause::Stale`] where the newer bytes are on the disk and older ones are shown.
+//! - **Wholeness**: a unit that shows two generations is torn. A write that the kernel took as
+//!   atomic (RWF_ATOMIC) must be whole always. Any other must be whole only where *every* request
+//!   that carried sectors of it carried all of it, nothing else of that unit, and was one that the
+//!   disk promises to keep whole. Everything else is a legal tear: counted, never a violation.
+//! - **Origin**: a generation is legal only after its intent; what belongs elsewhere is
+//!   [`Clause::Misdirected`], what nobody of this run wrote is [`Clause::Foreign`], a wrong
+//!   checksum is [`Clause::Corrupt`].
+//!
+//! Not torn, durable and ordered are three verdicts: a unit can break more than one.
+
+mod judge;
+mod ledger;
+mod wire;
+
+pub use judge::judge;
+pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
+pub use wire::{Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use tornblk_agent::channel::WriteFlags;
+
+/// Which promise was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clause {
+    /// Parts of one write are there and parts are not, where all or nothing was promised.
+    Torn,
+    /// Acknowledged as durable, and not there.
+    Lost,
+    /// Acknowledged as durable and on the disk, but older content is shown.
+    Stale,
+    /// Belongs to another place.
+    Misdirected,
+    /// Written by nobody in this run, or never asked for.
+    Foreign,
+    /// Ours, but changed.
+    Corrupt,
+    /// The guest could not read it.
+    Unreadable,
+    /// The file system could not be recovered by its own kernel.
+    Unrecoverable,
+    /// A system call of the workload failed.
+    Failed,
+}
+
+impl Clause {
+    pub const ALL: [Clause; 9] = [
+        Clause::Torn,
+        Clause::Lost,
+        Clause::Stale,
+        Clause::Misdirected,
+        Clause::Foreign,
+        Clause::Corrupt,
+        Clause::Unreadable,
+        Clause::Unrecoverable,
+        Clause::Failed,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Clause::Torn => "torn",
+            Clause::Lost => "lost",
+            Clause::Stale => "stale",
+            Clause::Misdirected => "misdirected",
+            Clause::Foreign => "foreign",
+            Clause::Corrupt => "corrupt",
+            Clause::Unreadable => "unreadable",
+            Clause::Unrecoverable => "unrecoverable",
+            Clause::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Clause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What one logical block of a unit shows, seen from the write that a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cell {
+    /// Content of that write, or newer.
+    New,
+    /// Older content (or none).
+    Old,
+    /// Neither.
+    Other,
+    /// More than one of these: only below the logical block, which no disk tears.
+    Mixed,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    pub clause: Clause,
+    /// Number of the target, and its path in the guest.
+    pub file: u32,
+    pub path: String,
+    /// The unit, and where it begins in the file (bytes).
+    pub unit: u64,
+    pub offset: u64,
+    pub len: u32,
+    /// The write it is about.
+    pub generation: Option<u32>,
+    /// Generations shown, the lowest first; `None` is "no content yet".
+    pub shown: Vec<Option<u32>>,
+    /// The last generation that had to survive.
+    pub durable: Option<u32>,
+    /// The system call, as one would write it in C.
+    pub call: String,
+    /// One cell a logical block.
+    pub strip: Vec<Cell>,
+    /// What happened, in a sentence.
+    pub text: String,
+}
+
+/// A tear that the disk is allowed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LegalTear {
+    pub file: u32,
+    pub unit: u64,
+    pub generation: u32,
+    pub reason: Reason,
+    pub strip: Vec<Cell>,
+}
+
+/// How much was put to the test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Units read back.
+    pub units: u64,
+    /// Writes asked for before the cut.
+    pub writes: u64,
+    /// Writes that had to be whole...
+    pub eligible: u64,
+    /// ...of which so many were not yet stable, or not yet answered, at the cut: these are the ones
+    /// that this cut could have torn.
+    pub at_risk: u64,
+    /// Writes seen on the wire that nobody promised to keep whole.
+    pub not_eligible: u64,
+    /// Units with a generation that had to survive.
+    pub durable: u64,
+    /// Units torn where that is allowed.
+    pub legal_tears: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, o: Counts) {
+        self.units += o.units;
+        self.writes += o.writes;
+        self.eligible += o.eligible;
+        self.at_risk += o.at_risk;
+        self.not_eligible += o.not_eligible;
+        self.durable += o.durable;
+        self.legal_tears += o.legal_tears;
+    }
+}
+
+/// The judgement of one cut.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Judgement {
+    pub findings: Vec<Finding>,
+    pub tears: Vec<LegalTear>,
+    pub counts: Counts,
+}
+
+/// The system call of a write, as one would write it in C.
+pub fn call(len: u32, offset: u64, flags: WriteFlags) -> String {
+    let rwf: Vec<&str> = [(flags.atomic, "RWF_ATOMIC"), (flags.dsync, "RWF_DSYNC")]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+        .collect();
+    let rwf = if rwf.is_empty() { "0".to_owned() } else { rwf.join("|") };
+    let open = if flags.direct { ", O_DIRECT" } else { "" };
+    format!("pwritev2(len {len}, offset {offset}, {rwf}{open})")
+}

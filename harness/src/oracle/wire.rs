@@ -1,0 +1,301 @@
+//! Which requests carried which block, from the recording.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use tornblk_agent::payload::{self, Read, SECTOR};
+use tornblk_model::crash::{Content, Source};
+use tornblk_model::event::Seq;
+
+/// One generation of one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub file: u32,
+    pub unit: u64,
+    pub r#gen: u32,
+}
+
+/// A request that carried sectors of a [`Key`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    /// Its submit event.
+    pub request: u64,
+    pub offset: u64,
+    pub len: u64,
+    /// It held another generation of the unit too.
+    pub mixed: bool,
+    /// All of the unit, in order, and nothing of another generation of that unit.
+    pub whole: bool,
+    /// The disk promises to keep this request whole.
+    pub eligible: bool,
+    /// Not stable at the cut.
+    pub volatile: bool,
+}
+
+/// Why a write need not be whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// More than one request carried it, or one carried only a part.
+    Split,
+    /// A request carried it together with another generation of the same unit.
+    Mixed,
+    /// The request was beyond what the disk keeps whole.
+    Beyond,
+    /// The call failed.
+    Failed,
+}
+
+impl Reason {
+    pub fn text(self) -> &'static str {
+        match self {
+            Reason::Split => "it was split over several requests",
+            Reason::Mixed => "one request held two generations of it",
+            Reason::Beyond => "its request is not one that the disk keeps whole",
+            Reason::Failed => "the call failed",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eligibility {
+    /// Must be whole.
+    Eligible,
+    NotEligible(Reason),
+    /// Never seen on the wire.
+    Unseen,
+}
+
+/// What the recording says about the blocks of one workload, up to the cut.
+#[derive(Clone, Debug, Default)]
+pub struct Wire {
+    carriers: HashMap<Key, Vec<Carrier>>,
+    /// What logical block number `block` of a request's payload carries.
+    blocks: HashMap<(u64, u32), Vec<Key>>,
+    /// Keys of which the state after the cut holds at least one logical block.
+    on_disk: Option<HashSet<Key>>,
+}
+
+impl Wire {
+    pub fn carriers(&self, key: Key) -> &[Carrier] {
+        self.carriers.get(&key).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn eligibility(&self, key: Key) -> Eligibility {
+        let carriers = self.carriers(key);
+        let reason = carriers.iter().find_map(|c| match (c.whole, c.eligible) {
+            (true, true) => None,
+            (true, false) => Some(Reason::Beyond),
+            (false, _) if c.mixed => Some(Reason::Mixed),
+            (false, _) => Some(Reason::Split),
+        });
+        match reason {
+            _ if carriers.is_empty() => Eligibility::Unseen,
+            Some(reason) => Eligibility::NotEligible(reason),
+            None => Eligibility::Eligible,
+        }
+    }
+
+    /// Could this cut still change it?
+    pub fn volatile(&self, key: Key) -> bool {
+        self.carriers(key).iter().any(|c| c.volatile)
+    }
+
+    /// Does the state hold some of it, wherever? `None` where the state is not known.
+    pub fn on_disk(&self, key: Key) -> Option<bool> {
+        self.on_disk.as_ref().map(|keys| keys.contains(&key))
+    }
+
+    /// Tells which state the disk is in.
+    pub fn set_content(&mut self, content: &Content) {
+        let mut keys = HashSet::new();
+        for source in content.blocks.values() {
+            let (Source::Written { request, block }
+            | Source::Flipped { request: Some(request), block, .. }) = source
+            else {
+                continue;
+            };
+            if let Some(found) = self.blocks.get(&(request.0, *block)) {
+                keys.extend(found.iter().copied());
+            }
+        }
+        self.on_disk = Some(keys);
+    }
+}
+
+/// A run of sectors of one generation of one unit inside a request.
+#[derive(Clone, Copy)]
+struct Run {
+    key: Key,
+    first: u32,
+    n: u32,
+    of: u32,
+}
+
+/// Builds a [`Wire`] from the writes of a recording.
+#[derive(Debug)]
+pub struct WireBuilder {
+    nonce: u64,
+    lb_size: u32,
+    wire: Wire,
+}
+
+impl WireBuilder {
+    pub fn new(nonce: u64, lb_size: u32) -> Self {
+        WireBuilder { nonce, lb_size, wire: Wire::default() }
+    }
+
+    /// A write request: `payload` is the whole logical blocks that `offset..offset + len` touches.
+    pub fn write(
+        &mut self,
+        request: Seq,
+        offset: u64,
+        len: u64,
+        payload: &[u8],
+        eligible: bool,
+        volatile: bool,
+    ) {
+        let lb = u64::from(self.lb_size);
+        let skip = (offset % lb) as usize;
+        let end = payload.len().min(skip + len as usize);
+        let mut runs: Vec<Run> = Vec::new();
+        for (i, sector) in payload.chunks_exact(SECTOR).enumerate() {
+            let at = i * SECTOR;
+            let Read::Stamped(s) = payload::read(sector) else { continue };
+            if s.nonce != self.nonce {
+                continue;
+            }
+            let key = Key { file: s.file, unit: s.unit, r#gen: s.generation };
+            let block = (at as u64 / lb) as u32;
+            let keys = self.wire.blocks.entry((request.0, block)).or_default();
+            if keys.last() != Some(&key) {
+                keys.push(key);
+            }
+            // What a partial block was filled up with was not asked for by this request.
+            if at < skip || at >= end {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.key == key && run.first + run.n == s.sector => run.n += 1,
+                _ => runs.push(Run { key, first: s.sector, n: 1, of: s.sectors }),
+            }
+        }
+        for (i, run) in runs.iter().enumerate() {
+            let same_unit = |o: &Run| (o.key.file, o.key.unit) == (run.key.file, run.key.unit);
+            let mixed = runs.iter().any(|o| same_unit(o) && o.key.r#gen != run.key.r#gen);
+            let alone = !runs.iter().enumerate().any(|(k, o)| k != i && same_unit(o));
+            self.wire.carriers.entry(run.key).or_default().push(Carrier {
+                request: request.0,
+                offset,
+                len,
+                mixed,
+                whole: alone && run.first == 0 && run.n == run.of,
+                eligible,
+                volatile,
+            });
+        }
+    }
+
+    pub fn finish(self) -> Wire {
+        self.wire
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tornblk_agent::payload::Stamp;
+
+    fn unit(unit: u64, r#gen: u32, sectors: usize) -> Vec<u8> {
+        let mut bytes = vec![0; sectors * SECTOR];
+        let stamp = Stamp { nonce: 7, unit, file: 1, generation: r#gen, sector: 0, sectors: 0 };
+        payload::fill(&mut bytes, stamp);
+        bytes
+    }
+
+    fn key(unit: u64, r#gen: u32) -> Key {
+        Key { file: 1, unit, r#gen }
+    }
+
+    #[test]
+    fn one_whole_request_is_eligible_where_the_disk_says_so() {
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 4096, &unit(0, 1, 8), true, true);
+        b.write(Seq(4), 4096, 4096, &unit(1, 1, 8), false, false);
+        let wire = b.finish();
+        assert_eq!(wire.eligibility(key(0, 1)), Eligibility::Eligible);
+        assert!(wire.volatile(key(0, 1)));
+        assert_eq!(wire.eligibility(key(1, 1)), Eligibility::NotEligible(Reason::Beyond));
+        assert!(!wire.volatile(key(1, 1)));
+        assert_eq!(wire.eligibility(key(2, 1)), Eligibility::Unseen);
+    }
+
+    #[test]
+    fn a_split_write_and_a_second_partial_request_are_not_eligible() {
+        let bytes = unit(0, 1, 8);
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 2048, &bytes[..2048], true, true);
+        b.write(Seq(4), 2048, 2048, &bytes[2048..], true, true);
+        assert_eq!(b.finish().eligibility(key(0, 1)), Eligibility::NotEligible(Reason::Split));
+
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 4096, &bytes, true, true);
+        b.write(Seq(4), 0, 512, &bytes[..512], true, true);
+        assert_eq!(b.finish().eligibility(key(0, 1)), Eligibility::NotEligible(Reason::Split));
+    }
+
+    #[test]
+    fn two_generations_in_one_request_are_not_eligible() {
+        let mut bytes = unit(0, 2, 8);
+        bytes[2048..].copy_from_slice(&unit(0, 1, 8)[2048..]);
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 4096, &bytes, true, true);
+        let wire = b.finish();
+        assert_eq!(wire.eligibility(key(0, 2)), Eligibility::NotEligible(Reason::Mixed));
+        assert_eq!(wire.eligibility(key(0, 1)), Eligibility::NotEligible(Reason::Mixed));
+    }
+
+    #[test]
+    fn several_units_in_one_request_are_whole_each() {
+        let mut bytes = unit(0, 1, 8);
+        bytes.extend(unit(1, 5, 8));
+        let mut b = WireBuilder::new(7, 4096);
+        b.write(Seq(3), 0, 8192, &bytes, true, true);
+        let wire = b.finish();
+        assert_eq!(wire.eligibility(key(0, 1)), Eligibility::Eligible);
+        assert_eq!(wire.eligibility(key(1, 5)), Eligibility::Eligible);
+    }
+
+    #[test]
+    fn what_filled_up_a_partial_block_is_not_the_requests() {
+        // 512 bytes of generation 2 written into a 4 KiB block of generation 1.
+        let mut bytes = unit(0, 1, 8);
+        bytes[512..1024].copy_from_slice(&unit(0, 2, 8)[512..1024]);
+        let mut b = WireBuilder::new(7, 4096);
+        b.write(Seq(3), 512, 512, &bytes, true, true);
+        let wire = b.finish();
+        assert_eq!(wire.carriers(key(0, 1)), []);
+        assert_eq!(wire.eligibility(key(0, 2)), Eligibility::NotEligible(Reason::Split));
+    }
+
+    #[test]
+    fn other_runs_and_other_data_are_ignored() {
+        let mut b = WireBuilder::new(8, 512);
+        b.write(Seq(3), 0, 4096, &unit(0, 1, 8), true, true);
+        b.write(Seq(4), 0, 4096, &[9; 4096], true, true);
+        assert_eq!(b.finish().eligibility(key(0, 1)), Eligibility::Unseen);
+    }
+
+    #[test]
+    fn what_the_state_holds_is_told_by_block() {
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 4096, &unit(0, 1, 8), true, true);
+        b.write(Seq(4), 4096, 4096, &unit(0, 2, 8), true, true);
+        let mut wire = b.finish();
+        assert_eq!(wire.on_disk(key(0, 1)), None);
+        let mut content = Content::default();
+        content.blocks.insert(9, Source::Written { request: Seq(3), block: 1 });
+        wire.set_content(&content);
+        assert_eq!(wire.on_disk(key(0, 1)), Some(true));
+        assert_eq!(wire.on_disk(key(0, 2)), Some(false));
+    }
+}
