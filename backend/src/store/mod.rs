@@ -15,10 +15,22 @@
 //! - `Flush` is answered after every write that was *done* before its submission is as durable as
 //!   the store's medium makes it.
 
+mod broken;
 mod buffers;
 pub mod gate;
+mod image;
+mod live;
+mod machine;
+mod raw;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing;
 
 pub use buffers::Buffers;
+pub use image::{Image, ImageError};
+pub use live::HoldCompletions;
+pub use machine::{Machine, MachineError, OpenError, Options};
+pub use raw::{Cache, RawStore};
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

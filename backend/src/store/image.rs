@@ -1,0 +1,334 @@
+//! The file or block device that holds a disk: opened with checks, and read and written whole.
+
+use super::{Buffers, Failure};
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tornblk_model::event::Segment;
+
+/// Why an image cannot be a disk. Every message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("there is no image {0}: make one with `truncate -s 1G {0}`")]
+    Missing(PathBufText),
+    #[error("the image {path} cannot be opened for {what}: {source}{advice}")]
+    Open { path: PathBufText, what: &'static str, source: io::Error, advice: &'static str },
+    #[error("the image {0} is a directory: name a file or a block device")]
+    Directory(PathBufText),
+    #[error("the image {0} is neither a file nor a block device")]
+    NotADisk(PathBufText),
+    #[error(
+        "the image {path} has {size} bytes, less than one logical block of {block}: make it \
+         larger with `truncate -s 1G {path}`"
+    )]
+    TooSmall { path: PathBufText, size: u64, block: u32 },
+    #[error(
+        "the size of the image {path}, {size} bytes, is no multiple of the logical block size \
+         {block}: make it {larger} bytes with `truncate -s {larger} {path}`, or choose a \
+         --logical-block-size that divides it"
+    )]
+    Odd { path: PathBufText, size: u64, block: u32, larger: u64 },
+    #[error(
+        "the image {0} is in use by another tornblkd: end that one, or give this one an image of \
+         its own"
+    )]
+    InUse(PathBufText),
+    #[error("the image {path} failed: {source}")]
+    Io { path: PathBufText, source: io::Error },
+}
+
+/// A path as messages show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathBufText(pub PathBuf);
+
+impl std::fmt::Display for PathBufText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+impl From<&Path> for PathBufText {
+    fn from(path: &Path) -> Self {
+        PathBufText(path.to_owned())
+    }
+}
+
+/// An image that is a disk: no smaller than a logical block (VIRTIO sets no minimum, so a
+/// test may use a disk of one block), and a whole number of them.
+#[derive(Debug)]
+pub struct Image {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    /// The medium failed to keep what was written: the kernel tells that once and forgets, so it
+    /// is kept here, and no later flush may claim that all is well.
+    lost: AtomicBool,
+}
+
+impl Image {
+    /// Opens and checks the image, and locks it (`flock`) against other devices: shared where it
+    /// is only read.
+    pub fn open(path: &Path, block: u32, read_only: bool) -> Result<Image, ImageError> {
+        let text = || PathBufText::from(path);
+        let failed = |source: io::Error| ImageError::Io { path: text(), source };
+        let stat = rustix::fs::stat(path).map_err(|e| match e {
+            rustix::io::Errno::NOENT => ImageError::Missing(text()),
+            e => ImageError::Open {
+                path: text(),
+                what: "reading",
+                source: e.into(),
+                advice: advice(e),
+            },
+        })?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::BlockDevice => {}
+            FileType::Directory => return Err(ImageError::Directory(text())),
+            _ => return Err(ImageError::NotADisk(text())),
+        }
+        let (mode, what) = if read_only {
+            (OFlags::RDONLY, "reading")
+        } else {
+            (OFlags::RDWR, "reading and writing")
+        };
+        let file =
+            rustix::fs::open(path, mode | OFlags::CLOEXEC, Mode::empty()).map(File::from).map_err(
+                |e| ImageError::Open { path: text(), what, source: e.into(), advice: advice(e) },
+            )?;
+        let size =
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| failed(e.into()))?;
+        if size < u64::from(block) {
+            return Err(ImageError::TooSmall { path: text(), size, block });
+        }
+        if !size.is_multiple_of(u64::from(block)) {
+            let larger = size.next_multiple_of(u64::from(block));
+            return Err(ImageError::Odd { path: text(), size, block, larger });
+        }
+        let lock = if read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match rustix::fs::flock(&file, lock) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ImageError::InUse(text())),
+            // A file system without locks.
+            Err(e) => log::warn!("the image {} cannot be locked: {e}", path.display()),
+        }
+        Ok(Image { file, path: path.to_owned(), size, lost: AtomicBool::new(false) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills the buffers from `offset` on.
+    pub fn read(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
+        self.inside(offset, buffers.len() as u64)?;
+        self.each(offset, buffers, |fd, iov, n, at| {
+            // SAFETY: the pieces are valid for writes while `buffers` lives (contract of
+            // `Buffers::new`; the request is a read).
+            unsafe { libc::preadv(fd, iov, n, at) }
+        })
+    }
+
+    /// Takes the buffers to `offset`.
+    pub fn write(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
+        self.inside(offset, buffers.len() as u64)?;
+        self.each(offset, buffers, |fd, iov, n, at| {
+            // SAFETY: the pieces are valid for reads while `buffers` lives.
+            unsafe { libc::pwritev(fd, iov, n, at) }
+        })
+    }
+
+    /// Makes durable what was written.
+    pub fn sync(&self) -> Result<(), Failure> {
+        if let Err(e) = rustix::fs::fdatasync(&self.file) {
+            self.lost.store(true, Ordering::Relaxed);
+            return Err(Failure::Io(e.into()));
+        }
+        if self.lost.load(Ordering::Relaxed) {
+            let what = "an earlier flush failed, so what was written before it may be lost";
+            return Err(Failure::Io(io::Error::other(what)));
+        }
+        Ok(())
+    }
+
+    /// Gives the space back. A medium that cannot keeps the content, which a driver must expect.
+    pub fn discard(&self, segment: Segment) -> Result<(), Failure> {
+        self.inside(segment.offset, segment.len)?;
+        match self.punch(segment) {
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            other => other.map_err(|e| Failure::Io(e.into())),
+        }
+    }
+
+    /// Afterwards the bytes read as zero.
+    pub fn zero(&self, segment: Segment) -> Result<(), Failure> {
+        self.inside(segment.offset, segment.len)?;
+        let done = if segment.unmap {
+            self.punch(segment)
+        } else {
+            rustix::fs::fallocate(
+                &self.file,
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+                segment.offset,
+                segment.len,
+            )
+        };
+        match done {
+            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeroes(segment),
+            other => other.map_err(|e| Failure::Io(e.into())),
+        }
+    }
+
+    fn punch(&self, segment: Segment) -> rustix::io::Result<()> {
+        rustix::fs::fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            segment.offset,
+            segment.len,
+        )
+    }
+
+    /// For file systems without ZERO_RANGE.
+    fn write_zeroes(&self, segment: Segment) -> Result<(), Failure> {
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        let (mut at, end) = (segment.offset, segment.offset + segment.len);
+        while at < end {
+            let n = (end - at).min(ZEROES.len() as u64) as usize;
+            std::os::unix::fs::FileExt::write_all_at(&self.file, &ZEROES[..n], at)?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// The device keeps requests inside the disk; this is the last line before the file would grow.
+    fn inside(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(Failure::Io(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{len} bytes at {offset} lie beyond the disk's {} bytes", self.size),
+            ))),
+        }
+    }
+
+    /// Calls `io(fd, pieces, how many, offset)` until all pieces are through: the kernel takes
+    /// at most IOV_MAX at a time, and may do less than it was asked to.
+    fn each(
+        &self,
+        mut offset: u64,
+        buffers: &Buffers,
+        io: impl Fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> isize,
+    ) -> Result<(), Failure> {
+        const IOV_MAX: usize = 1024;
+        let fd = self.file.as_fd().as_raw_fd();
+        let mut rest: smallvec::SmallVec<[libc::iovec; 16]> =
+            buffers.iovecs().iter().copied().filter(|v| v.iov_len > 0).collect();
+        let mut first = 0;
+        while first < rest.len() {
+            let n = (rest.len() - first).min(IOV_MAX);
+            let done = io(fd, rest[first..].as_ptr(), n as libc::c_int, offset as libc::off_t);
+            let mut done = match done {
+                0 => return Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
+                d if d > 0 => d as usize,
+                _ => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e => return Err(Failure::Io(e)),
+                },
+            };
+            offset += done as u64;
+            while done > 0 {
+                let piece = &mut rest[first];
+                let taken = done.min(piece.iov_len);
+                // Only moves on inside the piece.
+                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(taken).cast();
+                piece.iov_len -= taken;
+                done -= taken;
+                if piece.iov_len == 0 {
+                    first += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn advice(e: rustix::io::Errno) -> &'static str {
+    match e {
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
+            " (change its permissions, or use --read-only where it may be read)"
+        }
+        rustix::io::Errno::ROFS => " (use --read-only)",
+        rustix::io::Errno::BUSY => " (is it mounted, or in use?)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn error(path: &Path, block: u32) -> String {
+        Image::open(path, block, false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_image_that_is_no_disk_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        assert!(error(&path, 512).contains("truncate -s 1G"));
+        assert!(error(dir.path(), 512).contains("directory"));
+        assert!(error(Path::new("/dev/null"), 512).contains("neither"));
+        let file = File::create(&path).unwrap();
+        assert!(error(&path, 512).contains("less than one logical block"));
+        file.set_len(4096 + 512).unwrap();
+        let odd = error(&path, 4096);
+        assert!(odd.contains("truncate -s 8192"), "{odd}");
+        assert_eq!(Image::open(&path, 512, false).unwrap().size(), 4608);
+    }
+
+    #[test]
+    fn one_image_has_one_writer_or_many_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(4096).unwrap();
+        let writer = Image::open(&path, 512, false).unwrap();
+        assert!(matches!(Image::open(&path, 512, true), Err(ImageError::InUse(_))));
+        drop(writer);
+        let _one = Image::open(&path, 512, true).unwrap();
+        let _two = Image::open(&path, 512, true).unwrap();
+        assert!(error(&path, 512).contains("another tornblkd"));
+    }
+
+    #[test]
+    fn nothing_beyond_the_end_and_nothing_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(4096).unwrap();
+        let image = Image::open(&path, 512, false).unwrap();
+        let two = Buffers::from_vec(vec![1; 1024]);
+        assert!(image.write(3584, &two).is_err());
+        assert!(image.write(u64::MAX - 511, &two).is_err());
+        let past = Segment { offset: 3584, len: 1024, unmap: false };
+        assert!(image.zero(past).is_err());
+        assert!(image.discard(Segment { unmap: true, ..past }).is_err());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
+        // Cut short beneath us.
+        image.file().set_len(512).unwrap();
+        assert!(image.read(512, &two).is_err());
+    }
+}

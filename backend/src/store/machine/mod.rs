@@ -1,0 +1,227 @@
+//! The disk as a whole: what the device is attached to, and what the control socket drives.
+//!
+//! A [`Machine`] is a [`Store`] that passes requests on to the store beneath it, and can exchange
+//! that: the live disk (raw, or recorded) or a state of the recording with an overlay. It carries
+//! the power switch, the stalls and faults, and counts.
+
+mod error;
+mod queue;
+
+pub use error::{MachineError, OpenError};
+
+use super::image::{Image, ImageError};
+use super::live::{HoldCompletions, LiveGate, lock};
+use super::raw::{Cache, RawStore};
+use super::{Rings, Store, StoreQueue};
+use queue::{Counts, MachineQueue};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use tornblk_model::crash::{AtomicMode, Fault, Profile};
+use tornblk_model::event::{Disk, Negotiation, ResetCause};
+use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
+
+/// Smallest and largest logical block (VIRTIO `blk_size`, and what Linux takes).
+const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=64 << 10;
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A file or a block device: the disk, or with a recording what the disk was at its start.
+    pub image: PathBuf,
+    /// Record to this file; the image is then never written.
+    pub recording: Option<PathBuf>,
+    /// Which disk this is: what the guest is told, and what a crash may leave.
+    pub profile: Profile,
+    /// Bytes: a power of two, 512 to 64 KiB.
+    pub logical_block_size: u32,
+    /// Bytes: a power of two, not below the logical block size.
+    pub physical_block_size: u32,
+    pub read_only: bool,
+    pub cache: Cache,
+    /// Of every draw: crash states, faults with a probability, held completions.
+    pub seed: u64,
+    /// Armed from the start.
+    pub faults: Vec<Fault>,
+    pub hold_completions: HoldCompletions,
+    /// Of the disk, as the guest sees it: 20 bytes count.
+    pub serial: String,
+}
+
+pub struct Machine {
+    shared: Arc<Shared>,
+}
+
+/// What the machine and its queues have in common.
+struct Shared {
+    options: Options,
+    disk: Disk,
+    gate: Arc<LiveGate>,
+    beneath: RwLock<Beneath>,
+    /// Submitted and not reaped, over all queues.
+    in_flight: AtomicU64,
+    counts: Counts,
+    front: Mutex<Front>,
+}
+
+/// The store that gets the requests now.
+struct Beneath {
+    store: Arc<dyn Store>,
+    /// Counts the exchanges: a queue of an earlier one has to be made anew.
+    epoch: u64,
+}
+
+/// The front-end, as far as a store has to know it.
+#[derive(Default)]
+struct Front {
+    rings: Option<Arc<dyn Rings>>,
+    negotiation: Option<Negotiation>,
+    connected: bool,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// Opens the image (and makes the recording).
+    pub fn open(options: Options) -> Result<Arc<Machine>, OpenError> {
+        let (logical, physical) = (options.logical_block_size, options.physical_block_size);
+        if !logical.is_power_of_two() || !BLOCK_SIZES.contains(&logical) {
+            return Err(OpenError::LogicalBlock(logical));
+        }
+        if !physical.is_power_of_two() || physical < logical {
+            return Err(OpenError::PhysicalBlock { physical, logical });
+        }
+        let gate = Arc::new(LiveGate::default());
+        let image = Image::open(&options.image, logical, options.read_only)?;
+        let disk = Disk { capacity: image.size(), lb_size: logical };
+        let store: Arc<dyn Store> = Arc::new(RawStore::new(
+            image,
+            logical,
+            options.read_only,
+            options.cache,
+            Arc::clone(&gate) as _,
+            options.profile.clone(),
+        ));
+        let shared = Shared {
+            options,
+            disk,
+            gate,
+            beneath: RwLock::new(Beneath { store, epoch: 0 }),
+            in_flight: AtomicU64::new(0),
+            counts: Counts::default(),
+            front: Mutex::default(),
+        };
+        Ok(Arc::new(Machine { shared: Arc::new(shared) }))
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// What VIRTIO_BLK_T_GET_ID answers now: see [`tornblk_proto::device_id`].
+    pub fn id_string(&self) -> [u8; DEVICE_ID_BYTES] {
+        device_id(&self.shared.options.serial, None)
+    }
+
+    pub fn limits(&self) -> Limits {
+        let Options { profile, logical_block_size, physical_block_size, .. } = &self.shared.options;
+        Limits {
+            logical_block_size: *logical_block_size,
+            physical_block_size: *physical_block_size,
+            unit_min: profile.unit_min,
+            unit_max: profile.unit_max,
+            max_bytes: profile.max_bytes,
+            boundary: profile.boundary,
+            mode: match profile.mode {
+                AtomicMode::Implicit => "implicit",
+                AtomicMode::Explicit => "explicit",
+                AtomicMode::None => "none",
+            }
+            .to_owned(),
+            tear_unit: match profile.tear_unit {
+                0 => u64::from(*logical_block_size),
+                n => n,
+            },
+            profile: profile.to_string(),
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let front = lock(&shared.front);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            connected: front.connected,
+            store: "raw".to_owned(),
+            image: shared.options.image.display().to_string(),
+            capacity: shared.disk.capacity,
+            read_only: shared.options.read_only,
+            state: "live".to_owned(),
+            power_cut: false,
+            in_flight: shared.in_flight.load(Ordering::Relaxed),
+            stalls: Vec::new(),
+            faults: Vec::new(),
+            counters: shared.counts.get(),
+            recording: None,
+        }
+    }
+}
+
+impl Shared {
+    /// Is a write of these bytes all-or-nothing?
+    fn eligible(&self, offset: u64, len: u64, atomic: bool) -> bool {
+        self.options.profile.mode != AtomicMode::None
+            && self.options.profile.eligible(offset, len, atomic)
+    }
+
+    fn beneath(&self) -> RwLockReadGuard<'_, Beneath> {
+        self.beneath.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Machine {
+    fn disk(&self) -> Disk {
+        self.shared.disk.clone()
+    }
+
+    fn read_only(&self) -> bool {
+        self.shared.options.read_only
+    }
+
+    fn queue(&self, n: u16) -> Box<dyn StoreQueue> {
+        super::broken::or_broken(MachineQueue::new(n, Arc::clone(&self.shared)))
+    }
+
+    fn connected(&self, rings: Arc<dyn Rings>) {
+        let mut front = lock(&self.shared.front);
+        front.rings = Some(Arc::clone(&rings));
+        front.connected = true;
+        self.shared.beneath().store.connected(rings);
+    }
+
+    fn negotiated(&self, what: Negotiation) {
+        lock(&self.shared.front).negotiation = Some(what);
+        self.shared.beneath().store.negotiated(what);
+    }
+
+    fn set_writeback(&self, on: bool) {
+        if let Some(negotiation) = &mut lock(&self.shared.front).negotiation {
+            negotiation.writeback = on;
+        }
+        self.shared.beneath().store.set_writeback(on);
+    }
+
+    fn reset(&self, cause: ResetCause, queue: Option<u16>) {
+        if cause == ResetCause::Reconnect && queue.is_none() {
+            let mut front = lock(&self.shared.front);
+            front.connected = false;
+            front.rings = None;
+        }
+        self.shared.beneath().store.reset(cause, queue);
+    }
+}

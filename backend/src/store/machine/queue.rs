@@ -1,0 +1,151 @@
+//! A queue of the machine: passes requests on to a queue of whatever store lies beneath.
+
+use super::Shared;
+use crate::store::{Done, Op, Request, StoreQueue};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tornblk_proto::Counters;
+
+/// [`Counters`] that every queue adds to.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    discards: AtomicU64,
+    write_zeroes: AtomicU64,
+    failed: AtomicU64,
+    eligible: AtomicU64,
+    sub_block: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn get(&self) -> Counters {
+        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Counters {
+            reads: get(&self.reads),
+            writes: get(&self.writes),
+            flushes: get(&self.flushes),
+            discards: get(&self.discards),
+            write_zeroes: get(&self.write_zeroes),
+            failed: get(&self.failed),
+            eligible: get(&self.eligible),
+            sub_block: get(&self.sub_block),
+        }
+    }
+
+    fn submitted(&self, request: &Request, shared: &Shared) {
+        let one = |n: &AtomicU64| n.fetch_add(1, Ordering::Relaxed);
+        let block = u64::from(shared.disk.lb_size);
+        let part = |at: u64, n: u64| !at.is_multiple_of(block) || !n.is_multiple_of(block);
+        let len = request.buffers.len() as u64;
+        let sub_block = match &request.op {
+            Op::Read { offset } => {
+                one(&self.reads);
+                part(*offset, len)
+            }
+            Op::Write { offset, atomic, .. } => {
+                one(&self.writes);
+                if shared.eligible(*offset, len, *atomic) {
+                    one(&self.eligible);
+                }
+                part(*offset, len)
+            }
+            Op::Flush => {
+                one(&self.flushes);
+                false
+            }
+            Op::Discard { segments } => {
+                one(&self.discards);
+                segments.iter().any(|s| part(s.offset, s.len))
+            }
+            Op::WriteZeroes { segments } => {
+                one(&self.write_zeroes);
+                segments.iter().any(|s| part(s.offset, s.len))
+            }
+        };
+        if sub_block {
+            one(&self.sub_block);
+        }
+    }
+}
+
+pub(super) struct MachineQueue {
+    n: u16,
+    shared: Arc<Shared>,
+    inner: Box<dyn StoreQueue>,
+    epoch: u64,
+    /// Of this queue: submitted and not reaped.
+    in_flight: u64,
+    bell: Arc<OwnedFd>,
+}
+
+impl MachineQueue {
+    pub(super) fn new(n: u16, shared: Arc<Shared>) -> io::Result<MachineQueue> {
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        shared.gate.hang_bell(n, Arc::clone(&bell));
+        let (inner, epoch) = {
+            let beneath = shared.beneath();
+            (beneath.store.queue(n), beneath.epoch)
+        };
+        Ok(MachineQueue { n, shared, inner, epoch, in_flight: 0, bell })
+    }
+
+    /// What was in flight is over.
+    fn forget(&mut self) {
+        self.shared.in_flight.fetch_sub(self.in_flight, Ordering::AcqRel);
+        self.in_flight = 0;
+    }
+}
+
+impl StoreQueue for MachineQueue {
+    fn submit(&mut self, request: Request) {
+        // Held to the end: the store is not exchanged beneath a request.
+        let shared = Arc::clone(&self.shared);
+        let beneath = shared.beneath();
+        if beneath.epoch != self.epoch {
+            self.forget();
+            self.inner = beneath.store.queue(self.n);
+            self.epoch = beneath.epoch;
+        }
+        shared.counts.submitted(&request, &shared);
+        shared.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.in_flight += 1;
+        self.inner.submit(request);
+    }
+
+    fn reap(&mut self, f: &mut dyn FnMut(Done)) {
+        let mut reaped = 0;
+        let failed = &self.shared.counts.failed;
+        self.inner.reap(&mut |done| {
+            reaped += 1;
+            if done.result.is_err() {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+            f(done);
+        });
+        self.in_flight -= reaped;
+        self.shared.in_flight.fetch_sub(reaped, Ordering::AcqRel);
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.bell.as_fd())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+
+    fn drain(&mut self) {
+        self.inner.drain();
+    }
+}
+
+impl Drop for MachineQueue {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
