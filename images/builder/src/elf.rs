@@ -1,0 +1,78 @@
+//! The little that is read from ELF files.
+
+use object::read::elf::ElfFile64;
+use object::{Object as _, ObjectSection as _};
+
+type Elf<'a> = ElfFile64<'a, object::Endianness>;
+
+/// Shared libraries that it names (DT_NEEDED); nothing where it is no dynamic ELF file.
+pub(crate) fn needed(data: &[u8]) -> Vec<String> {
+    let Ok(elf) = Elf::parse(data) else { return Vec::new() };
+    let Ok(table) = elf.elf_dynamic_table() else { return Vec::new() };
+    table
+        .iter()
+        .filter(|d| d.tag == object::elf::DT_NEEDED)
+        .filter_map(|d| table.string(d).ok())
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect()
+}
+
+/// Whether the program has no interpreter, so that it runs where there are no libraries.
+pub(crate) fn is_static_program(data: &[u8]) -> bool {
+    use object::read::elf::ProgramHeader as _;
+    let Ok(elf) = Elf::parse(data) else { return false };
+    let endian = elf.endian();
+    elf.elf_header().e_entry.get(endian) != 0
+        && !elf.elf_program_headers().iter().any(|p| p.p_type(endian) == object::elf::PT_INTERP)
+}
+
+/// A field of a kernel module's `.modinfo` section (`name=value`, NUL-terminated, one after the
+/// other).
+pub(crate) fn modinfo(data: &[u8], field: &str) -> Option<String> {
+    let elf = Elf::parse(data).ok()?;
+    let section = elf.section_by_name(".modinfo")?;
+    section.data().ok()?.split(|b| *b == 0).find_map(|entry| {
+        let entry = std::str::from_utf8(entry).ok()?;
+        Some(entry.strip_prefix(field)?.strip_prefix('=')?.to_owned())
+    })
+}
+
+/// Whether QEMU can enter the kernel directly: an ELF note of Xen's, type 18
+/// (XEN_ELFNOTE_PHYS32_ENTRY).
+pub(crate) fn has_pvh_entry(data: &[u8]) -> bool {
+    use object::read::elf::ProgramHeader as _;
+    let Ok(elf) = Elf::parse(data) else { return false };
+    let endian = elf.endian();
+    elf.elf_program_headers().iter().any(|program| {
+        let Ok(Some(mut notes)) = program.notes(endian, data) else { return false };
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == b"Xen" && note.n_type(endian).0 == 18 {
+                return true;
+            }
+        }
+        false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_names_its_libraries() {
+        // The test program itself.
+        let me = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(needed(&me).iter().any(|n| n == "libc.so.6"), "{:?}", needed(&me));
+        assert!(!is_static_program(&me));
+        assert!(!has_pvh_entry(&me));
+        assert_eq!(modinfo(&me, "depends"), None);
+    }
+
+    #[test]
+    fn what_is_no_elf_has_nothing() {
+        assert!(needed(b"#!/bin/sh").is_empty());
+        assert!(!is_static_program(b""));
+        assert!(!has_pvh_entry(&[0x7f, b'E', b'L', b'F']));
+    }
+}

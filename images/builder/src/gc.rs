@@ -1,0 +1,125 @@
+//! What is in the cache, and removing what nothing needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::cache::{Cache, open_lock, read_json, remove};
+use crate::initrd::IN_USE;
+use crate::{At, ImageError, KernelLock, Lock, cache};
+
+/// An image in the cache.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub key: String,
+    pub dir: PathBuf,
+    pub lock: Lock,
+    /// Bytes, saved VM states among them.
+    pub size: u64,
+    pub last_used: SystemTime,
+}
+
+/// What [`gc`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub images: usize,
+    pub packages: usize,
+    /// Bytes.
+    pub freed: u64,
+}
+
+/// All images, the last used first. `dir`: the cache, when it is not the user's.
+pub fn list(dir: Option<&Path>) -> Result<Vec<Listed>, ImageError> {
+    let cache = open(dir)?;
+    let mut found = Vec::new();
+    for (key, dir) in folders(&cache, "images")? {
+        let Some(lock) = read_json::<Lock>(&dir.join("lock.json")) else { continue };
+        let used = fs::metadata(dir.join(IN_USE)).or_else(|_| fs::metadata(&dir));
+        let last_used = used.and_then(|m| m.modified()).at("cannot read", &dir)?;
+        found.push(Listed { key, size: size(&dir), dir, lock, last_used });
+    }
+    found.sort_by_key(|l| std::cmp::Reverse(l.last_used));
+    Ok(found)
+}
+
+/// Removes all images but the last used one of each kernel release, and whatever no image that is
+/// left was made of. What is in use stays.
+pub fn gc(dir: Option<&Path>, progress: &mut dyn FnMut(&str)) -> Result<Collected, ImageError> {
+    let cache = open(dir)?;
+    let _building = cache.lock(progress)?;
+    let mut collected = Collected::default();
+    let mut kept = BTreeMap::new();
+    let mut locks = Vec::new();
+    for image in list(Some(cache.dir()))? {
+        let newest = kept.insert(image.lock.kernel.release.clone(), ()).is_none();
+        if newest || !unused(&image.dir)? {
+            locks.push(image.lock);
+            continue;
+        }
+        progress(&format!("removing an image with {}", image.lock.kernel.release));
+        collected.images += 1;
+        collected.freed += image.size;
+        remove(&image.dir)?;
+    }
+    let kernels: Vec<&KernelLock> = locks.iter().map(|l| &l.kernel).collect();
+    for (_, dir) in folders(&cache, "kernels")? {
+        let lock = read_json::<KernelLock>(&dir.join("lock.json"));
+        if lock.is_none_or(|lock| !kernels.contains(&&lock)) {
+            collected.freed += size(&dir);
+            remove(&dir)?;
+        }
+    }
+    let needed: BTreeSet<String> = locks
+        .iter()
+        .flat_map(|l| l.programs.iter().chain(&l.kernel.packages))
+        .map(|p| format!("{}.deb", p.sha256))
+        .collect();
+    for (name, path) in folders(&cache, "packages")? {
+        if !needed.contains(&name) {
+            collected.packages += 1;
+            collected.freed += size(&path);
+            remove(&path)?;
+        }
+    }
+    Ok(collected)
+}
+
+fn open(dir: Option<&Path>) -> Result<Cache, ImageError> {
+    match dir {
+        Some(dir) => Cache::open(dir),
+        None => Cache::open(&cache::default_dir()?),
+    }
+}
+
+/// Name and path of each entry, ordered.
+fn folders(cache: &Cache, sub: &str) -> Result<Vec<(String, PathBuf)>, ImageError> {
+    let dir = cache.path(&[sub]);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).at("cannot read", &dir)? {
+        let entry = entry.at("cannot read", &dir)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether nobody has an [`Image`](crate::Image) of it.
+fn unused(dir: &Path) -> Result<bool, ImageError> {
+    let file = open_lock(&dir.join(IN_USE))?;
+    Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+}
+
+fn size(path: &Path) -> u64 {
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    if !meta.is_dir() {
+        return meta.len();
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|e| size(&e.path())).sum()
+}
