@@ -2,8 +2,11 @@
 //!
 //! The host sends [`ToGuest`], the agent [`ToHost`]. The agent says [`ToHost::Hello`] once it is
 //! ready, and again on every [`ToGuest::Ping`] (a guest restored from a saved state has said its
-//! first hello to a host that is gone). Commands run one at a time, except that
-//! [`ToGuest::Acked`] is always taken.
+//! first hello to a host that is gone). Commands run one at a time, in the order they came;
+//! [`ToGuest::Acked`], [`ToGuest::Ping`] and [`ToGuest::Stop`] are always taken.
+//!
+//! Either side may find the rest of a line that was meant for a peer which is gone: it skips lines
+//! that it cannot read, and whoever connects begins with an empty line ([`encode`] and [`Lines`]).
 //!
 //! A mark is a promise about order: the host records it on the disk's own device and only then
 //! acknowledges it, and the agent waits for that before it goes on. So an *intent* is on record
@@ -14,6 +17,12 @@ use serde::{Deserialize, Serialize};
 /// The virtio-serial port's name: `/dev/virtio-ports/<NAME>` in the guest.
 pub const PORT: &str = "tornblk.agent";
 
+/// Said in [`ToHost::Hello`]; counts the incompatible changes of this file.
+pub const PROTOCOL: u32 = 1;
+
+/// The longest line either side takes: a readback of some hundred thousand units.
+pub const MAX_LINE: usize = 64 << 20;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "to-guest", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum ToGuest {
@@ -23,6 +32,9 @@ pub enum ToGuest {
     Acked { mark: u64 },
     /// → [`ToHost::Ended`] with the command's own `result`.
     Run { id: u64, command: Command },
+    /// Ends the workload that `Run` with this `id` started: it stops asking for writes, waits for
+    /// those in flight and ends as [`Outcome::Failed`]. No answer of its own.
+    Stop { id: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,13 +150,52 @@ pub enum Command {
     StatAtomic {
         path: String,
     },
-    /// → `{}` when done; the marks tell what happened.
+    /// → [`Written`] when done; the marks tell what happened. `Unsupported` where a probe, made
+    /// before anything else, found that the kernel or the file system refuses one of the `flags`.
+    /// `Failed` where the disk went away.
     Workload {
         workload: Workload,
     },
     /// Reads back what a workload wrote. → [`Readback`]
     Readback {
         workload: Workload,
+    },
+    /// Opens the block device exclusively, which proves that nobody else holds it, and drops what
+    /// the page cache has of it (BLKFLSBUF). → `{}`
+    Blkflsbuf {
+        device: String,
+    },
+    /// Reads the serial number again, from the device. → `{"serial": "...", "tail": "..."}`;
+    /// `tail` is the last 8 of the 20 bytes of GET_ID, where the device shows its nonce.
+    ReadNonce {
+        device: String,
+    },
+    /// sync(2). → `{}`
+    Sync {},
+    /// A small file as text, under /sys or /proc too; at most 1 MiB of it. → `{"text": "..."}`
+    ReadFile {
+        path: String,
+    },
+    /// SHA-256 of `len` bytes (`null`: up to the end) from `offset`, read with O_DIRECT where that
+    /// works. → `{"sha256": "hex", "bytes": N}`
+    Checksum {
+        path: String,
+        offset: u64,
+        len: Option<u64>,
+    },
+    /// BLKDISCARD, or BLKZEROOUT where `zeroes`, of a range of a block device. → `{}`
+    Discard {
+        device: String,
+        offset: u64,
+        len: u64,
+        #[serde(default)]
+        zeroes: bool,
+    },
+    /// finit_module of a file of the image, with its parameters (`"a=1 b=2"`). → `{}`
+    LoadModule {
+        path: String,
+        #[serde(default)]
+        params: String,
     },
     /// Kernel messages since boot. → `{"text": "..."}`
     Dmesg {},
@@ -161,8 +212,27 @@ pub struct AtomicLimits {
     pub segments_max: u32,
 }
 
+/// What a [`Command::Workload`] did, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Written {
+    /// Writes that returned all bytes, fewer, or an error.
+    pub whole: u64,
+    pub short: u64,
+    pub failed: u64,
+    /// fdatasyncs that returned 0, or an error.
+    pub synced: u64,
+    pub sync_failed: u64,
+    /// The first error as a sentence.
+    pub first_error: Option<String>,
+}
+
 /// A workload: files (or one raw disk), each divided into units that are always written whole, by
 /// one thread each, never two writes of one unit at a time. Same seed, same writes.
+///
+/// Unit `u` belongs to thread `u % threads`. Generation 0 is what `load` wrote; the writes of a
+/// unit count up from 1, loaded or not. `writes` is shared out evenly over all threads of all
+/// targets. The first mark is the phase `load-done`, the last one the phase `writes-done`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
@@ -171,13 +241,16 @@ pub struct Workload {
     pub seed: u64,
     pub files: Vec<Target>,
     /// Write one generation of every unit first, and make it durable (before the first mark
-    /// `phase load-done`).
+    /// `phase load-done`). Not of targets prepared as [`Prepare::Unwritten`] or
+    /// [`Prepare::Hole`], whose units read as zeroes until their first write: see
+    /// [`Target::is_loaded`].
     pub load: bool,
     /// Writes after that, over all targets.
     pub writes: u32,
     /// Every nth write of a thread is followed by fdatasync; 0: never.
     pub sync_every: u32,
-    /// Forget to: the negative control of durability.
+    /// Forget to: the negative control of durability. The marks say that it was done (`synced`
+    /// with result 0, `dsync` in the flags); no fdatasync and no RWF_DSYNC is asked for.
     #[serde(default)]
     pub skip_sync: bool,
 }
@@ -189,7 +262,7 @@ pub struct Target {
     pub file: u32,
     /// A file (made where missing) or a block device.
     pub path: String,
-    /// Where the first unit begins (bytes).
+    /// Where the first unit begins (bytes): a multiple of `unit`.
     pub offset: u64,
     /// Bytes in a unit: a power of two, 4 KiB to 64 KiB.
     pub unit: u32,
@@ -202,14 +275,26 @@ pub struct Target {
     pub prepare: Prepare,
 }
 
-/// What a file's ranges are before the first write.
+impl Target {
+    /// Whether every unit holds generation 0 before the first write, given the workload's `load`.
+    pub fn is_loaded(&self, load: bool) -> bool {
+        load && !matches!(self.prepare, Prepare::Unwritten | Prepare::Hole)
+    }
+
+    /// Where `unit` begins in the file (bytes).
+    pub fn offset_of(&self, unit: u64) -> u64 {
+        self.offset + unit * u64::from(self.unit)
+    }
+}
+
+/// What a file's ranges are before the first write. All but `AsIs` are made new, durably.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Prepare {
     /// A block device, or a file as it is.
     #[default]
     AsIs,
-    /// Written (generation 0 where `load`).
+    /// Written (generation 0 where `load`, else zeroes).
     Written,
     /// fallocate: unwritten extents.
     Unwritten,
@@ -265,4 +350,152 @@ pub enum Found {
     Error {
         errno: i32,
     },
+}
+
+/// A message as it goes over the channel: a line, with its newline.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    // Cannot fail: no map has a key that is no string, and writing to memory has no errors.
+    let mut line = serde_json::to_vec(message).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Cuts what was read into lines.
+#[derive(Debug, Default)]
+pub struct Lines {
+    buffer: Vec<u8>,
+    /// Where the next line begins in `buffer`, and how far it was searched for its end.
+    start: usize,
+    searched: usize,
+    /// The line is longer than [`MAX_LINE`]: skip the rest.
+    skipping: bool,
+}
+
+impl Lines {
+    pub fn new() -> Lines {
+        Lines::default()
+    }
+
+    /// Adds bytes as they were read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.start > 0 {
+            self.buffer.drain(..self.start);
+            self.searched -= self.start;
+            self.start = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole line, without its newline; empty ones are left out.
+    pub fn next_line(&mut self) -> Option<&[u8]> {
+        loop {
+            let Some(n) = self.buffer[self.searched..].iter().position(|b| *b == b'\n') else {
+                self.searched = self.buffer.len();
+                if self.buffer.len() - self.start > MAX_LINE {
+                    self.skipping = true;
+                    self.reset_buffer();
+                }
+                return None;
+            };
+            let (from, to) = (self.start, self.searched + n);
+            self.start = to + 1;
+            self.searched = to + 1;
+            if std::mem::take(&mut self.skipping) || from == to {
+                continue;
+            }
+            return Some(&self.buffer[from..to]);
+        }
+    }
+
+    /// Forgets the beginning of a line: its sender is gone.
+    pub fn reset(&mut self) {
+        self.skipping = false;
+        self.reset_buffer();
+    }
+
+    fn reset_buffer(&mut self) {
+        self.buffer.clear();
+        self.start = 0;
+        self.searched = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(lines: &mut Lines) -> Vec<String> {
+        let mut out = Vec::new();
+        while let Some(l) = lines.next_line() {
+            out.push(String::from_utf8_lossy(l).into_owned());
+        }
+        out
+    }
+
+    #[test]
+    fn lines_come_whole_however_they_were_read() {
+        let text = b"\nab\n\ncde\nf";
+        for size in 1..text.len() {
+            let mut lines = Lines::new();
+            let mut got = Vec::new();
+            for piece in text.chunks(size) {
+                lines.push(piece);
+                got.extend(all(&mut lines));
+            }
+            assert_eq!(got, ["ab", "cde"], "pieces of {size}");
+            lines.push(b"g\n");
+            assert_eq!(all(&mut lines), ["fg"]);
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_line_whose_sender_is_gone_is_forgotten() {
+        let mut lines = Lines::new();
+        lines.push(b"{\"half\":");
+        assert!(lines.next_line().is_none());
+        lines.reset();
+        lines.push(b"whole\n");
+        assert_eq!(all(&mut lines), ["whole"]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_skipped() {
+        let mut lines = Lines::new();
+        for _ in 0..=MAX_LINE >> 20 {
+            lines.push(&[b'x'; 1 << 20]);
+            assert!(lines.next_line().is_none());
+        }
+        assert!(lines.buffer.len() <= MAX_LINE, "it must not be kept");
+        lines.push(b"the end of it\nnext\n");
+        assert_eq!(all(&mut lines), ["next"]);
+    }
+
+    #[test]
+    fn marks_survive_their_line() {
+        let flags = WriteFlags { direct: true, atomic: true, dsync: false };
+        for mark in [
+            MarkText::Intent { file: 1, unit: 2, r#gen: 3, offset: 4096, len: 16384, flags },
+            MarkText::Done { file: 1, unit: 2, r#gen: 3, result: -5 },
+            MarkText::Synced { file: 1, since: 17, result: 0 },
+            MarkText::Phase { name: "load-done".into() },
+        ] {
+            let line = mark.to_line();
+            assert!(!line.contains('\n'), "{line}");
+            assert_eq!(MarkText::from_line(&line), Some(mark), "{line}");
+        }
+        assert_eq!(MarkText::from_line("somebody else's mark"), None);
+        assert_eq!(MarkText::from_line(r#"{"m":"phase","name":"x","more":1}"#), None);
+    }
+
+    #[test]
+    fn messages_survive_the_channel() {
+        let message = ToGuest::Run {
+            id: 7,
+            command: Command::Exec { argv: vec!["a\nb".into()], timeout_ms: 1 },
+        };
+        let mut lines = Lines::new();
+        lines.push(&encode(&message));
+        let line = lines.next_line().expect("one line");
+        assert_eq!(serde_json::from_slice::<ToGuest>(line).expect("reads back"), message);
+    }
 }
