@@ -1,0 +1,294 @@
+//! The disk as it is in one state: base image, recorded data, and the crash model's word on which
+//! block holds what.
+
+use super::RecordingError;
+use super::header::Trust;
+use super::reader::Reader;
+use crate::crash::{Content, Source};
+use crate::event::{Disk, Event, Op, Payload, Seq, Submit};
+use sha2::{Digest, Sha256};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes handled at once by [`StateReader::export`] and [`StateReader::sha256`].
+const PIECE: u64 = 1 << 20;
+
+/// Shows a state. Cheap to make; reads are O(1) for each block.
+#[derive(Debug)]
+pub struct StateReader {
+    reader: Arc<Reader>,
+    base: File,
+    base_path: PathBuf,
+    content: Content,
+    /// The write that was looked up last: neighbours mostly come from the same.
+    last: Mutex<Option<(Seq, Written)>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    payload: Payload,
+    blocks: u64,
+}
+
+/// What [`StateReader::export`] wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Bytes of the image.
+    pub size: u64,
+    /// Bytes that are not zero, by the 4 KiB.
+    pub data: u64,
+}
+
+impl StateReader {
+    /// Shows `content` on the recording's base image, or on the copy of it at `base`.
+    ///
+    /// # Errors
+    /// The base image is not there, or is not the one of the recording as far as `trust` asks.
+    pub fn new(
+        reader: Arc<Reader>,
+        base: Option<&Path>,
+        trust: Trust,
+        content: Content,
+    ) -> Result<StateReader, RecordingError> {
+        let image = &reader.header().base;
+        image.check(base, trust)?;
+        let base_path = base.unwrap_or(&image.path).to_owned();
+        let base = File::open(&base_path)
+            .map_err(RecordingError::io("open the base image", &base_path))?;
+        Ok(StateReader { reader, base, base_path, content, last: Mutex::new(None) })
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.reader.header().disk
+    }
+
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    pub fn reader(&self) -> &Arc<Reader> {
+        &self.reader
+    }
+
+    /// Reads the bytes from `offset` on, any offset, any length.
+    ///
+    /// # Errors
+    /// They lie outside of the disk, or what they come from cannot be read.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), RecordingError> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.disk().capacity) {
+            return Err(RecordingError::Invalid(format!(
+                "bytes {offset} to {} lie outside of the disk ({} bytes)",
+                offset.saturating_add(buf.len() as u64),
+                self.disk().capacity
+            )));
+        }
+        let lb = u64::from(self.disk().lb_size);
+        let touched = self.disk().touched(offset, buf.len() as u64);
+        // The base first, in one read where it shows at all, then what covers it.
+        let mut covered = self.content.blocks.range(touched.clone()).peekable();
+        let all = covered.clone().filter(|(_, s)| **s != Source::Base).count() as u64
+            == touched.end - touched.start;
+        if !all {
+            read_base(&self.base, offset, buf)
+                .map_err(RecordingError::io("read the base image", &self.base_path))?;
+        }
+        let mut block_bytes = Vec::new();
+        while let Some((block, source)) = covered.next() {
+            let start = block * lb;
+            let from = start.max(offset);
+            let upto = (start + lb).min(offset + buf.len() as u64);
+            let skip = from - start;
+            // Blocks in a row that one write left are one read.
+            if let Source::Written { request, block: first } = source {
+                let mut upto = upto;
+                let mut n = 1;
+                while let Some((next, Source::Written { request: r, block: b })) = covered.peek()
+                    && **next == block + n
+                    && r == request
+                    && u64::from(*b) == u64::from(*first) + n
+                {
+                    n += 1;
+                    upto = (start + n * lb).min(offset + buf.len() as u64);
+                    covered.next();
+                }
+                let part = &mut buf[(from - offset) as usize..(upto - offset) as usize];
+                self.written(*request, u64::from(*first) * lb + skip, n + u64::from(*first), part)?;
+                continue;
+            }
+            let part = &mut buf[(from - offset) as usize..(upto - offset) as usize];
+            match source {
+                Source::Base | Source::Written { .. } => {}
+                Source::Zeroes => part.fill(0),
+                Source::Garbage { seed } => {
+                    block_bytes.resize(lb as usize, 0);
+                    garbage(*seed, &mut block_bytes);
+                    part.copy_from_slice(&block_bytes[skip as usize..skip as usize + part.len()]);
+                }
+                Source::Flipped { request, block: n, bit } => {
+                    if let Some(request) = request {
+                        let at = u64::from(*n) * lb + skip;
+                        self.written(*request, at, u64::from(*n) + 1, part)?;
+                    }
+                    let byte = u64::from(bit / 8) % lb;
+                    if byte >= skip
+                        && let Some(byte) = part.get_mut((byte - skip) as usize)
+                    {
+                        *byte ^= 1 << (bit % 8);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from the payload of a write, which must have `blocks` blocks or more.
+    fn written(
+        &self,
+        request: Seq,
+        skip: u64,
+        blocks: u64,
+        buf: &mut [u8],
+    ) -> Result<(), RecordingError> {
+        let known = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = match known {
+            Some((seq, written)) if seq == request => written,
+            _ => {
+                let Event::Submit(Submit { op: Op::Write { offset, len, payload, .. }, .. }) =
+                    self.reader.event(request)?
+                else {
+                    return Err(RecordingError::Invalid(format!(
+                        "event {request} of {} is no write: the state is of another recording",
+                        self.reader.path().display()
+                    )));
+                };
+                let touched = self.disk().touched(offset, len);
+                let written = Written { payload, blocks: touched.end - touched.start };
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((request, written));
+                written
+            }
+        };
+        if blocks > written.blocks {
+            return Err(RecordingError::Invalid(format!(
+                "the write at event {request} has {} blocks, and the state wants {blocks}",
+                written.blocks
+            )));
+        }
+        self.reader.read_payload(&written.payload, skip, buf)
+    }
+
+    fn pieces(&self, mut f: impl FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), PieceError> {
+        let size = self.disk().capacity;
+        let mut buf = vec![0; PIECE.min(size) as usize];
+        let mut at = 0;
+        while at < size {
+            let n = (size - at).min(PIECE) as usize;
+            self.read_at(at, &mut buf[..n]).map_err(PieceError::Read)?;
+            f(at, &buf[..n]).map_err(PieceError::Write)?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes the state to a raw sparse image at `path`, which must not exist.
+    ///
+    /// # Errors
+    /// The file exists or cannot be written (it is removed then), or the state cannot be read.
+    pub fn export(&self, path: &Path) -> Result<Exported, RecordingError> {
+        const GRAIN: usize = 4096;
+        let io = |e| RecordingError::io("write", path)(e);
+        let file =
+            OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| {
+                match e.kind() {
+                    io::ErrorKind::AlreadyExists => {
+                        RecordingError::Exists { path: path.to_owned() }
+                    }
+                    _ => RecordingError::io("create", path)(e),
+                }
+            })?;
+        let size = self.disk().capacity;
+        let mut data = 0;
+        let written = file.set_len(size).map_err(PieceError::Write).and_then(|()| {
+            self.pieces(|at, bytes| {
+                // Runs of grains that are not all zero.
+                let mut start = None;
+                for (i, grain) in bytes.chunks(GRAIN).enumerate() {
+                    let zero = grain.iter().all(|b| *b == 0);
+                    if !zero {
+                        data += grain.len() as u64;
+                        start.get_or_insert(i * GRAIN);
+                    } else if let Some(from) = start.take() {
+                        file.write_all_at(&bytes[from..i * GRAIN], at + from as u64)?;
+                    }
+                }
+                match start {
+                    Some(from) => file.write_all_at(&bytes[from..], at + from as u64),
+                    None => Ok(()),
+                }
+            })
+        });
+        written.map_err(|e| {
+            // An image that is not whole must not be taken for one.
+            let _ = std::fs::remove_file(path);
+            match e {
+                PieceError::Read(e) => e,
+                PieceError::Write(e) => io(e),
+            }
+        })?;
+        Ok(Exported { size, data })
+    }
+
+    /// Sha256 of the whole disk in this state.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub fn sha256(&self) -> Result<[u8; 32], RecordingError> {
+        let mut hash = Sha256::new();
+        self.pieces(|_, bytes| {
+            hash.update(bytes);
+            Ok(())
+        })
+        .map_err(|e| match e {
+            PieceError::Read(e) => e,
+            PieceError::Write(e) => RecordingError::io("hash", self.reader.path())(e),
+        })?;
+        Ok(hash.finalize().into())
+    }
+}
+
+enum PieceError {
+    Read(RecordingError),
+    Write(io::Error),
+}
+
+/// Reads from an image; beyond its end are zeroes.
+pub(super) fn read_base(file: &File, offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
+    let mut at = offset;
+    while !buf.is_empty() {
+        match file.read_at(buf, at) {
+            Ok(0) => {
+                buf.fill(0);
+                break;
+            }
+            Ok(n) => {
+                at += n as u64;
+                buf = &mut buf[n..];
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of [`Source::Garbage`]: the same for a seed on every machine.
+fn garbage(seed: u64, buf: &mut [u8]) {
+    for (i, chunk) in buf.chunks_mut(8).enumerate() {
+        let word = xxhash_rust::xxh3::xxh3_64_with_seed(&(i as u64).to_le_bytes(), seed);
+        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+    }
+}

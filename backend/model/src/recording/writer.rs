@@ -1,0 +1,625 @@
+//! Appends to a recording, from many threads at once.
+
+use super::header::{self, BaseImage, Header};
+use super::mapping::Mapping;
+use super::reader::Reader;
+use super::slot::{self, Geometry, PAIRS, SEGMENT_HEADER, SLOT, SegmentKind, Words};
+use super::{MARK_MAX, RecordingError, SEGMENT_SIZE};
+use crate::event::{Disk, Event, Payload, ResetCause, SECTOR, Seq, Status};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Set in `next` from the power cut on: whoever takes a number then has none.
+const FROZEN: u64 = 1 << 63;
+/// Numbers that threads may take between looking at the capacity and taking one.
+const RACE: u64 = 256;
+/// Slots kept for completions: a request is refused before, so that one that was taken can end.
+const KEPT: u64 = 16 << 10;
+
+/// What a new recording is of.
+#[derive(Clone, Debug)]
+pub struct NewRecording {
+    pub disk: Disk,
+    pub base: BaseImage,
+    /// The device's options, as JSON.
+    pub options: serde_json::Value,
+    /// Bytes; a multiple of 64 KiB. [`SEGMENT_SIZE`] is right for all but tests.
+    pub segment_size: u64,
+}
+
+impl NewRecording {
+    pub fn new(disk: Disk, base: BaseImage, options: serde_json::Value) -> NewRecording {
+        NewRecording { disk, base, options, segment_size: SEGMENT_SIZE }
+    }
+}
+
+/// A recording that is being written. One a file (`flock`), any number of threads.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    file: File,
+    header: Header,
+    geometry: Geometry,
+    map: Mapping,
+    /// The next slot number, and [`FROZEN`].
+    next: AtomicU64,
+    /// Slots that were taken and are committed or given up.
+    finished: AtomicU64,
+    /// Slots before the power cut, and 1; 0: no cut, or it is being made.
+    cut: AtomicU64,
+    /// Slots there is room for.
+    capacity: AtomicU64,
+    /// Segment of each ordinal of slots.
+    slots: Box<[AtomicU32]>,
+    /// Where the next payload goes; 0 or the end of a segment: in a new one.
+    cursor: AtomicU64,
+    grow: Mutex<Grow>,
+}
+
+#[derive(Debug)]
+struct Grow {
+    /// Segments that are part of the file.
+    segments: u32,
+    /// Rooms for payload that a writer before us left unused: first segment and run.
+    unused: Vec<(u32, u32)>,
+}
+
+/// Room for the data of one write, in the recording. Fill it, then [`Space::finish`].
+#[derive(Debug)]
+pub struct Space<'a> {
+    position: u64,
+    data: &'a mut [u8],
+}
+
+impl Space<'_> {
+    /// Zeroes, or what an unfinished write left: fill all of it.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.data
+    }
+
+    /// Takes the checksum; the data cannot be changed any more.
+    pub fn finish(self) -> Payload {
+        Payload { position: self.position, crc: crc32c::crc32c(self.data) }
+    }
+}
+
+impl Writer {
+    /// Makes a new recording at `path`.
+    ///
+    /// # Errors
+    /// The file exists, cannot be made, or has no space.
+    pub fn create(path: &Path, new: NewRecording) -> Result<Writer, RecordingError> {
+        let header = Header {
+            disk: new.disk,
+            base: new.base,
+            options: new.options,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            segment_size: new.segment_size,
+        };
+        let Some(geometry) = Geometry::new(header.segment_size) else {
+            return Err(RecordingError::Invalid(format!(
+                "a segment of {} bytes is impossible: give a multiple of 65536",
+                header.segment_size
+            )));
+        };
+        let lb = header.disk.lb_size;
+        if lb < SECTOR as u32 || !lb.is_power_of_two() {
+            return Err(RecordingError::Invalid(format!(
+                "a logical block of {lb} bytes is impossible: give a power of two from 512"
+            )));
+        }
+        let bytes = header.encode()?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| {
+                match e.kind() {
+                    io::ErrorKind::AlreadyExists => {
+                        RecordingError::Exists { path: path.to_owned() }
+                    }
+                    _ => RecordingError::io("create the recording", path)(e),
+                }
+            })?;
+        let made = (|| {
+            lock(&file, path)?;
+            // The magic last: a file without it is nobody's recording.
+            file.write_all_at(&bytes[8..], 8)
+                .and_then(|()| file.write_all_at(&bytes[..8], 0))
+                .map_err(|e| no_space(path, e))?;
+            let writer = Writer::over(path, file, header, geometry, 0)?;
+            writer.room(0)?;
+            Ok(writer)
+        })();
+        if made.is_err() {
+            // What was made a moment ago holds nothing; the error says why.
+            let _ = std::fs::remove_file(path);
+        }
+        made
+    }
+
+    /// Opens a recording to append to it: goes on after the last committed slot, with
+    /// [`Event::Reset`] of cause [`ResetCause::Restart`].
+    ///
+    /// # Errors
+    /// No sound recording, or another process writes to it. The base image is not looked at: see
+    /// [`BaseImage::check`].
+    pub fn open(path: &Path) -> Result<Writer, RecordingError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(RecordingError::io("open the recording", path))?;
+        lock(&file, path)?;
+        let reader = Reader::open(path)?;
+        let geometry = reader.geometry();
+        let (mut next, mut used) = (0, 0);
+        for found in reader.scan() {
+            let (seq, decoded) = found?;
+            next = seq + 1;
+            used = used.max(reader.payload_end(&decoded));
+        }
+        let header = reader.header().clone();
+        let segments = reader.segments();
+        let writer = Writer::over(path, file, header, geometry, segments.len() as u32)?;
+        let mut grow = writer.lock_grow();
+        let mut ordinal = 0;
+        for (n, kind) in segments.iter().enumerate() {
+            let start = geometry.segment_at(n as u32);
+            match kind {
+                Some(SegmentKind::Slots { .. }) => {
+                    writer.slots[ordinal].store(n as u32, Ordering::Relaxed);
+                    ordinal += 1;
+                }
+                Some(SegmentKind::Payload { run }) => {
+                    let end = start + u64::from(*run) * geometry.segment;
+                    if used <= start {
+                        grow.unused.push((n as u32, *run));
+                    } else if used < end && *run == 1 {
+                        writer.cursor.store(used, Ordering::Relaxed);
+                    }
+                }
+                None => {}
+            }
+        }
+        drop(grow);
+        writer.capacity.store(ordinal as u64 * geometry.slots, Ordering::Relaxed);
+        writer.next.store(next, Ordering::Relaxed);
+        writer.finished.store(next, Ordering::Relaxed);
+        writer.append(&Event::Reset { cause: ResetCause::Restart, queue: None })?;
+        Ok(writer)
+    }
+
+    fn over(
+        path: &Path,
+        file: File,
+        header: Header,
+        geometry: Geometry,
+        segments: u32,
+    ) -> Result<Writer, RecordingError> {
+        let map = Mapping::new().map_err(RecordingError::io("set addresses aside for", path))?;
+        map.extend(&file, geometry.segment_at(segments))
+            .map_err(RecordingError::io("map", path))?;
+        let most = (map.limit() / geometry.segment).min(1 << 20) as usize;
+        Ok(Writer {
+            path: path.to_owned(),
+            file,
+            header,
+            geometry,
+            map,
+            next: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+            capacity: AtomicU64::new(0),
+            slots: (0..most).map(|_| AtomicU32::new(0)).collect(),
+            cursor: AtomicU64::new(0),
+            grow: Mutex::new(Grow { segments, unused: Vec::new() }),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.header.disk
+    }
+
+    /// Slots taken so far, holes included: one more than the last `Seq`.
+    pub fn events(&self) -> u64 {
+        match self.frozen() {
+            Some(cut) => cut.map_or(0, |seq| seq.0 + 1),
+            None => self.next.load(Ordering::Acquire) & !FROZEN,
+        }
+    }
+
+    /// Takes room for `len` bytes of a write.
+    ///
+    /// # Errors
+    /// No space.
+    pub fn reserve(&self, len: usize) -> Result<Space<'_>, RecordingError> {
+        let align = u64::from(self.header.disk.lb_size).clamp(SECTOR, 4096);
+        let position = self.take_room(len as u64, align)?;
+        Ok(Space { position, data: self.exclusive(position, len) })
+    }
+
+    #[allow(unsafe_code)]
+    #[allow(clippy::mut_from_ref)]
+    fn exclusive(&self, position: u64, len: usize) -> &mut [u8] {
+        // SAFETY: called only with a range that `take_room` has just given out, which it never
+        // does twice in the life of a writer; `with_bytes` is for finished payloads.
+        unsafe { self.map.exclusive(position, len) }
+    }
+
+    /// Puts `data` into the recording.
+    ///
+    /// # Errors
+    /// No space.
+    pub fn payload(&self, data: &[u8]) -> Result<Payload, RecordingError> {
+        let mut space = self.reserve(data.len())?;
+        space.as_mut_slice().copy_from_slice(data);
+        Ok(space.finish())
+    }
+
+    /// Shows bytes of a finished payload.
+    ///
+    /// # Errors
+    /// The position is none of this recording's, or its file failed.
+    #[allow(unsafe_code)]
+    pub fn with_bytes<T>(
+        &self,
+        position: u64,
+        len: usize,
+        f: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, RecordingError> {
+        if position < slot::DATA_START
+            || position.checked_add(len as u64).is_none_or(|end| end > self.map.mapped())
+        {
+            return Err(RecordingError::Invalid(format!(
+                "byte {position} of {} is not payload",
+                self.path.display()
+            )));
+        }
+        // SAFETY: payload is never written again after its `Space` is finished, and only then is
+        // its position known.
+        let out = f(unsafe { self.map.bytes(position, len) });
+        if self.map.poisoned() { Err(self.poisoned()) } else { Ok(out) }
+    }
+
+    /// Appends one event.
+    ///
+    /// # Errors
+    /// No space, the power was cut, or the file failed. Nothing was appended then.
+    pub fn append(&self, event: &Event) -> Result<Seq, RecordingError> {
+        self.append_event(event, false)
+    }
+
+    /// Appends one event and cuts the power right after it: it is the last of the order.
+    ///
+    /// # Errors
+    /// As [`Writer::append`]. With [`RecordingError::Frozen`], another cut came before.
+    pub fn append_last(&self, event: &Event) -> Result<Seq, RecordingError> {
+        self.append_event(event, true)
+    }
+
+    fn append_event(&self, event: &Event, last: bool) -> Result<Seq, RecordingError> {
+        if let Event::Mark(mark) = event
+            && mark.name.len() > MARK_MAX
+        {
+            return Err(RecordingError::Invalid(format!(
+                "the mark has {} bytes: at most {MARK_MAX} are kept",
+                mark.name.len()
+            )));
+        }
+        let kept = match event {
+            Event::Submit(_) | Event::Mark(_) => KEPT.min(self.geometry.slots / 2),
+            _ => 0,
+        };
+        self.room(kept)?;
+        let at = match slot::outside(event) {
+            Some(bytes) => {
+                let position = self.take_room(bytes.len() as u64, SECTOR)?;
+                self.exclusive(position, bytes.len()).copy_from_slice(&bytes);
+                Payload { position, crc: crc32c::crc32c(&bytes) }
+            }
+            None => Payload::default(),
+        };
+        self.put(slot::encode(event, at), last)
+    }
+
+    /// Appends the end of a request, and before it what became visible until then.
+    ///
+    /// # Errors
+    /// As [`Writer::append`].
+    pub fn complete(
+        &self,
+        visible: &[(u16, u16)],
+        request: Seq,
+        status: Status,
+    ) -> Result<Seq, RecordingError> {
+        self.append_complete(visible, request, status, false)
+    }
+
+    /// As [`Writer::complete`], and cuts the power right after.
+    ///
+    /// # Errors
+    /// As [`Writer::append_last`].
+    pub fn complete_last(
+        &self,
+        visible: &[(u16, u16)],
+        request: Seq,
+        status: Status,
+    ) -> Result<Seq, RecordingError> {
+        self.append_complete(visible, request, status, true)
+    }
+
+    fn append_complete(
+        &self,
+        mut visible: &[(u16, u16)],
+        request: Seq,
+        status: Status,
+        last: bool,
+    ) -> Result<Seq, RecordingError> {
+        while visible.len() > PAIRS {
+            let (now, later) = visible.split_at(PAIRS);
+            self.room(0)?;
+            self.put(slot::visible(now), false)?;
+            visible = later;
+        }
+        self.room(0)?;
+        self.put(slot::complete(visible, request, status), last)
+    }
+
+    /// Cuts the power: no event comes after the one returned, and all up to it are committed.
+    /// From then on every append fails with [`RecordingError::Frozen`]. Once cut, says the same
+    /// again. `None`: nothing was ever recorded.
+    pub fn freeze(&self) -> Option<Seq> {
+        let taken = self.next.fetch_or(FROZEN, Ordering::AcqRel);
+        if taken & FROZEN == 0 {
+            self.settle(taken);
+        }
+        self.frozen().flatten()
+    }
+
+    /// `None`: there is power. Otherwise the last event before the cut, if there is one.
+    pub fn frozen(&self) -> Option<Option<Seq>> {
+        while self.next.load(Ordering::Acquire) & FROZEN != 0 {
+            match self.cut.load(Ordering::Acquire) {
+                // Another thread makes the cut right now.
+                0 => std::thread::yield_now(),
+                cut => return Some((cut - 1).checked_sub(1).map(Seq)),
+            }
+        }
+        None
+    }
+
+    /// Is the power cut? A load, and never waits.
+    pub fn is_frozen(&self) -> bool {
+        self.next.load(Ordering::Acquire) & FROZEN != 0
+    }
+
+    /// The power is back: appends [`Event::Reset`] of cause [`ResetCause::PowerCut`], and takes
+    /// events again. They are not part of the order before it. Does nothing where there is power.
+    ///
+    /// # Errors
+    /// As [`Writer::append`].
+    pub fn thaw(&self) -> Result<(), RecordingError> {
+        if self.frozen().is_none() {
+            return Ok(());
+        }
+        // Of several threads one gets the cut.
+        let cut = self.cut.swap(0, Ordering::AcqRel);
+        if cut != 0 {
+            self.next.store(cut - 1, Ordering::Release);
+            self.append(&Event::Reset { cause: ResetCause::PowerCut, queue: None })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every slot below `taken` is committed or given up, and makes that the cut:
+    /// moments, since nothing blocks between taking a number and that.
+    fn settle(&self, taken: u64) {
+        while self.finished.load(Ordering::Acquire) < taken {
+            std::thread::yield_now();
+        }
+        self.cut.store(taken + 1, Ordering::Release);
+    }
+
+    fn put(&self, mut words: Words, last: bool) -> Result<Seq, RecordingError> {
+        if self.map.poisoned() {
+            return Err(self.poisoned());
+        }
+        let seq = if last { self.take_last()? } else { self.take()? };
+        let stored = match self.slot_at(seq) {
+            Some(at) => {
+                slot::seal(seq, &mut words);
+                self.map.commit(at, &words);
+                if self.map.poisoned() { Err(self.poisoned()) } else { Ok(Seq(seq)) }
+            }
+            // More threads raced for the end than can be: a hole, and an error for this one.
+            None => Err(no_space(&self.path, io::Error::from(io::ErrorKind::StorageFull))),
+        };
+        self.finished.fetch_add(1, Ordering::AcqRel);
+        if last {
+            self.settle(seq + 1);
+        }
+        stored
+    }
+
+    fn take(&self) -> Result<u64, RecordingError> {
+        let seq = self.next.fetch_add(1, Ordering::AcqRel);
+        if seq & FROZEN == 0 { Ok(seq) } else { Err(RecordingError::Frozen) }
+    }
+
+    fn take_last(&self) -> Result<u64, RecordingError> {
+        self.next
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n & FROZEN == 0).then_some((n + 1) | FROZEN)
+            })
+            .map_err(|_| RecordingError::Frozen)
+    }
+
+    fn slot_at(&self, seq: u64) -> Option<u64> {
+        if seq >= self.capacity.load(Ordering::Acquire) {
+            return None;
+        }
+        let ordinal = (seq / self.geometry.slots) as usize;
+        let segment = self.slots.get(ordinal)?.load(Ordering::Acquire);
+        let within = SEGMENT_HEADER + seq % self.geometry.slots * SLOT;
+        Some(self.geometry.segment_at(segment) + within)
+    }
+
+    /// Sees to it that there is room for the next slot and `kept` more.
+    fn room(&self, kept: u64) -> Result<(), RecordingError> {
+        let enough = || {
+            let next = self.next.load(Ordering::Acquire);
+            // Frozen: `take` says so.
+            next & FROZEN != 0
+                || next + kept + RACE.min(self.geometry.slots / 4)
+                    <= self.capacity.load(Ordering::Acquire)
+        };
+        while !enough() {
+            let mut grow = self.lock_grow();
+            if enough() {
+                break;
+            }
+            let capacity = self.capacity.load(Ordering::Acquire);
+            let ordinal = (capacity / self.geometry.slots) as u32;
+            let Some(entry) = self.slots.get(ordinal as usize) else {
+                return Err(self.too_large());
+            };
+            let segment = self.add(&mut grow, 1, SegmentKind::Slots { ordinal })?;
+            entry.store(segment, Ordering::Release);
+            self.capacity.store(capacity + self.geometry.slots, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Gives out `len` bytes of payload space, each byte once.
+    fn take_room(&self, len: u64, align: u64) -> Result<u64, RecordingError> {
+        if self.map.poisoned() {
+            return Err(self.poisoned());
+        }
+        let segment = self.geometry.segment;
+        // At least one byte, so that no two payloads have one position.
+        let need = len.max(1).next_multiple_of(SECTOR);
+        let fits = |from: u64| -> Option<u64> {
+            let at = from.next_multiple_of(align);
+            // The cursor never stands at the start of a segment, so the end is that of its own.
+            let within = from.checked_sub(slot::DATA_START)?;
+            (at + need <= within.next_multiple_of(segment) + slot::DATA_START).then_some(at)
+        };
+        loop {
+            let from = self.cursor.load(Ordering::Acquire);
+            if let Some(at) = fits(from) {
+                let moved = self.cursor.compare_exchange_weak(
+                    from,
+                    at + need,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
+                if moved.is_ok() {
+                    return Ok(at);
+                }
+                continue;
+            }
+            let mut grow = self.lock_grow();
+            if self.cursor.load(Ordering::Acquire) != from {
+                continue;
+            }
+            let run = (SEGMENT_HEADER + need).div_ceil(segment);
+            let run = u32::try_from(run).map_err(|_| self.too_large())?;
+            let found = grow.unused.iter().position(|(_, r)| *r == run);
+            let start = match found {
+                Some(i) => grow.unused.remove(i).0,
+                None => self.add(&mut grow, run, SegmentKind::Payload { run })?,
+            };
+            let at = self.geometry.segment_at(start) + SEGMENT_HEADER;
+            if run == 1 {
+                self.cursor.store(at + need, Ordering::Release);
+            }
+            return Ok(at);
+        }
+    }
+
+    /// Adds `run` segments to the file.
+    fn add(&self, grow: &mut Grow, run: u32, kind: SegmentKind) -> Result<u32, RecordingError> {
+        let first = grow.segments;
+        let (start, end) = (self.geometry.segment_at(first), self.geometry.segment_at(first + run));
+        if end > self.map.limit() {
+            return Err(self.too_large());
+        }
+        allocate(&self.file, start, end - start).map_err(|e| no_space(&self.path, e))?;
+        self.map.extend(&self.file, end).map_err(|e| no_space(&self.path, e))?;
+        for (i, word) in kind.words(first).into_iter().enumerate() {
+            self.map.store(start + 8 * i as u64, word);
+        }
+        // Part of the file from here on.
+        self.map.store(header::SEGMENTS_AT, header::segments_word(first + run));
+        if self.map.poisoned() {
+            return Err(self.poisoned());
+        }
+        grow.segments = first + run;
+        Ok(first)
+    }
+
+    fn lock_grow(&self) -> MutexGuard<'_, Grow> {
+        self.grow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poisoned(&self) -> RecordingError {
+        RecordingError::Poisoned { path: self.path.clone() }
+    }
+
+    fn too_large(&self) -> RecordingError {
+        RecordingError::NoSpace {
+            path: self.path.clone(),
+            why: format!("it would exceed {} bytes of address space", self.map.limit()),
+        }
+    }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), RecordingError> {
+    file.try_lock().map_err(|e| match e {
+        TryLockError::WouldBlock => RecordingError::Busy { path: path.to_owned() },
+        TryLockError::Error(e) => RecordingError::io("lock", path)(e),
+    })
+}
+
+fn no_space(path: &Path, error: io::Error) -> RecordingError {
+    RecordingError::NoSpace { path: path.to_owned(), why: error.to_string() }
+}
+
+/// Allocates bytes of the file, so that storing into a mapping of them needs no space.
+fn allocate(file: &File, start: u64, len: u64) -> io::Result<()> {
+    // Beyond the limit the kernel would raise SIGXFSZ, which ends the process.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    if limit.current.is_some_and(|most| start + len > most) {
+        return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+    }
+    loop {
+        return match rustix::fs::fallocate(file, FallocateFlags::empty(), start, len) {
+            Err(Errno::INTR) => continue,
+            // A file system without it: zeroes allocate as well, only slower.
+            Err(Errno::OPNOTSUPP) => {
+                let zeroes = vec![0; 1 << 20];
+                let mut at = start;
+                while at < start + len {
+                    let n = (start + len - at).min(zeroes.len() as u64) as usize;
+                    file.write_all_at(&zeroes[..n], at)?;
+                    at += n as u64;
+                }
+                Ok(())
+            }
+            other => Ok(other?),
+        };
+    }
+}
