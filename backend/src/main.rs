@@ -1,1 +1,142 @@
-fn main() {}
+//! `tornblkd`: see the library's documentation, and `tornblkd --help`.
+
+mod options;
+
+use anyhow::Context;
+use clap::Parser;
+use clap::error::ErrorKind;
+use options::Options;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tornblk_backend::device::blk::{Blk, BlkOptions};
+use tornblk_backend::device::limits::{Limits, mode_name};
+use tornblk_backend::device::size::Size;
+use tornblk_backend::store::{self, Cache, Machine, Store};
+use tornblk_backend::vhost::{self, Socket};
+
+/// For everything that could not run.
+const CANNOT_RUN: u8 = 2;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_target(false)
+        .init();
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => return refused(&error),
+    };
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tornblkd: {error:#}");
+            ExitCode::from(CANNOT_RUN)
+        }
+    }
+}
+
+/// A mistake on the command line: one line, and where to read on.
+fn refused(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Nobody is there to read it where this fails.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let sentence: Vec<&str> = text
+        .trim_start_matches("error: ")
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    eprintln!("tornblkd: {} (see tornblkd --help)", sentence.join(" "));
+    ExitCode::from(CANNOT_RUN)
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    // Before anything that has to be undone: a signal from here on ends the program in order.
+    let stop = signals().context("signals cannot be caught")?;
+    let limits = Limits::new(&options.limits())?;
+    let machine = Machine::open(store::Options {
+        image: options.image.clone(),
+        recording: options.recording.clone(),
+        profile: limits.profile.clone(),
+        logical_block_size: limits.logical_block_size,
+        physical_block_size: limits.physical_block_size,
+        read_only: options.read_only,
+        cache: options.cache,
+        seed: options.seed,
+        faults: options.fault.clone(),
+        hold_completions: options.hold_completions.unwrap_or_default(),
+        serial: options.serial.clone(),
+    })?;
+    let identity = machine.clone();
+    let device = Blk::new(BlkOptions {
+        store: machine.clone() as Arc<dyn Store>,
+        limits,
+        queues: options.num_queues,
+        queue_size: options.queue_size,
+        writeback: options.cache != Cache::Writethrough,
+        id: Box::new(move || identity.id_string()),
+    });
+    let socket = Socket::bind(&options.socket)?;
+    log::info!("{}", advertised(&options, &device));
+    vhost::serve(&device, &socket, stop.as_fd())?;
+    log::info!("ended by a signal");
+    Ok(())
+}
+
+/// Readable when the program shall end.
+fn signals() -> std::io::Result<UnixStream> {
+    let (stop, write) = UnixStream::pair()?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    }
+    Ok(stop)
+}
+
+/// What the guest is offered, in a line.
+fn advertised(options: &Options, device: &Blk) -> String {
+    let limits = device.limits();
+    let size = |bytes: u64| Size(bytes).to_string();
+    let store = match &options.recording {
+        Some(file) => format!("recorded to {}", file.display()),
+        None => "raw".to_owned(),
+    };
+    let atomic = if limits.profile.unit_max == 0 {
+        "nothing atomic above the logical block".to_owned()
+    } else {
+        let boundary = match limits.profile.boundary {
+            0 => String::new(),
+            boundary => format!(", boundary {}", size(boundary)),
+        };
+        let caution = match (limits.atomic(), &options.recording) {
+            (false, _) => "; no virtio-blk write is eligible",
+            (true, None) => "; on a raw image only as good as the host's own disk",
+            (true, Some(_)) => "",
+        };
+        format!(
+            "atomic writes {} to {}, requests to {}{boundary} ({}){caution}",
+            size(limits.profile.unit_min),
+            size(limits.profile.unit_max),
+            size(limits.profile.max_bytes),
+            mode_name(limits.profile.mode),
+        )
+    };
+    format!(
+        "{}: {} from {}{}, {store}; blocks {} logical, {} physical; {} queues of {}; {atomic}; \
+         torn at {}; waiting at {}",
+        options.serial,
+        size(device.disk().capacity),
+        options.image.display(),
+        if options.read_only { ", read-only" } else { "" },
+        size(limits.logical_block_size.into()),
+        size(limits.physical_block_size.into()),
+        device.queues(),
+        device.queue_size(),
+        size(limits.tear_unit()),
+        options.socket.display(),
+    )
+}

@@ -1,0 +1,220 @@
+//! The virtio-blk device (VIRTIO 1.2, 5.2).
+//!
+//! A request goes through these forms, each made from the one before, so that none can be
+//! answered twice or forgotten:
+//!
+//! | form | what it is | where |
+//! | --- | --- | --- |
+//! | head | an index from the available ring | [`queue`] |
+//! | [`chain::Chain`] | well-formed descriptors inside the guest's memory | [`chain`] |
+//! | `Parsed` | a request that makes sense on this disk | [`request`] |
+//! | [`Request`](crate::store::Request) | the store's; `Submitted` stays behind with the status address | [`queue`] |
+//! | [`Done`](crate::store::Done) | what the store made of it | [`queue`] |
+//! | `Answer` | a head and a length for the used ring | [`queue`] |
+//!
+//! A chain that is malformed skips to its answer: IOERR, or UNSUPP for what was not offered, where
+//! it has a status byte; returned without one where it has none. Nothing that a guest sends makes
+//! the device panic, or touch a byte outside the buffers that the chain names.
+
+pub mod chain;
+mod config;
+mod features;
+mod queue;
+mod request;
+
+pub use config::CONFIG_BYTES;
+pub use queue::BlkQueue;
+
+use super::limits::Limits;
+use crate::store::Store;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tornblk_model::event::{Disk, Negotiation, ResetCause};
+use tornblk_proto::DEVICE_ID_BYTES;
+
+/// Sectors that a segment of a DISCARD or WRITE_ZEROES may cover: 64 MiB.
+pub const DISCARD_MAX_SECTORS: u32 = 131_072;
+/// Segments that a DISCARD or WRITE_ZEROES may have.
+pub const DISCARD_MAX_SEGMENTS: u32 = 32;
+/// Entries that a queue may have. The most is what `preadv` takes of pieces (IOV_MAX).
+pub const QUEUE_SIZE: std::ops::RangeInclusive<u16> = 8..=1024;
+/// Queues that a device may have (a mask of 64 bits in vhost-user-backend).
+pub const QUEUES: std::ops::RangeInclusive<u16> = 1..=64;
+
+/// VIRTIO_BLK_F_SEG_MAX for queues of that size: all but the header and the status.
+pub fn seg_max(queue_size: u16) -> u32 {
+    u32::from(queue_size) - 2
+}
+
+/// What a device is made of.
+pub struct BlkOptions {
+    pub store: Arc<dyn Store>,
+    /// Made for [`seg_max`] of `queue_size`.
+    pub limits: Limits,
+    /// In [`QUEUES`].
+    pub queues: u16,
+    /// A power of two in [`QUEUE_SIZE`].
+    pub queue_size: u16,
+    /// `writeback` at the start.
+    pub writeback: bool,
+    /// What GET_ID answers, asked each time.
+    pub id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
+}
+
+/// The device, apart from its queues.
+pub struct Blk {
+    store: Arc<dyn Store>,
+    disk: Disk,
+    read_only: bool,
+    limits: Limits,
+    queues: u16,
+    queue_size: u16,
+    id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
+    /// Kept over resets and new connections, as a real disk keeps it (VIRTIO leaves that open): a
+    /// front-end that reconnects still shows its guest the value from before.
+    writeback: AtomicBool,
+    negotiated: Mutex<Option<Negotiation>>,
+}
+
+impl Blk {
+    pub fn new(options: BlkOptions) -> Arc<Blk> {
+        let BlkOptions { store, limits, queues, queue_size, writeback, id } = options;
+        Arc::new(Blk {
+            disk: store.disk(),
+            read_only: store.read_only(),
+            store,
+            limits,
+            queues,
+            queue_size,
+            id,
+            writeback: AtomicBool::new(writeback),
+            negotiated: Mutex::new(None),
+        })
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    pub fn queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    pub fn seg_max(&self) -> u32 {
+        seg_max(self.queue_size)
+    }
+
+    /// Feature bits to offer.
+    pub fn features(&self) -> u64 {
+        features::offered(self.read_only, self.queues)
+    }
+
+    /// The driver accepted these features.
+    pub fn negotiated(&self, accepted: u64) {
+        let what = features::negotiation(accepted, self.writeback.load(Ordering::Acquire));
+        self.writeback.store(what.writeback, Ordering::Release);
+        let before = self.last_negotiation().replace(what);
+        // Front-ends repeat themselves when they stop and start the device.
+        if before != Some(what) {
+            log::info!(
+                "negotiated: FLUSH {}, CONFIG_WCE {}, writeback {}",
+                yes(what.flush),
+                yes(what.config_wce),
+                u8::from(what.writeback)
+            );
+            self.store.negotiated(what);
+        }
+    }
+
+    /// The bytes `offset..offset + size` of the configuration space; 0 beyond its end.
+    pub fn config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let space = config::space(&config::Told {
+            capacity: self.disk.capacity,
+            limits: &self.limits,
+            seg_max: self.seg_max(),
+            queues: self.queues,
+            writeback: self.writeback.load(Ordering::Acquire),
+        });
+        config::window(&space, offset, size)
+    }
+
+    /// The driver wrote to the configuration space. Only `writeback` may be written.
+    pub fn set_config(&self, offset: u32, bytes: &[u8]) {
+        match config::written_writeback(offset, bytes) {
+            Ok(Some(on)) => {
+                if self.writeback.swap(on, Ordering::AcqRel) != on {
+                    log::info!("the driver set writeback to {}", u8::from(on));
+                    self.store.set_writeback(on);
+                }
+            }
+            Ok(None) => log::warn!(
+                "the driver wrote {} bytes at {offset} of the configuration space, where nothing \
+                 can be written: ignored",
+                bytes.len()
+            ),
+            Err(value) => log::warn!("the driver set writeback to {value}: ignored"),
+        }
+    }
+
+    /// What GET_ID answers now.
+    pub fn id(&self) -> [u8; DEVICE_ID_BYTES] {
+        (self.id)()
+    }
+
+    /// The device's side of queue `n`, from its start to its stop.
+    pub fn queue(self: &Arc<Self>, n: u16) -> BlkQueue {
+        BlkQueue::new(self.clone(), n)
+    }
+
+    /// What was in flight has ended without an answer: after the queues are gone.
+    pub fn reset(&self, cause: ResetCause, queue: Option<u16>) {
+        if cause != ResetCause::QueueStop {
+            *self.last_negotiation() = None;
+        }
+        self.store.reset(cause, queue);
+    }
+
+    fn last_negotiation(&self) -> std::sync::MutexGuard<'_, Option<Negotiation>> {
+        // An option is whole whatever happened to the thread that held the lock.
+        self.negotiated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn yes(bit: bool) -> &'static str {
+    if bit { "yes" } else { "no" }
+}
+
+impl fmt::Debug for Blk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blk")
+            .field("disk", &self.disk)
+            .field("read_only", &self.read_only)
+            .field("limits", &self.limits)
+            .field("queues", &self.queues)
+            .field("queue_size", &self.queue_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BlkOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlkOptions")
+            .field("limits", &self.limits)
+            .field("queues", &self.queues)
+            .field("queue_size", &self.queue_size)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,320 @@
+//! Block sizes and atomic-write limits: from what the user asked for to what the disk promises.
+//!
+//! Names and units are those of Linux `queue/atomic_write_*`: bytes. VIRTIO has no field for
+//! atomic-write limits (1.4 ends at feature bit 17). A stock front-end passes byte 33 of the
+//! configuration space through, `unused0`, which a device must otherwise set to 0; see
+//! [`Limits::config_byte`]. That is a deliberate deviation, made only when limits are set.
+
+use super::size::Size;
+use tornblk_model::crash::{AtomicMode, DiscardReads, Profile};
+
+/// Smallest and largest logical block, in bytes. Linux takes up to 64 KiB (from 6.15 on; before,
+/// up to its page size).
+pub const LOGICAL_BLOCK: std::ops::RangeInclusive<u32> = 512..=65536;
+/// Largest physical block, in bytes.
+pub const PHYSICAL_BLOCK_MAX: u32 = 1 << 20;
+/// Page size that a guest's segments are sure to have, for [`carried_by`].
+const PAGE: u64 = 4096;
+/// Linux never builds a bio of more segments (`BIO_MAX_VECS`).
+const BIO_SEGMENTS: u64 = 256;
+/// What four bits of [`Limits::config_byte`] can say above 512 bytes.
+const CONFIG_UNIT_MAX: u64 = 512 << 14;
+
+/// What the user asked for. `None`: not said.
+#[derive(Clone, Debug, Default)]
+pub struct LimitOptions {
+    pub logical_block_size: Option<u64>,
+    pub physical_block_size: Option<u64>,
+    pub unit_min: Option<u64>,
+    pub unit_max: Option<u64>,
+    pub max_bytes: Option<u64>,
+    pub boundary: Option<u64>,
+    pub mode: Option<AtomicMode>,
+    pub tear_unit: Option<u64>,
+    /// The short form; not together with any of the above but the block sizes.
+    pub profile: Option<Profile>,
+    /// VIRTIO_BLK_F_SEG_MAX that the device will offer.
+    pub seg_max: u32,
+}
+
+/// What the disk promises. Only made by [`Limits::new`], so they never contradict each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `blk_size`, in bytes.
+    pub logical_block_size: u32,
+    /// In bytes; at least the logical block size.
+    pub physical_block_size: u32,
+    /// The whole of it, for the crash model.
+    pub profile: Profile,
+}
+
+/// Why the limits were refused: a sentence for the user, with a value that would work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LimitsError(String);
+
+macro_rules! refuse {
+    ($($arg:tt)*) => { return Err(LimitsError(format!($($arg)*))) };
+}
+
+impl Limits {
+    /// # Errors
+    /// The first thing that contradicts itself, VIRTIO, or what Linux would accept.
+    pub fn new(want: &LimitOptions) -> Result<Limits, LimitsError> {
+        let logical = logical_block(want)?;
+        let physical = physical_block(want, logical)?;
+        let profile = match &want.profile {
+            Some(profile) => named(want, profile, logical)?,
+            None => described(want, logical)?,
+        };
+        check(&profile, logical, want.seg_max)?;
+        Ok(Limits { logical_block_size: logical, physical_block_size: physical, profile })
+    }
+
+    /// Are there writes above the logical block that the device can recognise as atomic and keep
+    /// whole on virtio-blk?
+    pub fn atomic(&self) -> bool {
+        self.profile.mode == AtomicMode::Implicit && self.profile.unit_max > 0
+    }
+
+    /// Byte 33 of `virtio_blk_config`: `((1 + log2(unit_max / 512)) << 4) | log2(unit_min / 512)`;
+    /// 0 where there are no limits. The largest atomic write is `unit_max` as well.
+    pub fn config_byte(&self) -> u8 {
+        if !self.atomic() {
+            return 0;
+        }
+        // Both nibbles fit: `check` bounds `unit_max` by `CONFIG_UNIT_MAX`.
+        let log2 = |bytes: u64| (bytes / 512).ilog2() as u8;
+        ((1 + log2(self.profile.unit_max)) << 4) | log2(self.profile.unit_min)
+    }
+
+    /// In bytes, never 0.
+    pub fn tear_unit(&self) -> u64 {
+        match self.profile.tear_unit {
+            0 => u64::from(self.logical_block_size),
+            unit => unit,
+        }
+    }
+}
+
+/// As on the command line.
+pub fn mode_name(mode: AtomicMode) -> &'static str {
+    match mode {
+        AtomicMode::Implicit => "implicit",
+        AtomicMode::Explicit => "explicit",
+        AtomicMode::None => "none",
+    }
+}
+
+/// The longest write, as a power of two, that a request of `seg_max` segments is sure to carry
+/// whatever its buffer's alignment: Linux cuts `atomic_write_unit_max` down to this
+/// (`blk_queue_max_guaranteed_bio`: the first and the last segment may hold as little as a logical
+/// block).
+pub fn carried_by(seg_max: u32, logical: u32) -> u64 {
+    let segments = u64::from(seg_max).min(BIO_SEGMENTS);
+    let bytes = segments.min(2) * u64::from(logical) + segments.saturating_sub(2) * PAGE;
+    power_below(bytes)
+}
+
+fn power_below(n: u64) -> u64 {
+    n.checked_ilog2().map_or(0, |log| 1 << log)
+}
+
+fn need_power_of_two(option: &str, value: u64) -> Result<(), LimitsError> {
+    if value.is_power_of_two() {
+        return Ok(());
+    }
+    let below = power_below(value).max(512);
+    match value.checked_next_power_of_two().filter(|&above| above != below) {
+        Some(above) if value > 512 => refuse!(
+            "{option} {} is no power of two: use {} or {}",
+            Size(value),
+            Size(below),
+            Size(above)
+        ),
+        _ => refuse!("{option} {} is no power of two: use {}", Size(value), Size(below)),
+    }
+}
+
+fn logical_block(want: &LimitOptions) -> Result<u32, LimitsError> {
+    let demanded = want.profile.as_ref().and_then(|p| p.lb_size);
+    let size = match (want.logical_block_size, demanded) {
+        (Some(asked), Some(named)) if asked != u64::from(named) => refuse!(
+            "the profile demands a logical block size of {}, and --logical-block-size says {}: \
+             leave one out",
+            Size(named.into()),
+            Size(asked)
+        ),
+        (Some(asked), _) => asked,
+        (None, Some(named)) => named.into(),
+        (None, None) => 512,
+    };
+    need_power_of_two("--logical-block-size", size)?;
+    match u32::try_from(size) {
+        Ok(size) if LOGICAL_BLOCK.contains(&size) => Ok(size),
+        _ => refuse!(
+            "--logical-block-size {} is out of range: use a power of two from 512 to 64k",
+            Size(size)
+        ),
+    }
+}
+
+fn physical_block(want: &LimitOptions, logical: u32) -> Result<u32, LimitsError> {
+    let Some(size) = want.physical_block_size else { return Ok(logical) };
+    need_power_of_two("--physical-block-size", size)?;
+    if size < logical.into() {
+        refuse!(
+            "--physical-block-size {} is below the logical block size: use {} or more",
+            Size(size),
+            Size(logical.into())
+        );
+    }
+    match u32::try_from(size) {
+        Ok(size) if size <= PHYSICAL_BLOCK_MAX => Ok(size),
+        _ => refuse!(
+            "--physical-block-size {} is out of range: use at most {}",
+            Size(size),
+            Size(PHYSICAL_BLOCK_MAX.into())
+        ),
+    }
+}
+
+/// The short form: `--profile`.
+fn named(want: &LimitOptions, profile: &Profile, logical: u32) -> Result<Profile, LimitsError> {
+    let said = [
+        ("--atomic-unit-min", want.unit_min.is_some()),
+        ("--atomic-unit-max", want.unit_max.is_some()),
+        ("--atomic-max-bytes", want.max_bytes.is_some()),
+        ("--atomic-boundary", want.boundary.is_some()),
+        ("--atomic-mode", want.mode.is_some()),
+        ("--tear-unit", want.tear_unit.is_some()),
+    ];
+    if let Some((option, _)) = said.iter().find(|(_, said)| *said) {
+        refuse!("--profile already says what {option} says: leave one of them out");
+    }
+    let mut profile = profile.clone();
+    // A profile's name says only its largest write.
+    if profile.unit_max > 0 {
+        profile.unit_min = profile.unit_min.max(logical.into());
+    }
+    Ok(profile)
+}
+
+/// The long form: one option for each limit.
+fn described(want: &LimitOptions, logical: u32) -> Result<Profile, LimitsError> {
+    let lb = u64::from(logical);
+    let mut profile = Profile {
+        mode: AtomicMode::None,
+        unit_min: 0,
+        unit_max: 0,
+        max_bytes: 0,
+        boundary: 0,
+        tear_unit: want.tear_unit.unwrap_or(0),
+        lb_size: None,
+        discard: DiscardReads::Either,
+        garbage: false,
+    };
+    if want.tear_unit == Some(0) {
+        refuse!("--tear-unit 0 would cut a write into nothing: use {} or more", Size(lb));
+    }
+    let limits = [
+        ("--atomic-unit-min", want.unit_min),
+        ("--atomic-unit-max", want.unit_max),
+        ("--atomic-max-bytes", want.max_bytes),
+        ("--atomic-boundary", want.boundary),
+    ];
+    if let Some((option, _)) = limits.iter().find(|(_, value)| *value == Some(0)) {
+        refuse!("{option} 0 promises nothing: leave it out, or use {} or more", Size(lb));
+    }
+    let Some(largest) = want.max_bytes.or(want.unit_max) else {
+        if let Some((option, _)) = limits.iter().find(|(_, value)| value.is_some()) {
+            refuse!("{option} says nothing without --atomic-unit-max: add it (16k, say)");
+        }
+        return match want.mode {
+            None | Some(AtomicMode::None) => Ok(profile),
+            Some(mode) => refuse!(
+                "--atomic-mode {} says which writes are atomic, but not how long they may be: add \
+                 --atomic-unit-max (16k, say)",
+                mode_name(mode)
+            ),
+        };
+    };
+    profile.mode = want.mode.unwrap_or(AtomicMode::Implicit);
+    if profile.mode == AtomicMode::None {
+        refuse!("--atomic-mode none takes no limits: leave it out, or leave the limits out");
+    }
+    profile.unit_max = want.unit_max.unwrap_or_else(|| power_below(largest));
+    profile.unit_min = want.unit_min.unwrap_or(lb);
+    profile.max_bytes = largest;
+    profile.boundary = want.boundary.unwrap_or(0);
+    Ok(profile)
+}
+
+/// What every profile must keep to, however it was said.
+fn check(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError> {
+    let lb = u64::from(logical);
+    if !p.tear_unit.is_multiple_of(lb) {
+        refuse!(
+            "--tear-unit {} is no multiple of the logical block size, which is never torn: use {}",
+            Size(p.tear_unit),
+            Size(p.tear_unit.next_multiple_of(lb))
+        );
+    }
+    if p.unit_max == 0 {
+        return Ok(());
+    }
+    need_power_of_two("--atomic-unit-min", p.unit_min)?;
+    need_power_of_two("--atomic-unit-max", p.unit_max)?;
+    if p.unit_min < lb {
+        refuse!(
+            "--atomic-unit-min {} is below the logical block size: use {} or more",
+            Size(p.unit_min),
+            Size(lb)
+        );
+    }
+    if p.unit_min > p.unit_max {
+        refuse!(
+            "--atomic-unit-min {} is more than --atomic-unit-max {}: use {} or less",
+            Size(p.unit_min),
+            Size(p.unit_max),
+            Size(p.unit_max)
+        );
+    }
+    if p.max_bytes < p.unit_max {
+        refuse!(
+            "--atomic-max-bytes {} is less than --atomic-unit-max {}: use {} or more",
+            Size(p.max_bytes),
+            Size(p.unit_max),
+            Size(p.unit_max)
+        );
+    }
+    if !p.max_bytes.is_multiple_of(lb) {
+        refuse!(
+            "--atomic-max-bytes {} is no multiple of the logical block size: use {}",
+            Size(p.max_bytes),
+            Size(p.max_bytes - p.max_bytes % lb)
+        );
+    }
+    if p.boundary != 0 {
+        need_power_of_two("--atomic-boundary", p.boundary)?;
+        if p.boundary < p.max_bytes {
+            refuse!(
+                "--atomic-boundary {} is less than the longest atomic write, {}: use {} or more",
+                Size(p.boundary),
+                Size(p.max_bytes),
+                Size(p.max_bytes.next_power_of_two())
+            );
+        }
+    }
+    let carried = carried_by(seg_max, logical).min(CONFIG_UNIT_MAX);
+    if p.unit_max > carried {
+        refuse!(
+            "--atomic-unit-max {} is more than a request of {seg_max} segments is sure to carry: \
+             use {} or less, or a larger --queue-size (a request has two segments less than the \
+             queue has entries, and Linux uses at most {BIO_SEGMENTS})",
+            Size(p.unit_max),
+            Size(carried)
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! The command line of `tornblkd`.
+
+use clap::builder::styling::Styles;
+use clap::{ArgAction, Parser, ValueEnum};
+use std::path::PathBuf;
+use std::str::FromStr;
+use tornblk_backend::device::blk::{QUEUE_SIZE, QUEUES, seg_max};
+use tornblk_backend::device::limits::LimitOptions;
+use tornblk_backend::device::size::Size;
+use tornblk_backend::store::{Cache, HoldCompletions};
+use tornblk_model::crash::{AtomicMode, Fault, Profile};
+
+const EXAMPLES: &str = "\
+Examples:
+  A disk that keeps 16 KiB writes whole, as a stock QEMU attaches it:
+    truncate -s 1g disk.img
+    tornblkd --socket /tmp/disk.sock --image disk.img --atomic-unit-max 16k
+    qemu-system-x86_64 ... -object memory-backend-memfd,id=mem,size=1g,share=on \\
+        -machine q35,memory-backend=mem \\
+        -chardev socket,id=disk,path=/tmp/disk.sock -device vhost-user-blk-pci,chardev=disk
+
+  The same, recorded; the image stays as it is, and power can be cut:
+    tornblkd --socket /tmp/disk.sock --image disk.img --recording disk.rec \\
+        --control /tmp/disk.ctl --profile req16k --seed 7
+
+Sizes are bytes, or take k, m, g or t: 512, 16k, 1g (1k is 1024).
+Exits with 0 after SIGTERM or SIGINT, and with 2 where it cannot run.";
+
+/// A vhost-user block device that records every request, and can tear writes as disks do when
+/// their power is cut.
+#[derive(Debug, Parser)]
+#[command(name = "tornblkd", version, styles = Styles::plain(), after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// Where the front-end (QEMU) connects; made with mode 0600, and removed at the end
+    #[arg(long, value_name = "PATH", help_heading = "Disk")]
+    pub(crate) socket: PathBuf,
+
+    /// The disk: a file or a block device; with --recording it is only read
+    #[arg(long, value_name = "FILE", help_heading = "Disk")]
+    pub(crate) image: PathBuf,
+
+    /// Record every request to this file, which must not exist yet or be empty
+    #[arg(long, value_name = "FILE", help_heading = "Disk")]
+    pub(crate) recording: Option<PathBuf>,
+
+    /// Offer the disk read-only
+    #[arg(long, help_heading = "Disk")]
+    pub(crate) read_only: bool,
+
+    /// What the host may cache: writeback (until the guest flushes), writethrough (nothing; the
+    /// guest sees no volatile cache), or unsafe (flushes do nothing)
+    #[arg(long, value_name = "MODE", default_value = "writeback", help_heading = "Disk")]
+    pub(crate) cache: Cache,
+
+    /// Serial number, of which the guest sees 20 bytes
+    #[arg(long, value_name = "TEXT", default_value = "tornblk", value_parser = serial, help_heading = "Disk")]
+    pub(crate) serial: String,
+
+    /// Smallest unit the guest can address, and never torn: a power of two, 512 to 64k
+    /// [default: 512, or what the profile demands]
+    #[arg(long, value_name = "SIZE", help_heading = "Block sizes and queues")]
+    pub(crate) logical_block_size: Option<Size>,
+
+    /// A power of two, from the logical block size to 1m [default: the logical block size]
+    #[arg(long, value_name = "SIZE", help_heading = "Block sizes and queues")]
+    pub(crate) physical_block_size: Option<Size>,
+
+    /// Queues offered, 1 to 64: QEMU takes one a guest CPU, and refuses fewer
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(i64::from(*QUEUES.start())..=i64::from(*QUEUES.end())), help_heading = "Block sizes and queues")]
+    pub(crate) num_queues: u16,
+
+    /// Entries a queue may have: a power of two, 8 to 1024; a request has two segments less
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size, help_heading = "Block sizes and queues")]
+    pub(crate) queue_size: u16,
+
+    /// Shortest write that the guest may ask to be atomic: a power of two [default: the logical
+    /// block size]
+    #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
+    pub(crate) atomic_unit_min: Option<Size>,
+
+    /// Longest write that the guest may ask to be atomic: a power of two (512k at most with the
+    /// default queue size) [default: nothing is atomic above the logical block]
+    #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
+    pub(crate) atomic_unit_max: Option<Size>,
+
+    /// Longest request that is kept whole: a multiple of the logical block size [default:
+    /// --atomic-unit-max]
+    #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
+    pub(crate) atomic_max_bytes: Option<Size>,
+
+    /// A request that crosses a multiple of this is not kept whole: a power of two [default: none]
+    #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
+    pub(crate) atomic_boundary: Option<Size>,
+
+    /// Which writes are kept whole: implicit (all within the limits, as on NVMe), explicit (those
+    /// sent as atomic, as on SCSI; virtio-blk cannot say so), or none [default: implicit where
+    /// limits are given]
+    #[arg(long, value_name = "MODE", help_heading = "Atomic writes")]
+    pub(crate) atomic_mode: Option<Mode>,
+
+    /// Where other writes can be cut: a multiple of the logical block size, on the disk's own
+    /// grid [default: the logical block size]
+    #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
+    pub(crate) tear_unit: Option<Size>,
+
+    /// All of the above in a word: lb512, lb4k, req16k, req16k+b16k, piece16k, lba16k, garbage
+    #[arg(long, value_name = "NAME", help_heading = "Atomic writes")]
+    pub(crate) profile: Option<Profile>,
+
+    /// Control socket: status, limits, mark, stall, release, fault, crash, use-state
+    #[arg(long, value_name = "PATH", help_heading = "Faults and control")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Break a promise, such as tear-atomic,nth=3 or eio,range=1m+4k,p=0.01 or ignore-flush;
+    /// can be given several times
+    #[arg(long, value_name = "FAULT", action = ArgAction::Append, help_heading = "Faults and control")]
+    pub(crate) fault: Vec<Fault>,
+
+    /// Delay completions, to keep requests concurrent: N (of them in flight), idle, or random
+    #[arg(long, value_name = "HOW", value_parser = hold, help_heading = "Faults and control")]
+    pub(crate) hold_completions: Option<HoldCompletions>,
+
+    /// Of everything that is drawn: the same seed and the same requests give the same faults
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Faults and control")]
+    pub(crate) seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    Implicit,
+    Explicit,
+    None,
+}
+
+impl Options {
+    pub(crate) fn limits(&self) -> LimitOptions {
+        let bytes = |size: Option<Size>| size.map(|size| size.0);
+        LimitOptions {
+            logical_block_size: bytes(self.logical_block_size),
+            physical_block_size: bytes(self.physical_block_size),
+            unit_min: bytes(self.atomic_unit_min),
+            unit_max: bytes(self.atomic_unit_max),
+            max_bytes: bytes(self.atomic_max_bytes),
+            boundary: bytes(self.atomic_boundary),
+            mode: self.atomic_mode.map(|mode| match mode {
+                Mode::Implicit => AtomicMode::Implicit,
+                Mode::Explicit => AtomicMode::Explicit,
+                Mode::None => AtomicMode::None,
+            }),
+            tear_unit: bytes(self.tear_unit),
+            profile: self.profile.clone(),
+            seg_max: seg_max(self.queue_size),
+        }
+    }
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    match u16::from_str(text) {
+        Ok(size) if QUEUE_SIZE.contains(&size) && size.is_power_of_two() => Ok(size),
+        _ => Err(format!(
+            "a queue has a power of two of entries, {} to {}, such as 256",
+            QUEUE_SIZE.start(),
+            QUEUE_SIZE.end()
+        )),
+    }
+}
+
+fn serial(text: &str) -> Result<String, String> {
+    if text.is_ascii() && !text.contains(|c: char| c.is_ascii_control()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a serial number is plain ASCII".to_owned())
+    }
+}
+
+fn hold(text: &str) -> Result<HoldCompletions, String> {
+    match text {
+        "idle" => Ok(HoldCompletions::Idle),
+        "random" => Ok(HoldCompletions::Random),
+        _ => match text.parse() {
+            Ok(0) => Ok(HoldCompletions::None),
+            Ok(n) => Ok(HoldCompletions::Above(n)),
+            Err(_) => Err("write a number of requests, idle, or random".to_owned()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Options, clap::Error> {
+        let given = "tornblkd --socket s --image i".split(' ').chain(line.split_whitespace());
+        Options::try_parse_from(given)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_take_units_and_reach_the_limits() {
+        let options = parse("--atomic-unit-max 64k --atomic-mode explicit --tear-unit 4k").unwrap();
+        let limits = options.limits();
+        assert_eq!(limits.unit_max, Some(65536));
+        assert_eq!(limits.mode, Some(AtomicMode::Explicit));
+        assert_eq!(limits.tear_unit, Some(4096));
+        assert_eq!(limits.seg_max, 254);
+        assert_eq!(options.num_queues, 16);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused() {
+        for line in [
+            "--num-queues 0",
+            "--num-queues 65",
+            "--queue-size 100",
+            "--queue-size 4",
+            "--queue-size 2048",
+            "--atomic-unit-max 16q",
+            "--atomic-mode maybe",
+            "--cache sometimes",
+            "--serial \u{e4}",
+            "--hold-completions never",
+            "--seed -1",
+            "--unknown",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_option_is_grouped_and_explained() {
+        for arg in Options::command().get_arguments() {
+            if matches!(arg.get_id().as_str(), "help" | "version") {
+                continue;
+            }
+            assert!(arg.get_help_heading().is_some(), "{}", arg.get_id());
+            assert!(arg.get_help().is_some(), "{}", arg.get_id());
+        }
+    }
+}

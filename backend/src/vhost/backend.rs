@@ -1,0 +1,262 @@
+//! What vhost-user messages and kicks do to the device.
+//!
+//! Locks are taken in this order: the daemon's handler (its thread only), a queue's, its ring's,
+//! then whatever the store has. The store asks for available indices without any of them.
+
+use super::ring::{Indices, Space, Vring};
+use crate::device::blk::{Blk, BlkQueue};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use tornblk_model::event::ResetCause;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+/// The device, as one front-end is served with it.
+pub(super) struct Backend {
+    device: Arc<Blk>,
+    mem: Space,
+    rings: OnceLock<Vec<Vring>>,
+    /// One for each thread, and there is a thread for each queue. Weak: a handler holds us.
+    handlers: OnceLock<Vec<Weak<VringEpollHandler<Arc<Backend>>>>>,
+    /// Made at a queue's first kick, gone at its stop.
+    queues: Vec<Mutex<Option<BlkQueue>>>,
+    /// Guest memory as it was told last: (start, length).
+    regions: Mutex<Vec<(u64, u64)>>,
+    exits: Mutex<Vec<RawFd>>,
+}
+
+impl Backend {
+    pub(super) fn new(device: Arc<Blk>, mem: Space) -> Arc<Backend> {
+        let queues = (0..device.queues()).map(|_| Mutex::new(None)).collect();
+        Arc::new(Backend {
+            device,
+            mem,
+            rings: OnceLock::new(),
+            handlers: OnceLock::new(),
+            queues,
+            regions: Mutex::new(Vec::new()),
+            exits: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// What the daemon made: before it is started, and once.
+    pub(super) fn connect(
+        &self,
+        rings: Vec<Vring>,
+        handlers: &[Arc<VringEpollHandler<Arc<Backend>>>],
+    ) {
+        self.device.store().connected(Arc::new(Indices::new(self.mem.clone(), &rings)));
+        let _ = self.rings.set(rings);
+        let _ = self.handlers.set(handlers.iter().map(Arc::downgrade).collect());
+    }
+
+    /// After the daemon is gone, with its threads. What is in flight is not returned: the
+    /// front-end has read the used index by now, and will offer the rest again.
+    pub(super) fn disconnect(&self) {
+        let mut lost = 0;
+        for queue in &self.queues {
+            lost += whole(queue).take().map_or(0, |queue| queue.in_flight());
+        }
+        if lost > 0 {
+            log::warn!("{lost} requests were in flight when the front-end went away");
+        }
+        self.device.reset(ResetCause::Reconnect, None);
+        for exit in whole(&self.exits).drain(..) {
+            // SAFETY: made by `exit_event`, given away by the crate with `into_raw_fd` to an epoll
+            // instance that is closed by now, and known to nobody else.
+            drop(unsafe { OwnedFd::from_raw_fd(exit) });
+        }
+    }
+
+    /// Event number by which a queue's store wakes its thread: above those of the crate.
+    fn wake_event(&self) -> u16 {
+        self.device.queues() + 1
+    }
+
+    /// Takes what is there and returns what is done. Only on the queue's own thread.
+    fn pump(&self, n: usize, woken: bool) {
+        let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
+        let mut slot = whole(&self.queues[n]);
+        let mut state = ring.get_mut();
+        let runs = state.is_enabled() && state.get_queue().ready();
+        if slot.is_none() {
+            if !runs {
+                return;
+            }
+            *slot = Some(self.start(n));
+        }
+        let Some(queue) = slot.as_mut() else { return };
+        if woken && let Some(fd) = queue.wake_fd() {
+            // Only ever readable here; where it is not, there is nothing to clear.
+            let _ = rustix::io::read(fd, &mut [0u8; 8]);
+        }
+        let mem = self.mem.memory().into_inner();
+        if queue.pump(state.get_queue_mut(), &mem, runs)
+            && let Err(error) = state.signal_used_queue()
+        {
+            log::warn!("queue {n}: the guest cannot be told: {error}");
+        }
+    }
+
+    fn start(&self, n: usize) -> BlkQueue {
+        // At most 64 queues.
+        let queue = self.device.queue(n as u16);
+        if let (Some(fd), Some(handler)) = (queue.wake_fd(), self.handler(n)) {
+            let listened =
+                handler.register_listener(fd.as_raw_fd(), EventSet::IN, self.wake_event().into());
+            if let Err(error) = listened {
+                log::error!("queue {n} cannot be woken by its store: {error}");
+            }
+        }
+        log::debug!("queue {n} runs");
+        queue
+    }
+
+    fn handler(&self, n: usize) -> Option<Arc<VringEpollHandler<Arc<Backend>>>> {
+        self.handlers.get()?.get(n)?.upgrade()
+    }
+
+    /// Ends what is in flight on a queue and returns it; then the queue itself, if `end`.
+    fn settle(&self, n: usize, why: &str, end: bool) {
+        let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
+        let mut slot = whole(&self.queues[n]);
+        if let Some(queue) = slot.as_mut() {
+            let held = queue.in_flight();
+            if held > 0 {
+                log::info!("queue {n}: {held} requests in flight end now: {why}");
+            }
+            let mut state = ring.get_mut();
+            let mem = self.mem.memory().into_inner();
+            if queue.drain(state.get_queue_mut(), &mem) {
+                let _ = state.signal_used_queue();
+            }
+        }
+        if end {
+            ring.forget();
+            if let Some(queue) = slot.take()
+                && let (Some(fd), Some(handler)) = (queue.wake_fd(), self.handler(n))
+            {
+                let _ = handler.unregister_listener(
+                    fd.as_raw_fd(),
+                    EventSet::IN,
+                    self.wake_event().into(),
+                );
+            }
+        }
+    }
+}
+
+/// No panic leaves these half-changed: a lock that a panicking thread held is as good as any.
+fn whole<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.device.queues().into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.device.queue_size().into()
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.device.negotiated(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        for n in 0..self.queues.len() {
+            self.settle(n, "the driver reset the device", true);
+        }
+        self.device.reset(ResetCause::Device, None);
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The rings themselves know.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.device.config(offset, size)
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        // An error would end the connection.
+        self.device.set_config(offset, bytes);
+        Ok(())
+    }
+
+    fn update_memory(&self, mem: Space) -> io::Result<()> {
+        let now: Vec<(u64, u64)> =
+            mem.memory().iter().map(|r| (r.start_addr().0, r.len())).collect();
+        let before = std::mem::replace(&mut *whole(&self.regions), now.clone());
+        if before.iter().any(|region| !now.contains(region)) {
+            for n in 0..self.queues.len() {
+                self.settle(n, "the guest's memory goes away", false);
+            }
+        }
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.device.queues()).map(|n| 1 << n).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
+            Ok((consumer, notifier)) => {
+                // The crate never closes it.
+                whole(&self.exits).push(consumer.as_raw_fd());
+                Some((consumer, notifier))
+            }
+            Err(error) => {
+                log::error!("a queue's thread will not end by itself: {error}");
+                None
+            }
+        }
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        let n = index as usize;
+        if n < self.queues.len() {
+            self.settle(n, "the front-end stops the queue", true);
+            self.device.reset(ResetCause::QueueStop, Some(index as u16));
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _set: EventSet,
+        _rings: &[Vring],
+        thread: usize,
+    ) -> io::Result<()> {
+        if thread < self.queues.len() {
+            self.pump(thread, event == self.wake_event());
+        }
+        // An error would end the thread.
+        Ok(())
+    }
+}
