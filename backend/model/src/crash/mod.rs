@@ -7,7 +7,27 @@
 //! [`StateName`], which is enough to build its [`Content`] again: for every logical block, where
 //! its bytes come from.
 
-use crate::event::{Disk, Event, Seq};
+mod build;
+mod cut;
+mod damage;
+mod fault;
+mod history;
+mod legal;
+mod mask;
+mod name;
+mod profile;
+mod random;
+pub mod size;
+mod state;
+
+pub use cut::Cut;
+pub use history::{End, Request, Stable};
+pub use legal::{Clause, Violation};
+pub use mask::Mask;
+pub use name::{Choice, Parsed, Part, Selection};
+pub use random::discard_reads_zeroes;
+
+use crate::event::{Disk, Seq};
 
 /// Where the bytes of one logical block come from in a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +44,8 @@ pub enum Source {
     Garbage {
         seed: u64,
     },
-    /// As `Written`, with one bit inverted (fault `corrupt`). `request: None` is the base image.
+    /// As `Written`, with one bit inverted (fault `corrupt`): `bit % 8` of byte `bit / 8`, 0 the
+    /// lowest. `request: None` is the base image, of which it is this same block (`block` is 0).
     Flipped {
         request: Option<Seq>,
         block: u32,
@@ -67,7 +88,9 @@ pub enum DiscardReads {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
     pub mode: AtomicMode,
-    /// Bytes; 0 = nothing is atomic. As in Linux `queue/atomic_write_*`.
+    /// Bytes, as in Linux `queue/atomic_write_*`; 0 = one logical block, or with a `unit_max` of 0
+    /// nothing is atomic. `unit_min` and `unit_max` say which writes a driver may mark atomic; what
+    /// is kept whole is what `max_bytes` and `boundary` say.
     pub unit_min: u64,
     pub unit_max: u64,
     pub max_bytes: u64,
@@ -82,7 +105,7 @@ pub struct Profile {
     pub garbage: bool,
 }
 
-/// A state's name: enough to build it again.
+/// A state's name: enough to build it again. Its grammar is in [`Parsed`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StateName(pub String);
 
@@ -96,31 +119,6 @@ pub enum ModelError {
     History(String),
     #[error("{0}")]
     Fault(String),
-}
-
-impl Profile {
-    /// Is a write of these bytes all-or-nothing?
-    pub fn eligible(&self, _offset: u64, _len: u64, _sent_as_atomic: bool) -> bool {
-        todo!()
-    }
-
-    /// Refuses what contradicts itself or the disk, with the value that would work.
-    pub fn check(&self, _disk: &Disk) -> Result<(), ModelError> {
-        todo!()
-    }
-}
-
-impl std::str::FromStr for Profile {
-    type Err = ModelError;
-    fn from_str(_: &str) -> Result<Self, ModelError> {
-        todo!()
-    }
-}
-
-impl std::fmt::Display for Profile {
-    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
-    }
 }
 
 /// A fault of the model, as on the command line: `tear-atomic,nth=3`, `ignore-flush`,
@@ -150,70 +148,11 @@ pub enum FaultKind {
     Eio,
 }
 
-impl std::str::FromStr for Fault {
-    type Err = ModelError;
-    fn from_str(_: &str) -> Result<Self, ModelError> {
-        todo!()
-    }
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
-    }
-}
-
 /// What the events say about the requests.
 #[derive(Debug)]
-pub struct History {}
-
-impl History {
-    pub fn new(
-        _disk: Disk,
-        _events: impl IntoIterator<Item = (Seq, Event)>,
-    ) -> Result<History, ModelError> {
-        todo!()
-    }
-
-    /// The crash point right after event `after`.
-    pub fn cut<'a>(&'a self, _after: Seq, _profile: &'a Profile) -> Result<Cut<'a>, ModelError> {
-        todo!()
-    }
-
-    /// Builds the state of that name (which says profile and point). Also names of illegal
-    /// states, as faults make them.
-    pub fn build(&self, _name: &StateName) -> Result<Content, ModelError> {
-        todo!()
-    }
-}
-
-/// A crash point seen with a profile.
-#[derive(Debug)]
-pub struct Cut<'a> {
-    pub history: &'a History,
-    pub after: Seq,
-    pub profile: &'a Profile,
-}
-
-impl Cut<'_> {
-    /// Submit events of the writes that are not stable here.
-    pub fn volatile(&self) -> Vec<Seq> {
-        todo!()
-    }
-
-    /// The nth random legal state of that seed.
-    pub fn random(&self, _seed: u64, _n: u64) -> StateName {
-        todo!()
-    }
-
-    /// Breaks `name` with faults: the illegal state, and what was done in words, one a fault that
-    /// found something to break.
-    pub fn break_with(
-        &self,
-        _name: &StateName,
-        _faults: &[Fault],
-        _seed: u64,
-    ) -> Result<(StateName, Vec<String>), ModelError> {
-        todo!()
-    }
+pub struct History {
+    disk: Disk,
+    requests: Vec<Request>,
+    events: Vec<(Seq, history::PointKind)>,
+    power_cuts: Vec<Seq>,
 }
