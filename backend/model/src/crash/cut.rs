@@ -272,7 +272,10 @@ impl<'a> Cut<'a> {
         Ok(mask.iter().filter(|f| *f < write.fragments()).map(|f| write.blocks_of(f)).collect())
     }
 
+    /// A name says the profile as briefly as this disk allows, so that a state has one name
+    /// however the profile was spelt.
     pub(super) fn name(&self, choice: Choice) -> StateName {
-        StateName::from(&Parsed { profile: self.profile.clone(), after: self.after, choice })
+        let profile = self.profile.on(self.history.disk());
+        StateName::from(&Parsed { profile, after: self.after, choice })
     }
 }

@@ -252,7 +252,8 @@ impl<'a> Cut<'a> {
     /// The state that a name of this very crash point and profile means.
     pub(super) fn state(&self, name: &StateName) -> Result<State, ModelError> {
         let parsed: Parsed = name.0.parse()?;
-        if parsed.after != self.after || parsed.profile != *self.profile {
+        let disk = self.history.disk();
+        if parsed.after != self.after || parsed.profile.on(disk) != self.profile.on(disk) {
             return Err(ModelError::State(format!(
                 "'{name}' is no state of crash point {} with profile {}",
                 self.after, self.profile
