@@ -122,8 +122,10 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "cmd", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Command {
-    /// Waits until the block device with this serial is there. → `{"device": "/dev/vda", ...}`
-    /// with its sysfs queue limits.
+    /// Waits until the block device with this serial is there, whatever state it shows.
+    /// → `{"device": "/dev/vda", "name", "serial", "bytes", "read_only", "queues", "queue": {...}}`;
+    /// `queue` has every file of sysfs' `queue/`, numbers as numbers: `atomic_write_max_bytes`,
+    /// `logical_block_size`, `nomerges`, `scheduler` (`"[none] mq-deadline"`) and so on.
     WaitDisk {
         serial: String,
         timeout_ms: u64,
@@ -165,8 +167,8 @@ pub enum Command {
     Blkflsbuf {
         device: String,
     },
-    /// Reads the serial number again, from the device. → `{"serial": "...", "tail": "..."}`;
-    /// `tail` is the last 8 of the 20 bytes of GET_ID, where the device shows its nonce.
+    /// Reads the serial number again, from the device: while that shows a state, it ends in a
+    /// nonce. → `{"serial": "...", "tail": "..."}`; `tail` is the last 8 characters.
     ReadNonce {
         device: String,
     },

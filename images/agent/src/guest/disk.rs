@@ -26,7 +26,7 @@ pub fn wait(serial: &str, timeout: Duration) -> Result<Value> {
     loop {
         if let Some(name) = find(Path::new(BLOCK), serial) {
             let device = format!("/dev/{name}");
-            // The node follows the sysfs entry; a disk that answers nothing cannot be opened.
+            // The node follows the sysfs entry.
             if File::open(&device).is_ok() {
                 return Ok(describe(Path::new(BLOCK), &name, &device));
             }
@@ -50,13 +50,16 @@ fn find(block: &Path, serial: &str) -> Option<String> {
     serials(block).find(|(_, found)| is_serial(found, serial)).map(|(name, _)| name)
 }
 
-/// The serial as it is, or before the nonce that fills GET_ID up to its last byte.
+/// The serial as far as GET_ID holds it; or, while the disk shows a state, the beginning of the
+/// serial, `@` and a nonce of 8 hexadecimal digits.
 fn is_serial(found: &str, serial: &str) -> bool {
-    found == serial
-        || (found.len() == ID_BYTES
-            && found.get(..ID_BYTES - TAIL).map(str::trim_end) == {
-                Some(serial.get(..serial.len().min(ID_BYTES - TAIL)).unwrap_or(serial))
-            })
+    let first = |bytes: usize| &serial.as_bytes()[..serial.len().min(bytes)];
+    if found.as_bytes() == first(ID_BYTES) {
+        return true;
+    }
+    let Some((head, nonce)) = found.rsplit_once('@') else { return false };
+    let is_nonce = nonce.len() == TAIL && nonce.bytes().all(|b| b.is_ascii_hexdigit());
+    is_nonce && head.as_bytes() == first(ID_BYTES - TAIL - 1)
 }
 
 /// All disks and what they call themselves.
@@ -219,9 +222,11 @@ mod tests {
 
     #[test]
     fn a_serial_may_be_followed_by_the_nonce() {
-        assert!(is_serial("disk0       01234567", "disk0"));
-        assert!(is_serial("a-long-seria01234567", "a-long-serial-indeed"));
-        assert!(!is_serial("disk0       01234567", "disk1"));
+        assert!(is_serial("disk0@0123abcd", "disk0"));
+        assert!(is_serial("a-long-seri@0123abcd", "a-long-serial-indeed"));
+        assert!(is_serial("a-serial-of-20-bytes", "a-serial-of-20-bytes-and-more"));
+        assert!(!is_serial("disk0@0123abcd", "disk1"));
+        assert!(!is_serial("disk0@x", "disk0"));
         assert!(!is_serial("disk0x", "disk0"));
     }
 

@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -73,14 +73,30 @@ impl Link for Stream {
 /// The virtio-serial port of this name.
 #[derive(Debug)]
 pub struct Port {
-    name: String,
+    place: Place,
     open: Mutex<Arc<File>>,
+}
+
+/// Where to look for a port.
+#[derive(Debug)]
+struct Place {
+    name: String,
+    class: PathBuf,
+    dev: PathBuf,
 }
 
 impl Port {
     /// Waits until the port is there.
     pub fn open(name: &str) -> Port {
-        Port { name: name.to_owned(), open: Mutex::new(Arc::new(open_port(name))) }
+        Port::open_in(Place {
+            name: name.to_owned(),
+            class: "/sys/class/virtio-ports".into(),
+            dev: "/dev".into(),
+        })
+    }
+
+    fn open_in(place: Place) -> Port {
+        Port { open: Mutex::new(Arc::new(place.open())), place }
     }
 
     fn current(&self) -> Arc<File> {
@@ -93,7 +109,7 @@ impl Port {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&open, &broken) {
             std::thread::sleep(AGAIN);
-            *open = Arc::new(open_port(&self.name));
+            *open = Arc::new(self.place.open());
         }
     }
 }
@@ -110,7 +126,7 @@ impl Link for Port {
                 Ok(n) => return Received::Bytes(n),
                 Err(e) if is_transient(&e) => pause(&e),
                 Err(e) => {
-                    log(format_args!("reading port {}: {e}; opening it again", self.name));
+                    log(format_args!("reading port {}: {e}; opening it again", self.place.name));
                     self.reopen(port);
                     return Received::Gone;
                 }
@@ -122,7 +138,7 @@ impl Link for Port {
         loop {
             let port = self.current();
             let Err(e) = send_all(&port, line) else { return true };
-            log(format_args!("writing port {}: {e}; opening it again", self.name));
+            log(format_args!("writing port {}: {e}; opening it again", self.place.name));
             self.reopen(port);
             // What was cut off there must not be read as the beginning of this line.
             let _ = send_all(&self.current(), b"\n");
@@ -156,56 +172,106 @@ fn send_all(mut file: &File, mut line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn open_port(name: &str) -> File {
-    let mut said = false;
-    loop {
-        let found = find_port(name, Path::new("/sys/class/virtio-ports"), Path::new("/dev"));
-        let opened =
-            found.as_ref().map(|path| OpenOptions::new().read(true).write(true).open(path));
-        if let Some(Ok(file)) = opened {
-            return file;
-        }
-        if !std::mem::replace(&mut said, true) {
-            match opened {
-                Some(Err(e)) => log(format_args!("waiting for port {name}: {e}")),
-                _ => log(format_args!("waiting for a virtio-serial port named {name}")),
+impl Place {
+    /// Waits until the port is there and can be opened.
+    fn open(&self) -> File {
+        let mut said = false;
+        loop {
+            let found = self.find();
+            let opened =
+                found.as_ref().map(|path| OpenOptions::new().read(true).write(true).open(path));
+            if let Some(Ok(file)) = opened {
+                return file;
             }
+            if !std::mem::replace(&mut said, true) {
+                match opened {
+                    Some(Err(e)) => log(format_args!("waiting for port {}: {e}", self.name)),
+                    _ => log(format_args!("waiting for a virtio-serial port named {}", self.name)),
+                }
+            }
+            std::thread::sleep(AGAIN);
         }
-        std::thread::sleep(AGAIN);
     }
-}
 
-/// `/dev/virtio-ports/NAME` where udev made it, else what sysfs calls so.
-fn find_port(name: &str, class: &Path, dev: &Path) -> Option<PathBuf> {
-    let link = dev.join("virtio-ports").join(name);
-    if link.exists() {
-        return Some(link);
+    /// `/dev/virtio-ports/NAME` where udev made it, else what sysfs calls so.
+    fn find(&self) -> Option<PathBuf> {
+        let link = self.dev.join("virtio-ports").join(&self.name);
+        if link.exists() {
+            return Some(link);
+        }
+        std::fs::read_dir(&self.class).ok()?.flatten().find_map(|entry| {
+            let text = std::fs::read_to_string(entry.path().join("name")).ok()?;
+            (text.trim_end() == self.name).then(|| self.dev.join(entry.file_name()))
+        })
     }
-    std::fs::read_dir(class).ok()?.flatten().find_map(|entry| {
-        let text = std::fs::read_to_string(entry.path().join("name")).ok()?;
-        (text.trim_end() == name).then(|| dev.join(entry.file_name()))
-    })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
     use std::os::unix::net::UnixStream;
+    use std::path::Path;
 
-    #[test]
-    fn a_port_is_found_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let (class, dev) = (dir.path().join("class"), dir.path().join("dev"));
+    use super::*;
+    use crate::channel::PORT;
+
+    /// A sysfs and a /dev with these ports.
+    fn place(dir: &Path, name: &str) -> Place {
+        let (class, dev) = (dir.join("class"), dir.join("dev"));
+        std::fs::create_dir_all(&dev).unwrap();
         for (port, name) in [("vport0p1", "other\n"), ("vport0p2", "tornblk.agent\n")] {
             std::fs::create_dir_all(class.join(port)).unwrap();
             std::fs::write(class.join(port).join("name"), name).unwrap();
         }
-        assert_eq!(find_port("tornblk.agent", &class, &dev), Some(dev.join("vport0p2")));
-        assert_eq!(find_port("third", &class, &dev), None);
+        Place { name: name.into(), class, dev }
+    }
+
+    #[test]
+    fn a_port_is_found_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let dev = dir.path().join("dev");
+        assert_eq!(place(dir.path(), PORT).find(), Some(dev.join("vport0p2")));
+        let third = place(dir.path(), "third");
+        assert_eq!(third.find(), None);
         std::fs::create_dir_all(dev.join("virtio-ports")).unwrap();
         std::fs::write(dev.join("virtio-ports/third"), "").unwrap();
-        assert_eq!(find_port("third", &class, &dev), Some(dev.join("virtio-ports/third")));
+        assert_eq!(third.find(), Some(dev.join("virtio-ports/third")));
+    }
+
+    #[test]
+    fn a_port_whose_host_end_is_closed_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path(), PORT);
+        let node = place.dev.join("vport0p2");
+        std::fs::write(&node, "").unwrap();
+        // A file at its end reads like a port with nobody at the host end.
+        let port = Port::open_in(place);
+        let mut buffer = [0; 16];
+        assert_eq!(port.receive(&mut buffer), Received::Gone);
+        assert_eq!(port.receive(&mut buffer), Received::Gone);
+        std::fs::write(&node, "hello").unwrap();
+        assert_eq!(port.receive(&mut buffer), Received::Bytes(5));
+        assert_eq!(&buffer[..5], b"hello");
+    }
+
+    #[test]
+    fn a_port_that_comes_late_or_was_replaced_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let late = place(dir.path(), PORT);
+        let node = late.dev.join("vport0p2");
+        let opener = std::thread::spawn(move || Port::open_in(late));
+        std::fs::write(&node, "first").unwrap();
+        let port = opener.join().unwrap();
+        let broken = port.current();
+        std::fs::remove_file(&node).unwrap();
+        std::fs::write(&node, "second").unwrap();
+        port.reopen(Arc::clone(&broken));
+        // The other thread finds the same breakage, and that it is repaired.
+        let repaired = port.current();
+        port.reopen(broken);
+        assert!(Arc::ptr_eq(&repaired, &port.current()));
+        let mut buffer = [0; 16];
+        assert_eq!(port.receive(&mut buffer), Received::Bytes(6));
     }
 
     #[test]

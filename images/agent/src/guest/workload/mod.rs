@@ -31,6 +31,10 @@ pub mod write;
 /// `RWF_ATOMIC` of `linux/fs.h` (Linux 6.11).
 const RWF_ATOMIC: u32 = 0x40;
 
+/// Of one target; each thread has `depth` units in memory.
+const MAX_THREADS: u32 = 256;
+const MAX_DEPTH: u32 = 1024;
+
 /// Runs a workload to its end.
 pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
     check(workload)?;
@@ -80,6 +84,9 @@ pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
         phase(outbox, "writes-done")?;
     }
     outcome?;
+    if outbox.is_stopped() {
+        return Err(Error::Refused("the host has stopped the workload".into()));
+    }
     Ok(shared.written.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -197,11 +204,14 @@ pub fn check(workload: &Workload) -> Result<()> {
         if end.is_none_or(|end| end > i64::MAX as u64) {
             return refuse(format!("{path}: offset {} is too large", t.offset));
         }
-        if t.threads == 0 || t.threads > t.units {
-            return refuse(format!("{path}: {} threads cannot share {} units", t.threads, t.units));
+        if t.threads == 0 || t.threads > t.units.min(MAX_THREADS) {
+            return refuse(format!(
+                "{path}: {} threads cannot share {} units; there can be {MAX_THREADS} at most",
+                t.threads, t.units
+            ));
         }
-        if !(1..=1024).contains(&t.depth) {
-            return refuse(format!("{path}: depth {} is not within 1 to 1024", t.depth));
+        if !(1..=MAX_DEPTH).contains(&t.depth) {
+            return refuse(format!("{path}: depth {} is not within 1 to {MAX_DEPTH}", t.depth));
         }
         if t.flags.is_empty() {
             return refuse(format!("{path}: no flags to write with"));

@@ -39,9 +39,8 @@ pub fn prepare(target: &Target, workload: &Workload) -> Result<()> {
         empty(&file, start, end).map_err(failed("empty"))?;
     }
     match target.prepare {
-        Prepare::AsIs if !workload.load => {}
-        Prepare::AsIs => write_all(target, workload)?,
-        Prepare::Written => write_all(target, workload)?,
+        Prepare::AsIs if !workload.load => return Ok(()),
+        Prepare::AsIs | Prepare::Written => write_all(target, workload)?,
         Prepare::Unwritten => {
             fallocate(&file, FallocateFlags::empty(), start, end - start)
                 .map_err(unsupported(path, "fallocate"))?;

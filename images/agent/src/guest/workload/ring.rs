@@ -88,6 +88,8 @@ fn feed(
                 let how = rwf(step.flags, shared.workload.skip_sync);
                 ring.push(slot, fd, target.offset_of(step.unit), how)?;
             }
+        } else {
+            tally.flush();
         }
         if ring.in_flight == 0 {
             return Ok(());
