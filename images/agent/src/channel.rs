@@ -7,6 +7,8 @@
 //!
 //! Either side may find the rest of a line that was meant for a peer which is gone: it skips lines
 //! that it cannot read, and whoever connects begins with an empty line ([`encode`] and [`Lines`]).
+//! A host that connects to a guest which had another host before sends a `Ping` and passes over
+//! everything up to the `Hello` with that `id`: answers to the other host may come first.
 //!
 //! A mark is a promise about order: the host records it on the disk's own device and only then
 //! acknowledges it, and the agent waits for that before it goes on. So an *intent* is on record
@@ -134,7 +136,10 @@ pub enum Command {
     Tune {
         set: Vec<(String, String)>,
     },
-    /// Runs a program of the image; → `{"status": N, "stdout": "...", "stderr": "..."}`.
+    /// Runs a program of the image, in a process group of its own; → `{"status": N, "signal": null,
+    /// "stdout": "...", "stderr": "..."}`, `status` being 128 + the signal where one ended it. Of
+    /// long output the middle is left out. After `timeout_ms` it is killed with all its group, and
+    /// the answer is `Failed` with ETIMEDOUT.
     Exec {
         argv: Vec<String>,
         timeout_ms: u64,

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait};
 use serde_json::{Value, json};
 
 use super::{Error, Result};
@@ -42,16 +42,13 @@ pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
         if wait_until(&mut child, Instant::now() + TO_DIE)?.is_none() {
             let pid = child.id();
             let stack = std::fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
-            return Err(Error::System {
-                what: format!(
-                    "{program} did not end within {} ms and cannot be killed: it waits in the \
-                     kernel{}{}",
-                    timeout.as_millis(),
-                    if stack.is_empty() { "" } else { ": " },
-                    stack.lines().collect::<Vec<_>>().join(" < "),
-                ),
-                errno: libc::ETIMEDOUT,
-            });
+            return Err(Error::TimedOut(format!(
+                "{program} did not end within {} ms and cannot be killed: it waits in the kernel\
+                 {}{}",
+                timeout.as_millis(),
+                if stack.is_empty() { "" } else { ": " },
+                stack.lines().collect::<Vec<_>>().join(" < "),
+            )));
         }
     }
     // A grandchild may hold the outputs open: it has the rest of the time, then it goes too.
@@ -71,14 +68,11 @@ pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
             "stdout": stdout,
             "stderr": stderr,
         })),
-        None => Err(Error::System {
-            what: format!(
-                "{program} did not end within {} ms and was killed; it had said: {}",
-                timeout.as_millis(),
-                last_lines(&stdout, &stderr),
-            ),
-            errno: libc::ETIMEDOUT,
-        }),
+        None => Err(Error::TimedOut(format!(
+            "{program} did not end within {} ms and was killed; it had said: {}",
+            timeout.as_millis(),
+            last_lines(&stdout, &stderr),
+        ))),
     }
 }
 
@@ -160,7 +154,7 @@ fn last_lines(stdout: &str, stderr: &str) -> String {
 
 /// Takes the exit status of orphans, which PID 1 inherits. Only while no child is waited for.
 pub fn reap() {
-    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub enum Error {
     /// A system call failed: which, on what.
     #[error("{what}: {}", explain(*errno))]
     System { what: String, errno: i32 },
+    /// A program did not end in time.
+    #[error("{0}")]
+    TimedOut(String),
     /// The command cannot be meant like this.
     #[error("{0}")]
     Refused(String),
@@ -55,6 +58,7 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::System { errno, .. } => Some(*errno),
+            Error::TimedOut(_) => Some(libc::ETIMEDOUT),
             Error::Refused(_) | Error::Unsupported(_) => None,
         }
     }

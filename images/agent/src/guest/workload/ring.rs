@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::iter::Peekable;
 use std::os::fd::AsRawFd;
 
 use io_uring::{IoUring, Probe, opcode, types};
@@ -66,16 +67,7 @@ fn feed(
 ) -> Result<()> {
     let mut plan = plan.peekable();
     loop {
-        // Never past a write whose unit is still in flight: the order is the plan's.
-        let mut starting: Vec<(usize, Step)> = Vec::new();
-        while let Some(step) = plan.peek()
-            && !shared.is_over()
-            && !ring.holds(step.unit)
-            && let Some(slot) = ring.take_slot(*step)
-        {
-            starting.push((slot, *step));
-            plan.next();
-        }
+        let starting = if shared.is_over() { Vec::new() } else { ring.take_startable(&mut plan) };
         if !starting.is_empty() {
             let batch = tally.mark(starting.iter().map(|(_, step)| intent(target, step)).collect());
             for (slot, step) in &starting {
@@ -139,6 +131,23 @@ impl Ring {
 
     fn holds(&self, unit: u64) -> bool {
         self.slots.iter().any(|s| s.step.is_some_and(|step| step.unit == unit))
+    }
+
+    /// Takes the writes of the plan that can start now, each with a slot. Never past one whose unit
+    /// is still in flight: the order is the plan's.
+    fn take_startable(
+        &mut self,
+        plan: &mut Peekable<impl Iterator<Item = Step>>,
+    ) -> Vec<(usize, Step)> {
+        let mut taken = Vec::new();
+        while let Some(step) = plan.peek()
+            && !self.holds(step.unit)
+            && let Some(slot) = self.take_slot(*step)
+        {
+            taken.push((slot, *step));
+            plan.next();
+        }
+        taken
     }
 
     fn take_slot(&mut self, step: Step) -> Option<usize> {
@@ -216,6 +225,29 @@ mod tests {
     use super::*;
     use crate::channel::WriteFlags;
 
+    fn step(unit: u64) -> Step {
+        Step { unit, generation: 1, flags: WriteFlags::default(), sync: false }
+    }
+
+    #[test]
+    fn a_write_whose_unit_is_in_flight_holds_up_those_after_it() {
+        if let Err(e) = probe() {
+            println!("skipped: {e}");
+            return;
+        }
+        let mut ring = Ring::new(4, 4096).unwrap();
+        let held = ring.take_slot(step(3)).unwrap();
+        let mut plan = [1, 3, 2, 5, 6].map(step).into_iter().peekable();
+        let mut units = |ring: &mut Ring| -> Vec<u64> {
+            ring.take_startable(&mut plan).iter().map(|(_, step)| step.unit).collect()
+        };
+        assert_eq!(units(&mut ring), [1]);
+        assert_eq!(units(&mut ring), []);
+        ring.slots[held].step = None;
+        ring.free.push_back(held);
+        assert_eq!(units(&mut ring), [3, 2, 5], "as many as there are slots");
+    }
+
     #[test]
     fn writes_through_the_ring_return_what_the_kernel_says() {
         if let Err(e) = probe() {
@@ -226,23 +258,13 @@ mod tests {
         let read_only = std::fs::File::open("/proc/self/exe").unwrap();
         let mut ring = Ring::new(4, 4096).unwrap();
         for unit in 0..4 {
-            let flags = WriteFlags::default();
-            let step = Step { unit, generation: 1, flags, sync: false };
-            let slot = ring.take_slot(step).unwrap();
+            let slot = ring.take_slot(step(unit)).unwrap();
             assert!(ring.holds(unit));
             ring.slots[slot].buffer.bytes_mut().fill(unit as u8 + 1);
             let fd = types::Fd(if unit == 3 { read_only.as_raw_fd() } else { file.as_raw_fd() });
             ring.push(slot, fd, unit * 4096, 0).unwrap();
         }
-        assert!(
-            ring.take_slot(Step {
-                unit: 9,
-                generation: 1,
-                flags: WriteFlags::default(),
-                sync: false
-            })
-            .is_none()
-        );
+        assert!(ring.take_slot(step(9)).is_none());
         let mut done = Vec::new();
         while ring.in_flight > 0 {
             done.extend(ring.reap(1).unwrap());
