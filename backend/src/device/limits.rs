@@ -6,7 +6,7 @@
 //! [`Limits::config_byte`]. That is a deliberate deviation, made only when limits are set.
 
 use super::size::Size;
-use tornblk_model::crash::{AtomicMode, DiscardReads, Profile};
+use tornblk_model::crash::{AtomicMode, Profile};
 
 /// Smallest and largest logical block, in bytes. Linux takes up to 64 KiB (from 6.15 on; before,
 /// up to its page size).
@@ -67,7 +67,11 @@ impl Limits {
             Some(profile) => named(want, profile, logical)?,
             None => described(want, logical)?,
         };
-        check(&profile, logical, want.seg_max)?;
+        check(&profile, logical, want.seg_max).map_err(|error| match &want.profile {
+            // The user never said the option that the sentence is about.
+            Some(profile) => LimitsError(format!("--profile {profile} means that {error}")),
+            None => error,
+        })?;
         Ok(Limits { logical_block_size: logical, physical_block_size: physical, profile })
     }
 
@@ -203,17 +207,7 @@ fn named(want: &LimitOptions, profile: &Profile, logical: u32) -> Result<Profile
 /// The long form: one option for each limit.
 fn described(want: &LimitOptions, logical: u32) -> Result<Profile, LimitsError> {
     let lb = u64::from(logical);
-    let mut profile = Profile {
-        mode: AtomicMode::None,
-        unit_min: 0,
-        unit_max: 0,
-        max_bytes: 0,
-        boundary: 0,
-        tear_unit: want.tear_unit.unwrap_or(0),
-        lb_size: None,
-        discard: DiscardReads::Either,
-        garbage: false,
-    };
+    let mut profile = Profile { tear_unit: want.tear_unit.unwrap_or(0), ..Profile::PLAIN };
     if want.tear_unit == Some(0) {
         refuse!("--tear-unit 0 would cut a write into nothing: use {} or more", Size(lb));
     }
@@ -317,4 +311,156 @@ fn check(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const SEG_MAX: u32 = 254;
+
+    fn plain() -> LimitOptions {
+        LimitOptions { seg_max: SEG_MAX, ..LimitOptions::default() }
+    }
+
+    fn profile(name: &str) -> LimitOptions {
+        LimitOptions { profile: Some(name.parse().unwrap()), ..plain() }
+    }
+
+    fn refused(want: LimitOptions) -> String {
+        Limits::new(&want).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_said_promises_nothing() {
+        let limits = Limits::new(&plain()).unwrap();
+        assert_eq!((limits.logical_block_size, limits.physical_block_size), (512, 512));
+        assert_eq!(limits.profile, Profile::PLAIN);
+        assert_eq!(limits.config_byte(), 0);
+        assert!(!limits.atomic());
+        assert_eq!(limits.tear_unit(), 512);
+    }
+
+    #[test]
+    fn the_largest_write_alone_says_the_rest() {
+        for want in [
+            LimitOptions { unit_max: Some(65536), ..plain() },
+            LimitOptions { max_bytes: Some(65536), ..plain() },
+            LimitOptions { max_bytes: Some(65536), mode: Some(AtomicMode::Implicit), ..plain() },
+            profile("req64k"),
+        ] {
+            let p = Limits::new(&want).unwrap().profile;
+            assert_eq!((p.unit_min, p.unit_max, p.max_bytes), (512, 65536, 65536));
+            assert_eq!((p.mode, p.boundary), (AtomicMode::Implicit, 0));
+        }
+        let odd = Limits::new(&LimitOptions { max_bytes: Some(48 << 10), ..plain() }).unwrap();
+        assert_eq!(odd.profile.unit_max, 32 << 10);
+    }
+
+    #[test]
+    fn the_block_size_of_a_profile_is_the_disk_s() {
+        let limits = Limits::new(&profile("lba16k")).unwrap();
+        assert_eq!((limits.logical_block_size, limits.physical_block_size), (16384, 16384));
+        let both = LimitOptions { logical_block_size: Some(4096), ..profile("lb4k") };
+        assert_eq!(Limits::new(&both).unwrap().logical_block_size, 4096);
+        let limits = LimitOptions { logical_block_size: Some(4096), ..profile("req16k") };
+        assert_eq!(Limits::new(&limits).unwrap().profile.unit_min, 4096);
+    }
+
+    #[test]
+    fn what_is_accepted_is_what_the_model_accepts() {
+        use tornblk_model::event::Disk;
+        for want in [
+            plain(),
+            profile("req16k+b16k"),
+            profile("piece16k"),
+            profile("garbage"),
+            profile("explicit64k"),
+            LimitOptions { logical_block_size: Some(4096), ..profile("req512k") },
+            LimitOptions { unit_max: Some(16384), tear_unit: Some(1536), ..plain() },
+        ] {
+            let limits = Limits::new(&want).unwrap();
+            let disk = Disk { capacity: 1 << 20, lb_size: limits.logical_block_size };
+            limits.profile.check(&disk).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_config_byte_says_smallest_and_largest() {
+        let byte = |min: u64, max: u64, block: u64| {
+            Limits::new(&LimitOptions {
+                logical_block_size: Some(block),
+                unit_min: Some(min),
+                unit_max: Some(max),
+                ..plain()
+            })
+            .unwrap()
+            .config_byte()
+        };
+        assert_eq!(byte(512, 512, 512), 0x10);
+        assert_eq!(byte(512, 16384, 512), 0x60);
+        assert_eq!(byte(4096, 65536, 4096), 0x83);
+        assert_eq!(byte(65536, 1 << 20, 65536), 0xc7);
+        // The module is not told what the device could not keep.
+        assert_eq!(Limits::new(&profile("explicit16k")).unwrap().config_byte(), 0);
+        assert_eq!(Limits::new(&profile("piece16k")).unwrap().config_byte(), 0);
+    }
+
+    #[test]
+    fn a_request_s_segments_bound_the_largest_write() {
+        // Kernel: rounddown_pow_of_two(2 * block + (segments - 2) * page).
+        assert_eq!(carried_by(254, 512), 512 << 10);
+        assert_eq!(carried_by(254, 4096), 512 << 10);
+        assert_eq!(carried_by(254, 16384), 1 << 20);
+        assert_eq!(carried_by(1022, 512), 512 << 10);
+        assert_eq!(carried_by(18, 512), 64 << 10);
+        assert_eq!(carried_by(17, 512), 32 << 10);
+        assert_eq!(carried_by(1, 512), 512);
+        let narrow = LimitOptions { unit_max: Some(65536), seg_max: 14, ..plain() };
+        assert!(refused(narrow).contains("use 32k or less"));
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused_with_what_would_work() {
+        let b = |bytes: u64| Some(bytes);
+        let k = |kib: u64| Some(kib << 10);
+        for (want, says) in [
+            (LimitOptions { logical_block_size: b(256), ..plain() }, "512 to 64k"),
+            (LimitOptions { logical_block_size: b(0), ..plain() }, "use 512"),
+            (LimitOptions { logical_block_size: b(513), ..plain() }, "use 512 or 1k"),
+            (LimitOptions { logical_block_size: k(128), ..plain() }, "512 to 64k"),
+            (LimitOptions { physical_block_size: k(2048), ..plain() }, "use at most 1m"),
+            (LimitOptions { physical_block_size: b(256), ..plain() }, "use 512 or more"),
+            (LimitOptions { physical_block_size: b(5000), ..plain() }, "use 4k or 8k"),
+            (LimitOptions { unit_max: k(24), ..plain() }, "use 16k or 32k"),
+            (LimitOptions { unit_max: b(u64::MAX), ..plain() }, "no power of two"),
+            (LimitOptions { unit_max: b(0), ..plain() }, "leave it out"),
+            (LimitOptions { unit_max: k(16), unit_min: b(100), ..plain() }, "use 512"),
+            (LimitOptions { unit_max: k(16), unit_min: b(256), ..plain() }, "use 512 or more"),
+            (LimitOptions { unit_max: k(16), unit_min: k(32), ..plain() }, "use 16k or less"),
+            (LimitOptions { unit_min: k(4), ..plain() }, "add it"),
+            (LimitOptions { boundary: k(4), ..plain() }, "--atomic-boundary says nothing"),
+            (LimitOptions { mode: Some(AtomicMode::Implicit), ..plain() }, "--atomic-unit-max"),
+            (
+                LimitOptions { mode: Some(AtomicMode::None), unit_max: k(16), ..plain() },
+                "takes no limits",
+            ),
+            (LimitOptions { unit_max: k(16), max_bytes: k(8), ..plain() }, "use 16k or more"),
+            (LimitOptions { unit_max: k(16), max_bytes: b(16385), ..plain() }, "use 16k"),
+            (LimitOptions { unit_max: k(16), boundary: k(8), ..plain() }, "use 16k or more"),
+            (LimitOptions { unit_max: k(16), boundary: k(24), ..plain() }, "use 16k or 32k"),
+            (LimitOptions { unit_max: k(1024), ..plain() }, "use 512k or less"),
+            (LimitOptions { tear_unit: b(0), ..plain() }, "use 512 or more"),
+            (LimitOptions { tear_unit: b(700), ..plain() }, "use 1k"),
+            (LimitOptions { tear_unit: k(4), ..profile("lb512") }, "leave one of them out"),
+            (LimitOptions { unit_max: k(4), ..profile("req16k") }, "leave one of them out"),
+            (LimitOptions { logical_block_size: b(512), ..profile("lb4k") }, "leave one out"),
+            (profile("req1m"), "--profile req1m means"),
+            (profile("piece700"), "use 1k"),
+        ] {
+            let said = refused(want.clone());
+            assert!(said.contains(says), "{want:?}: no `{says}` in: {said}");
+        }
+    }
 }

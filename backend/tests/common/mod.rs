@@ -1,0 +1,30 @@
+//! What the tests share: a store in memory, and a driver that lays out rings by hand.
+
+#![allow(dead_code)]
+
+pub(crate) mod driver;
+pub(crate) mod store;
+
+use std::sync::Arc;
+use store::{MemStore, Shared};
+use tornblk_backend::device::blk::{Blk, BlkOptions, seg_max};
+use tornblk_backend::device::limits::{LimitOptions, Limits};
+
+pub(crate) const ID: [u8; 20] = *b"serial-of-20-letters";
+
+/// A device over `store`, with everything else as it comes.
+pub(crate) fn device(store: &Arc<MemStore>) -> Arc<Blk> {
+    device_with(store, 2, LimitOptions::default())
+}
+
+pub(crate) fn device_with(store: &Arc<MemStore>, queues: u16, limits: LimitOptions) -> Arc<Blk> {
+    let limits = LimitOptions { seg_max: seg_max(256), ..limits };
+    Blk::new(BlkOptions {
+        store: Arc::new(Shared(store.clone())),
+        limits: Limits::new(&limits).unwrap(),
+        queues,
+        queue_size: 256,
+        writeback: true,
+        id: Box::new(|| ID),
+    })
+}

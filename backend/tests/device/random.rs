@@ -1,0 +1,231 @@
+//! Whatever a driver puts into its rings and its memory: the device does not panic, writes only
+//! into writable buffers and the used ring, and returns each head once.
+
+use crate::common::driver::{Driver, INDIRECT, descriptor};
+use crate::common::store::MemStore;
+use crate::{Bench, SEAM};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
+use tornblk_backend::device::Memory;
+use virtio_bindings::virtio_blk::*;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
+
+const TABLE: u16 = 256;
+/// Where buffers and headers lie: across the seam of two regions.
+const AREA: Range<u64> = SEAM - 0x1000..SEAM + 0x1000;
+/// Where indirect tables lie: no other descriptor points there, so they stay as they are.
+const TABLES: Range<u64> = 0x38_0000..0x38_0400;
+/// Where the buffers of the good chains lie.
+const GOOD: u64 = 0x30_0000;
+const SECTORS: u64 = 16;
+
+#[derive(Clone, Debug)]
+struct Piece {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+fn addr() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => AREA,
+        1 => crate::END - 600..crate::END + 8,
+        1 => GOOD..GOOD + 0x1000,
+        1 => any::<u64>(),
+        1 => u64::MAX - 600..=u64::MAX,
+    ]
+}
+
+fn len() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        3 => Just(16u32),
+        3 => Just(512),
+        2 => Just(1),
+        1 => (0u32..64).prop_map(|n| n * 16),
+        1 => 0u32..2000,
+        1 => any::<u32>(),
+    ]
+}
+
+/// A descriptor; `next` mostly stays among the first 32, where most chains begin.
+fn piece() -> impl Strategy<Value = Piece> {
+    let flags = prop_oneof![6 => 0u16..4, 1 => 4u16..8, 1 => any::<u16>()];
+    let next = prop_oneof![8 => 0u16..32, 1 => any::<u16>()];
+    let table = (0..(TABLES.end - TABLES.start) / 16).prop_map(|i| TABLES.start + 16 * i);
+    let entries = prop_oneof![4 => 1u32..8, 1 => any::<u32>()];
+    (addr(), len(), flags, next, table, entries).prop_map(
+        |(addr, len, flags, next, table, entries)| {
+            if flags & INDIRECT == 0 {
+                Piece { addr, len, flags, next }
+            } else {
+                Piece { addr: table, len: entries.wrapping_mul(16), flags, next }
+            }
+        },
+    )
+}
+
+/// Sixteen bytes that look like a request's header: often a good one.
+fn header() -> impl Strategy<Value = [u8; 16]> {
+    let kind = prop_oneof![
+        2 => Just(VIRTIO_BLK_T_IN),
+        2 => Just(VIRTIO_BLK_T_OUT),
+        1 => Just(VIRTIO_BLK_T_FLUSH),
+        1 => Just(VIRTIO_BLK_T_GET_ID),
+        1 => Just(VIRTIO_BLK_T_DISCARD),
+        1 => Just(VIRTIO_BLK_T_WRITE_ZEROES),
+        1 => any::<u32>(),
+    ];
+    let sector = prop_oneof![4 => 0..SECTORS + 2, 1 => any::<u64>()];
+    (kind, any::<u32>(), sector).prop_map(|(kind, ioprio, sector)| {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&kind.to_le_bytes());
+        bytes[4..8].copy_from_slice(&ioprio.to_le_bytes());
+        bytes[8..].copy_from_slice(&sector.to_le_bytes());
+        bytes
+    })
+}
+
+/// A well-formed chain with a header that makes sense, so that the good paths run as well:
+/// (header, data out, data in).
+type Good = ([u8; 16], Option<u32>, Option<u32>);
+
+#[derive(Clone, Debug)]
+struct Case {
+    pieces: Vec<Piece>,
+    /// What fills the indirect tables.
+    entries: Vec<Piece>,
+    /// What fills the area, at every 16 bytes.
+    headers: Vec<[u8; 16]>,
+    good: Vec<Good>,
+    heads: Vec<u16>,
+    event_idx: bool,
+    stalled: bool,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let sizes = || proptest::option::of(prop_oneof![Just(512u32), Just(1024), Just(16), 1u32..600]);
+    (
+        vec(piece(), 32),
+        vec(piece(), 64),
+        vec(header(), 16),
+        vec((header(), sizes(), sizes()), 0..6),
+        vec(prop_oneof![12 => 0u16..32, 1 => any::<u16>()], 0..24),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(pieces, entries, headers, good, heads, event_idx, stalled)| Case {
+            pieces,
+            entries,
+            headers,
+            good,
+            heads,
+            event_idx,
+            stalled,
+        })
+}
+
+fn everything(mem: &Memory) -> Vec<u8> {
+    let mut bytes = vec![0; crate::END as usize];
+    mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+/// Every place that some descriptor allows to be written, and the used ring.
+fn writable(driver: &Driver, before: &[u8]) -> Vec<Range<u64>> {
+    let tables = (0..u64::from(TABLE)).map(|i| driver.desc_table() + 16 * i);
+    let mut all = Vec::new();
+    all.push(driver.used_ring()..driver.end());
+    for at in tables.chain(TABLES.step_by(16)) {
+        let raw: [u8; 16] = before[at as usize..][..16].try_into().unwrap();
+        let d = Descriptor::new(
+            u64::from_le_bytes(raw[..8].try_into().unwrap()),
+            u32::from_le_bytes(raw[8..12].try_into().unwrap()),
+            u16::from_le_bytes(raw[12..14].try_into().unwrap()),
+            0,
+        );
+        let end = d.addr().0.saturating_add(d.len().into());
+        if d.is_write_only() && !d.refers_to_indirect_table() && end <= crate::END {
+            all.push(d.addr().0..end);
+        }
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_a_driver_does_breaks_the_device(case in case()) {
+        let store = MemStore::new(SECTORS);
+        let device = crate::common::device(&store);
+        let mut b = Bench::with(store, device, case.event_idx);
+        for (i, at) in AREA.step_by(16).enumerate() {
+            let bytes = case.headers[i % case.headers.len()];
+            b.driver.mem.write_slice(&bytes, GuestAddress(at)).unwrap();
+        }
+        for (p, at) in case.entries.iter().zip(TABLES.step_by(16)) {
+            let entry = descriptor(p.addr, p.len, p.flags, p.next % 8);
+            b.driver.mem.write_obj(entry, GuestAddress(at)).unwrap();
+        }
+        for (i, p) in (0..).zip(&case.pieces) {
+            b.driver.put(i, descriptor(p.addr, p.len, p.flags, p.next));
+        }
+        let mut heads = case.heads.clone();
+        // Good chains from descriptor 32 on, their buffers in an area of their own.
+        let (mut index, mut at) = (32, GOOD);
+        for (header, out, wanted) in &case.good {
+            heads.push(index);
+            b.driver.mem.write_slice(header, GuestAddress(at)).unwrap();
+            let mut parts = vec![(16, 0)];
+            parts.extend(out.map(|len| (len, 0)));
+            parts.extend(wanted.map(|len| (len, 2)));
+            parts.push((1, 2));
+            for (i, (len, flags)) in parts.iter().enumerate() {
+                let next = u16::from(i + 1 < parts.len());
+                b.driver.put(index, descriptor(at, *len, flags | next, index + 1));
+                at += u64::from(len.next_multiple_of(16));
+                index += 1;
+            }
+        }
+        let before = everything(&b.driver.mem);
+        let may_change = writable(&b.driver, &before);
+        if case.stalled {
+            b.store.stall();
+        }
+        for &head in &heads {
+            b.driver.offer(head);
+        }
+        let _ = b.pump();
+        b.store.release();
+        let _ = b.pump();
+
+        prop_assert_eq!(b.queue.in_flight(), 0);
+        let mut returned: HashMap<u16, usize> = HashMap::new();
+        for (head, _) in b.driver.take_used() {
+            *returned.entry(head).or_default() += 1;
+        }
+        let mut offered: HashMap<u16, usize> = HashMap::new();
+        for &head in heads.iter().filter(|&&head| head < TABLE) {
+            *offered.entry(head).or_default() += 1;
+        }
+        prop_assert_eq!(returned, offered);
+
+        let after = everything(&b.driver.mem);
+        const PAGE: usize = 4096;
+        let pages = before.chunks(PAGE).zip(after.chunks(PAGE)).enumerate();
+        for (page, (was, is)) in pages.filter(|(_, (was, is))| was != is) {
+            for at in (0..PAGE).filter(|&i| was[i] != is[i]).map(|i| (page * PAGE + i) as u64) {
+                // What this test itself made visible is in the available ring.
+                let offered = (b.driver.avail_ring()..b.driver.used_ring()).contains(&at);
+                prop_assert!(
+                    offered || may_change.iter().any(|range| range.contains(&at)),
+                    "byte {:#x} changed", at
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `tornblkd` as a program: what it says, how it ends, and what it leaves behind.
+
+use crate::guest::{Guest, until};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+use virtio_bindings::virtio_blk::*;
+
+const OK: u8 = VIRTIO_BLK_S_OK as u8;
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("disk.img"), vec![7; 1 << 20]).unwrap();
+        Place { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tornblkd"));
+        command
+            .current_dir(self.dir.path())
+            .env_remove("RUST_LOG")
+            .args(arguments.split_whitespace())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// With a socket and an image, and `arguments`: runs to its end.
+    fn refused(&self, arguments: &str) -> String {
+        let output =
+            self.command(&format!("--socket s --image disk.img {arguments}")).output().unwrap();
+        one_line(&output)
+    }
+
+    fn start(&self, arguments: &str) -> Running {
+        let line = format!("--socket s --image disk.img {arguments}");
+        let child = self.command(&line).spawn().unwrap();
+        let running = Running(Some(child));
+        until(|| self.path("s").exists());
+        running
+    }
+}
+
+/// Exit code 2, one line that begins with the program's name; gives the line.
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("tornblkd: "), "{text}");
+    assert!(output.stdout.is_empty());
+    text
+}
+
+struct Running(Option<Child>);
+
+impl Running {
+    fn signal(mut self, signal: rustix::process::Signal) -> Output {
+        let child = self.0.take().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn nothing_left(place: &Place) {
+    let mut names: Vec<_> = std::fs::read_dir(place.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["disk.img"]);
+}
+
+#[test]
+fn it_serves_until_a_signal_and_says_what_it_offers() {
+    use rustix::process::Signal;
+    for signal in [Signal::TERM, Signal::INT] {
+        let place = Place::new();
+        let running = place.start("--logical-block-size 4k --num-queues 3 --queue-size 128");
+        let mut guest = Guest::ready(&place.path("s"), 3);
+        let data = [9; 4096];
+        let (_, status) = guest.ask(2, |driver| driver.gives(VIRTIO_BLK_T_OUT, 8, &data));
+        assert_eq!(status, OK);
+        let (sent, _) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_GET_ID, 0, 20));
+        let id = guest.queues[0].driver.bytes(sent.data, 20);
+        assert!(id.starts_with(b"tornblk\0"));
+
+        let output = running.signal(signal);
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        for part in ["1m from disk.img", "blocks 4k logical", "3 queues of 128", "raw"] {
+            assert!(log.contains(part), "no `{part}` in {log}");
+        }
+        nothing_left(&place);
+        let image = std::fs::read(place.path("disk.img")).unwrap();
+        assert_eq!(image[4096..8192], data);
+        assert_eq!(image[8192..], [7; (1 << 20) - 8192]);
+    }
+}
+
+#[test]
+fn limits_are_said_with_what_they_are_worth() {
+    let place = Place::new();
+    let running = place.start("--atomic-unit-max 64k --atomic-boundary 128k");
+    let output = running.signal(rustix::process::Signal::TERM);
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains("atomic writes 512 to 64k"), "{log}");
+    assert!(log.contains("boundary 128k"), "{log}");
+    assert!(log.contains("only as good as the host's own disk"), "{log}");
+}
+
+#[test]
+fn what_cannot_run_is_one_line_that_says_what_to_do() {
+    let place = Place::new();
+    for (arguments, says) in [
+        ("--atomic-unit-max 24k", "use 16k or 32k"),
+        ("--atomic-unit-min 32k --atomic-unit-max 16k", "use 16k or less"),
+        ("--atomic-unit-min 512 --atomic-unit-max 16k --logical-block-size 4k", "use 4k"),
+        ("--atomic-unit-max 1m", "use 512k or less"),
+        ("--atomic-unit-max 16k --atomic-mode none", "leave"),
+        ("--profile req16k --tear-unit 4k", "leave one of them out"),
+        ("--profile lb4k --logical-block-size 512", "leave one out"),
+        ("--logical-block-size 1000", "use 512 or 1k"),
+        ("--physical-block-size 512 --logical-block-size 4k", "use 4k or more"),
+        ("--image none.img", "--image"),
+        ("--num-queues 0", "1..=64"),
+        ("--queue-size 100", "power of two"),
+        ("--hold-completions sometimes", "idle"),
+        ("--fault no-such-fault", "no-such-fault"),
+        ("--profile no-such-profile", "no-such-profile"),
+        ("--no-such-option", "--help"),
+        ("--socket /no/such/folder/s", "--socket"),
+    ] {
+        let line = place.refused(arguments);
+        assert!(line.contains(says), "{arguments}: no `{says}` in {line}");
+    }
+    nothing_left(&place);
+}
+
+#[test]
+fn images_that_are_no_disks_are_refused() {
+    let place = Place::new();
+    let image = |name: &str, len: usize| std::fs::write(place.path(name), vec![0; len]).unwrap();
+    image("odd.img", 1000);
+    image("empty.img", 0);
+    for name in ["missing.img", "odd.img", "empty.img", "."] {
+        let output = place.command(&format!("--socket s --image {name}")).output().unwrap();
+        one_line(&output);
+    }
+    assert!(!place.path("s").exists());
+    let output = place.command("--image disk.img").output().unwrap();
+    assert!(one_line(&output).contains("--socket"));
+}
+
+#[test]
+fn a_busy_socket_is_not_stolen() {
+    let place = Place::new();
+    let other = Place::new();
+    let running = place.start("");
+    let busy = place.path("s");
+    let line = format!("--image disk.img --socket {}", busy.display());
+    let output = other.command(&line).output().unwrap();
+    assert!(one_line(&output).contains("in use"));
+    // The first is none the worse for it.
+    let mut guest = Guest::ready(&busy, 1);
+    let (_, status) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    assert_eq!(status, OK);
+    drop(guest);
+    assert_eq!(running.signal(rustix::process::Signal::TERM).status.code(), Some(0));
+}
+
+#[test]
+fn a_socket_left_by_a_kill_is_replaced() {
+    let place = Place::new();
+    place.start("").signal(rustix::process::Signal::KILL);
+    assert!(place.path("s").exists());
+    let output = {
+        let running = place.start("");
+        served(&place.path("s"));
+        running.signal(rustix::process::Signal::TERM)
+    };
+    assert_eq!(output.status.code(), Some(0));
+    nothing_left(&place);
+}
+
+/// Waits until somebody serves there: after a kill the path may still be the dead one's.
+fn served(path: &Path) {
+    until(|| std::os::unix::net::UnixStream::connect(path).is_ok());
+    let mut guest = Guest::ready(path, 1);
+    let (_, status) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    assert_eq!(status, OK);
+}
+
+#[test]
+fn help_explains_every_option_in_groups() {
+    let place = Place::new();
+    let output = place.command("--help").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let help = String::from_utf8(output.stdout).unwrap();
+    for part in
+        ["Disk:", "Atomic writes:", "Faults and control:", "Examples:", "vhost-user-blk-pci"]
+    {
+        assert!(help.contains(part), "no `{part}` in {help}");
+    }
+}
