@@ -23,7 +23,9 @@ use std::fmt;
 /// Bytes in a VIRTIO sector (VIRTIO 1.2, 5.2: "sector" is 512 bytes whatever `blk_size` says).
 pub const SECTOR: u64 = 512;
 
-/// An event's place in the total order: its slot number in the recording.
+/// An event's place in the total order: its slot number in the recording. Rises from event to
+/// event, but for [`Event::Visible`]: what became visible until a request ended is recorded with
+/// its [`Event::Complete`], comes before it, and has the same `Seq`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

@@ -51,6 +51,10 @@ fn write(writer: &Writer, offset: u64, data: &[u8]) -> Result<Seq, RecordingErro
     writer.append(&submit(Op::Write { offset, len, fua: false, atomic: false, payload }))
 }
 
+fn failed(request: Seq) -> Completion {
+    Completion { status: Status::IoErr, executed: false, ..Completion::ok(request) }
+}
+
 fn mark(name: impl Into<String>) -> Event {
     Event::Mark(Mark { name: name.into() })
 }
@@ -154,7 +158,7 @@ proptest! {
         let place = Place::new();
         let writer = place.create();
         let request = writer.append(&submit(Op::Flush)).unwrap();
-        let end = writer.complete(&visible, request, Status::Ok).unwrap();
+        let end = writer.complete(&visible, Completion::ok(request)).unwrap();
         let events = events(&place.path());
         let seen: Vec<(u16, u16)> = events[1..events.len() - 1]
             .iter()
@@ -230,7 +234,7 @@ fn many_threads_have_one_order_and_lose_nothing() {
                         let submit = Submit { queue, position, head: 0, ioprio: 0, op };
                         let seq = writer.append(&Event::Submit(submit)).unwrap();
                         assert!(Some(seq) > before, "a thread's own events are in its order");
-                        before = Some(writer.complete(&[], seq, Status::Ok).unwrap());
+                        before = Some(writer.complete(&[], Completion::ok(seq)).unwrap());
                         assert!(before > Some(seq));
                     }
                 })
@@ -286,7 +290,7 @@ fn the_power_cut_lies_after_one_event_for_all_threads() {
                     })
                 })
                 .collect();
-            while writer.events() < 50 * round {
+            while writer.events() < 50 * round + 1 {
                 std::thread::yield_now();
             }
             let cut = if round % 2 == 0 {
@@ -395,14 +399,14 @@ fn small(place: &Place) -> Vec<(Seq, Event)> {
         }))
         .unwrap();
     let seq = write(&writer, 512, &[0x5a; 1024]).unwrap();
-    writer.complete(&[(0, 1), (1, 1)], seq, Status::Ok).unwrap();
+    writer.complete(&[(0, 1), (1, 1)], Completion::ok(seq)).unwrap();
     writer.append(&mark("a mark with a name that does not fit in its slot")).unwrap();
     let segments = vec![
         Segment { offset: 0, len: 512, unmap: false },
         Segment { offset: 1024, len: 512, unmap: true },
     ];
     let seq = writer.append(&submit(Op::Discard { segments })).unwrap();
-    writer.complete(&[], seq, Status::IoErr).unwrap();
+    writer.complete(&[], failed(seq)).unwrap();
     drop(writer);
     events(&place.path())
 }
@@ -569,7 +573,7 @@ fn a_file_cut_short_beneath_its_writer_poisons_it_and_ends_nothing() {
     let place = Place::new();
     let writer = place.create();
     let seq = write(&writer, 0, &[1; 512]).unwrap();
-    writer.complete(&[], seq, Status::Ok).unwrap();
+    writer.complete(&[], Completion::ok(seq)).unwrap();
     let other = Place::new();
     let unharmed = other.create();
 
@@ -596,13 +600,13 @@ fn info_counts_what_happened() {
     ];
     for op in ops {
         let seq = writer.append(&submit(op)).unwrap();
-        writer.complete(&[(0, 1)], seq, Status::Ok).unwrap();
+        writer.complete(&[(0, 1)], Completion::ok(seq)).unwrap();
     }
     // A part of one block: the payload holds all of it.
     let payload = writer.payload(&[1; 4096]).unwrap();
     let op = Op::Write { offset: 512, len: 1024, fua: true, atomic: false, payload };
     let seq = writer.append(&submit(op)).unwrap();
-    writer.complete(&[], seq, Status::IoErr).unwrap();
+    writer.complete(&[], failed(seq)).unwrap();
     write(&writer, 4096, &[2; 8192]).unwrap();
     writer.append(&mark("here")).unwrap();
     writer.append(&Event::SetWriteback { on: true }).unwrap();
@@ -627,7 +631,42 @@ fn info_counts_what_happened() {
     };
     assert_eq!(info.counts, counts);
     assert_eq!((info.events, info.holes), (14, 0));
+    // Only of the one that failed is it said that it was not executed.
+    let reader = Reader::open(&place.path()).unwrap();
+    assert_eq!(reader.not_executed().unwrap().into_iter().collect::<Vec<_>>(), [seq]);
     assert_eq!(info.payload_bytes, 4096 + 8192);
     assert_eq!(info.marks, [(Seq(11), Mark { name: "here".into() })]);
     assert_eq!(info.file_bytes, File::open(place.path()).unwrap().metadata().unwrap().len());
+}
+
+/// What the recorder puts into one slot is what the crash model takes apart again.
+#[test]
+fn the_crash_model_takes_events_that_share_a_slot() {
+    use tornblk_model::crash::{History, Stable};
+    let place = Place::new();
+    let writer = place.create();
+    let put = |position, op| {
+        let submit = Submit { queue: 0, position, head: position, ioprio: 0, op };
+        writer.append(&Event::Submit(submit)).unwrap()
+    };
+    let payload = writer.payload(&[1; 512]).unwrap();
+    let op = Op::Write { offset: 0, len: 512, fua: false, atomic: false, payload };
+    let write = put(0, op);
+    // The flush at position 1 was there before the write completed: it does not cover it.
+    writer.complete(&[(0, 2)], Completion::ok(write)).unwrap();
+    let early = put(1, Op::Flush);
+    writer.complete(&[(0, 2)], Completion::ok(early)).unwrap();
+    let late = put(2, Op::Flush);
+    let end = writer.complete(&[(0, 3)], Completion::ok(late)).unwrap();
+    let reader = Reader::open(&place.path()).unwrap();
+    let events: Vec<_> = reader.events().collect::<Result<_, _>>().unwrap();
+    assert_eq!(events.len(), 9);
+    let history = History::new(reader.header().disk.clone(), events.clone()).unwrap();
+    let stable = history.request(write).unwrap().stable;
+    assert_eq!(stable, Some((end, Stable::Flushed { flush: late })));
+    // The crash points around each flush, each once.
+    assert_eq!(history.points(false), [Seq(2), Seq(3), Seq(4), Seq(5)]);
+    // Anything else at one place is still refused.
+    let twice = [events[0].clone(), (events[0].0, mark("x"))];
+    assert!(History::new(reader.header().disk.clone(), twice).is_err());
 }

@@ -391,6 +391,14 @@ impl<E: Engine> GatedQueue<E> {
     }
 }
 
+impl<E: Engine> Drop for GatedQueue<E> {
+    fn drop(&mut self) {
+        for held in std::mem::take(&mut self.held) {
+            self.drop_it(held);
+        }
+    }
+}
+
 impl<E: Engine> StoreQueue for GatedQueue<E> {
     fn submit(&mut self, request: Request) {
         static NEXT: AtomicU64 = AtomicU64::new(1);

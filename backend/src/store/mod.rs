@@ -22,6 +22,7 @@ mod image;
 mod live;
 mod machine;
 mod raw;
+mod recording;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod testing;
@@ -31,6 +32,7 @@ pub use image::{Image, ImageError};
 pub use live::HoldCompletions;
 pub use machine::{Machine, MachineError, OpenError, Options};
 pub use raw::{Cache, RawStore};
+pub use recording::{RecordingOptions, RecordingStore};
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

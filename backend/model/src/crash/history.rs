@@ -162,6 +162,8 @@ struct Reader {
     regimes: Vec<(Seq, bool)>,
     first_of_epoch: usize,
     events: Vec<(Seq, PointKind)>,
+    /// The last event was an [`Event::Visible`].
+    after_visible: bool,
     power_cuts: Vec<Seq>,
 }
 
@@ -179,11 +181,15 @@ fn bad(at: Seq, why: impl std::fmt::Display) -> ModelError {
 
 impl Reader {
     fn read(&mut self, at: Seq, event: Event) -> Result<(), ModelError> {
+        // What became visible right before a completion is recorded with it, as one event.
+        let shared = self.events.last().is_some_and(|(last, _)| *last == at) && self.after_visible;
         if let Some((last, _)) = self.events.last()
             && *last >= at
+            && !shared
         {
             return Err(bad(at, format_args!("events must rise, but it follows event {last}")));
         }
+        self.after_visible = matches!(event, Event::Visible { .. });
         let mut kind = PointKind::Other;
         match event {
             Event::Visible { queue, index } => {
@@ -205,6 +211,9 @@ impl Reader {
                 self.note_regime(at);
             }
             Event::Reset { cause, queue } => self.reset(at, cause, queue),
+        }
+        if shared {
+            self.events.pop();
         }
         self.events.push((at, kind));
         Ok(())
@@ -413,6 +422,7 @@ impl History {
             regimes: Vec::new(),
             first_of_epoch: 0,
             events: Vec::new(),
+            after_visible: false,
             power_cuts: Vec::new(),
         };
         for (at, event) in events {
@@ -451,7 +461,8 @@ impl History {
             .map(|request| {
                 let own = request.stable.filter(|(_, why)| !matches!(why, Stable::Flushed { .. }));
                 let done = request.succeeded().filter(|_| request.changes())?;
-                let next = flushes.partition_point(|(submitted, ..)| *submitted < done);
+                // At the same event it was there before: see [`Seq`].
+                let next = flushes.partition_point(|(submitted, ..)| *submitted <= done);
                 let flushed = flushes
                     .get(next)
                     .filter(|(_, at, _)| self.base_of(*at) == self.base_of(done))

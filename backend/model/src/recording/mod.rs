@@ -34,7 +34,7 @@ mod writer;
 pub use header::{BaseImage, Header, Trust};
 pub use reader::{Counts, Events, Info, Reader, Verified};
 pub use state::{Exported, StateReader};
-pub use writer::{NewRecording, Space, Writer};
+pub use writer::{Completion, NewRecording, Space, Writer};
 
 #[cfg(doc)]
 use crate::event::{Event, Seq};

@@ -6,7 +6,7 @@ use super::slot::{self, DATA_START, Decoded, Geometry, Outside, SEGMENT_HEADER, 
 use super::slot::{SegmentKind, WORDS, Words};
 use crate::event::{Event, Mark, Op, Payload, ResetCause, Seq, Status, Submit};
 use rustix::fs::SeekFrom;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -185,6 +185,24 @@ impl Reader {
         let failed = self.refresh().err();
         let places = self.read_segments().slots.clone();
         Scan { reader: self, places, next: 0, batch: Vec::new(), at: 0, failed }
+    }
+
+    /// The requests that ended without having changed anything: they failed before their turn. A
+    /// device that is started again shows all others, in the order of their submission.
+    ///
+    /// # Errors
+    /// The recording is damaged.
+    pub fn not_executed(&self) -> Result<HashSet<Seq>, RecordingError> {
+        let mut out = HashSet::new();
+        for found in self.scan() {
+            if let (_, Decoded { event: Some(Event::Complete { request, .. }), not_executed, .. }) =
+                found?
+                && not_executed
+            {
+                out.insert(request);
+            }
+        }
+        Ok(out)
     }
 
     /// The event in slot `seq` (for a completion, without what became visible before it).

@@ -118,6 +118,8 @@ pub(super) struct Decoded {
     pub visible: smallvec::SmallVec<[(u16, u16); PAIRS]>,
     /// `None`: the pairs are all there is.
     pub event: Option<Event>,
+    /// A completion of a request that was not executed.
+    pub not_executed: bool,
     /// The event is incomplete until [`fill`] was given these bytes.
     pub outside: Option<Outside>,
 }
@@ -139,13 +141,19 @@ pub(super) fn visible(pairs_seen: &[(u16, u16)]) -> Words {
     words
 }
 
-pub(super) fn complete(pairs_seen: &[(u16, u16)], request: Seq, status: Status) -> Words {
+pub(super) fn complete(
+    pairs_seen: &[(u16, u16)],
+    request: Seq,
+    status: Status,
+    executed: bool,
+) -> Words {
     let status = match status {
         Status::Ok => 0,
         Status::IoErr => 1,
         Status::Unsupp => 2,
     };
-    let mut words = [word0(6, pairs_seen.len() as u8, status), request.0, 0, 0, 0, 0];
+    let not = u64::from(!executed);
+    let mut words = [word0(6, pairs_seen.len() as u8, status), request.0, 0, 0, not, 0];
     pairs(&mut words, pairs_seen);
     words
 }
@@ -175,7 +183,9 @@ pub(super) fn encode(event: &Event, at: Payload) -> Words {
     let outside = [at.position, u64::from(at.crc)];
     match event {
         Event::Visible { queue, index } => visible(&[(*queue, *index)]),
-        Event::Complete { request, status } => complete(&[], *request, *status),
+        Event::Complete { request, status } => {
+            complete(&[], *request, *status, *status == Status::Ok)
+        }
         Event::Submit(s) => {
             let who = u64::from(s.queue)
                 | u64::from(s.position) << 16
@@ -330,7 +340,8 @@ pub(super) fn decode(words: &Words) -> Option<Decoded> {
     if outside.is_some_and(|o| !o.payload.position.is_multiple_of(SECTOR)) {
         return None;
     }
-    Some(Decoded { visible: seen, event, outside })
+    let not_executed = kind == 6 && words[4] & 1 != 0;
+    Some(Decoded { visible: seen, event, not_executed, outside })
 }
 
 /// Puts into `event` what was kept outside of its slot. `None`: that makes no sense.

@@ -90,7 +90,8 @@ impl StateReader {
         let touched = self.disk().touched(offset, buf.len() as u64);
         // The base first, in one read where it shows at all, then what covers it.
         let mut covered = self.content.blocks.range(touched.clone()).peekable();
-        let all = covered.clone().filter(|(_, s)| **s != Source::Base).count() as u64
+        let shows = |s: &Source| matches!(s, Source::Base | Source::Flipped { request: None, .. });
+        let all = covered.clone().filter(|(_, s)| !shows(s)).count() as u64
             == touched.end - touched.start;
         if !all {
             read_base(&self.base, offset, buf)

@@ -71,6 +71,27 @@ struct Grow {
     unused: Vec<(u32, u32)>,
 }
 
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Its [`Event::Submit`].
+    pub request: Seq,
+    pub status: Status,
+    /// The disk was changed, whatever the status says. No part of the [`Event`]: the crash model
+    /// leaves both open for a request that failed. It is for a device that is started again, which
+    /// must show what it showed before: see [`Reader::not_executed`].
+    pub executed: bool,
+    /// Cut the power right after.
+    pub last: bool,
+}
+
+impl Completion {
+    /// It ended with OK.
+    pub fn ok(request: Seq) -> Completion {
+        Completion { request, status: Status::Ok, executed: true, last: false }
+    }
+}
+
 /// Room for the data of one write, in the recording. Fill it, then [`Space::finish`].
 #[derive(Debug)]
 pub struct Space<'a> {
@@ -338,35 +359,11 @@ impl Writer {
     /// Appends the end of a request, and before it what became visible until then.
     ///
     /// # Errors
-    /// As [`Writer::append`].
+    /// As [`Writer::append`], and [`Writer::append_last`] where it is to be the last.
     pub fn complete(
         &self,
-        visible: &[(u16, u16)],
-        request: Seq,
-        status: Status,
-    ) -> Result<Seq, RecordingError> {
-        self.append_complete(visible, request, status, false)
-    }
-
-    /// As [`Writer::complete`], and cuts the power right after.
-    ///
-    /// # Errors
-    /// As [`Writer::append_last`].
-    pub fn complete_last(
-        &self,
-        visible: &[(u16, u16)],
-        request: Seq,
-        status: Status,
-    ) -> Result<Seq, RecordingError> {
-        self.append_complete(visible, request, status, true)
-    }
-
-    fn append_complete(
-        &self,
         mut visible: &[(u16, u16)],
-        request: Seq,
-        status: Status,
-        last: bool,
+        end: Completion,
     ) -> Result<Seq, RecordingError> {
         while visible.len() > PAIRS {
             let (now, later) = visible.split_at(PAIRS);
@@ -375,7 +372,8 @@ impl Writer {
             visible = later;
         }
         self.room(0)?;
-        self.put(slot::complete(visible, request, status), last)
+        let words = slot::complete(visible, end.request, end.status, end.executed);
+        self.put(words, end.last)
     }
 
     /// Cuts the power: no event comes after the one returned, and all up to it are committed.

@@ -1,0 +1,722 @@
+use super::*;
+use crate::store::Done;
+use crate::store::gate::{AlwaysGo, GateContext, Point, Verdict, Waker};
+use crate::store::testing::{
+    ask, data, discard, flush, image, plain_profile, read, reap, request, write, zeroes,
+};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use tornblk_model::crash::{Content, History, Source, StateName};
+use tornblk_model::recording::StateReader;
+
+const SIZE: u64 = 64 << 10;
+
+/// A gate that a test tells what to do.
+#[derive(Default)]
+struct Told {
+    before_io: Mutex<BTreeMap<u16, Verdict>>,
+    before_completion: Mutex<BTreeMap<u16, Verdict>>,
+    cut: Mutex<Option<(u16, Point)>>,
+    was_cut: Mutex<Option<Seq>>,
+    waker: Mutex<Option<Waker>>,
+    ended: AtomicU64,
+}
+
+impl Told {
+    /// By the position of the request; `Go` unless told.
+    fn tell(&self, point: Point, position: u16, verdict: Verdict) {
+        let which = match point {
+            Point::Submit => &self.before_io,
+            Point::Complete => &self.before_completion,
+        };
+        which.lock().unwrap().insert(position, verdict);
+    }
+
+    fn let_go(&self) {
+        self.before_io.lock().unwrap().clear();
+        self.before_completion.lock().unwrap().clear();
+        self.waker.lock().unwrap().as_ref().unwrap().wake();
+    }
+}
+
+impl Gate for Told {
+    fn attach(&self, _: u16, waker: Waker) {
+        *self.waker.lock().unwrap() = Some(waker);
+    }
+
+    fn cut_after(&self, ctx: &GateContext<'_>, point: Point) -> bool {
+        *self.cut.lock().unwrap() == Some((ctx.origin.position, point))
+    }
+
+    fn cut(&self, after: Seq) {
+        *self.was_cut.lock().unwrap() = Some(after);
+    }
+
+    fn before_io(&self, ctx: &GateContext<'_>) -> Verdict {
+        let told = self.before_io.lock().unwrap();
+        told.get(&ctx.origin.position).copied().unwrap_or(Verdict::Go)
+    }
+
+    fn before_completion(&self, ctx: &GateContext<'_>) -> Verdict {
+        let told = self.before_completion.lock().unwrap();
+        told.get(&ctx.origin.position).copied().unwrap_or(Verdict::Go)
+    }
+
+    fn ended(&self, _: u64) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Setup {
+    dir: tempfile::TempDir,
+    image: PathBuf,
+    bytes: Vec<u8>,
+    gate: Arc<Told>,
+}
+
+fn options(discard: DiscardReads) -> RecordingOptions {
+    let profile = Profile { discard, ..plain_profile() };
+    RecordingOptions { profile, seed: 5, read_only: false }
+}
+
+impl Setup {
+    fn new() -> Setup {
+        let (dir, image, bytes) = image(SIZE);
+        Setup { dir, image, bytes, gate: Arc::default() }
+    }
+
+    fn recording(&self) -> PathBuf {
+        self.dir.path().join("disk.rec")
+    }
+
+    fn create(&self, lb_size: u32, discard: DiscardReads) -> RecordingStore {
+        let base = BaseImage::identify(&self.image).unwrap();
+        let disk = Disk { capacity: SIZE, lb_size };
+        let new = NewRecording::new(disk, base, serde_json::json!({}));
+        let new = NewRecording { segment_size: 256 << 10, ..new };
+        let writer = Writer::create(&self.recording(), new).unwrap();
+        RecordingStore::over(writer, Arc::clone(&self.gate) as _, options(discard)).unwrap()
+    }
+
+    fn store(&self, lb_size: u32) -> RecordingStore {
+        self.create(lb_size, DiscardReads::Zeroes)
+    }
+
+    fn reopen(&self, lb_size: u32, discard: DiscardReads) -> RecordingStore {
+        let gate = Arc::clone(&self.gate) as _;
+        RecordingStore::reopen(&self.recording(), &self.image, lb_size, gate, options(discard))
+            .unwrap()
+    }
+
+    fn reader(&self) -> Reader {
+        let reader = Reader::open(&self.recording()).unwrap();
+        reader.verify().unwrap();
+        reader
+    }
+
+    fn events(&self) -> Vec<(Seq, Event)> {
+        self.reader().events().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// The disk as the crash model says it is, where nothing was lost.
+    fn by_the_model(&self, discard: DiscardReads, lose: &[Seq]) -> Vec<u8> {
+        let reader = self.reader();
+        let history = History::new(reader.header().disk.clone(), self.events()).unwrap();
+        let last = history.last().unwrap();
+        let profile = Profile { discard, ..plain_profile() };
+        let lost: Vec<String> = lose.iter().map(|seq| format!(",-w{seq}")).collect();
+        let profile = profile.on(&reader.header().disk);
+        let name = StateName(format!("{profile}/p{last}:all{}", lost.concat()));
+        let content = history.build(&name).unwrap();
+        self.bytes_of(content)
+    }
+
+    fn bytes_of(&self, content: Content) -> Vec<u8> {
+        let reader = Arc::new(self.reader());
+        let state = StateReader::new(reader, None, Trust::Unchanged, content).unwrap();
+        let mut all = vec![0; SIZE as usize];
+        state.read_at(0, &mut all).unwrap();
+        all
+    }
+}
+
+fn content(store: &RecordingStore) -> Vec<u8> {
+    let mut all = vec![0; SIZE as usize];
+    store.peek(0, &mut all).unwrap();
+    all
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Write(u64, u64, u8),
+    Read(u64, u64),
+    Discard(u64, u64),
+    Zeroes(Vec<(u64, u64)>),
+    Flush,
+    Reopen,
+    Fail(bool, u64, u64),
+}
+
+/// Sectors: lies inside the disk.
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    (0..SIZE / 512, 1..=24u64).prop_map(|(at, n)| (at * 512, n.min(SIZE / 512 - at) * 512))
+}
+
+fn step() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (range(), any::<u8>()).prop_map(|((at, n), byte)| Action::Write(at, n, byte)),
+        2 => range().prop_map(|(at, n)| Action::Read(at, n)),
+        1 => range().prop_map(|(at, n)| Action::Discard(at, n)),
+        1 => prop::collection::vec(range(), 0..4).prop_map(Action::Zeroes),
+        1 => Just(Action::Flush),
+        1 => Just(Action::Reopen),
+        1 => (any::<bool>(), range()).prop_map(|(early, (at, n))| Action::Fail(early, at, n)),
+    ]
+}
+
+fn pattern(len: u64, byte: u8) -> Vec<u8> {
+    (0..len).map(|i| byte ^ (i / 512) as u8).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// Against a plain array, through restarts and failures; and the crash model says the same.
+    #[test]
+    fn a_disk_is_what_was_written(
+        steps in prop::collection::vec(step(), 1..40),
+        lb_size in prop::sample::select(vec![512u32, 4096]),
+    ) {
+        let place = Setup::new();
+        let mut disk = place.bytes.clone();
+        let mut store = place.store(lb_size);
+        let mut queue = store.queue(0);
+        let mut lost = 0;
+        for step in steps {
+            match step {
+                Action::Write(at, n, byte) => {
+                    let data = pattern(n, byte);
+                    ask(&mut *queue, write(0, at, data.clone())).unwrap();
+                    disk[at as usize..(at + n) as usize].copy_from_slice(&data);
+                }
+                Action::Read(at, n) => {
+                    let data = ask(&mut *queue, read(0, at, n as usize)).unwrap();
+                    prop_assert_eq!(&data, &disk[at as usize..(at + n) as usize]);
+                }
+                Action::Discard(at, n) => {
+                    ask(&mut *queue, discard(0, at, n)).unwrap();
+                    let lb = u64::from(lb_size);
+                    let (start, end) = (at.next_multiple_of(lb), (at + n) / lb * lb);
+                    if start < end {
+                        disk[start as usize..end as usize].fill(0);
+                    }
+                }
+                Action::Zeroes(ranges) => {
+                    let segments = ranges
+                        .iter()
+                        .map(|(offset, len)| Segment { offset: *offset, len: *len, unmap: true })
+                        .collect();
+                    let zero = request(0, Op::WriteZeroes { segments }, Buffers::empty());
+                    ask(&mut *queue, zero).unwrap();
+                    for (at, n) in ranges {
+                        disk[at as usize..(at + n) as usize].fill(0);
+                    }
+                }
+                Action::Flush => {
+                    ask(&mut *queue, flush(0)).unwrap();
+                }
+                Action::Reopen => {
+                    drop((queue, store));
+                    store = place.reopen(lb_size, DiscardReads::Zeroes);
+                    queue = store.queue(0);
+                }
+                Action::Fail(early, at, n) => {
+                    let point = if early { Point::Submit } else { Point::Complete };
+                    place.gate.tell(point, 9, Verdict::Fail);
+                    let data = pattern(n, 0x77);
+                    let failed = ask(&mut *queue, write(9, at, data.clone()));
+                    prop_assert!(matches!(failed, Err(Failure::Injected)));
+                    place.gate.let_go();
+                    if early {
+                        lost += 1;
+                    } else {
+                        disk[at as usize..(at + n) as usize].copy_from_slice(&data);
+                    }
+                }
+            }
+            prop_assert_eq!(queue.in_flight(), 0);
+        }
+        prop_assert!(content(&store) == disk);
+        let mut lose: Vec<Seq> = place.reader().not_executed().unwrap().into_iter().collect();
+        lose.sort();
+        prop_assert_eq!(lose.len(), lost);
+        prop_assert!(place.by_the_model(DiscardReads::Zeroes, &lose) == disk);
+        drop((queue, store));
+        let store = place.reopen(lb_size, DiscardReads::Zeroes);
+        prop_assert!(content(&store) == disk);
+        prop_assert_eq!(&std::fs::read(&place.image).unwrap(), &place.bytes, "never written");
+    }
+
+    /// Requests in flight together, executed and completed in any order: what is shown is the
+    /// order of submission.
+    #[test]
+    fn the_order_of_submission_decides(
+        writes in prop::collection::vec((range(), any::<u8>()), 2..8),
+        order in any::<prop::sample::Index>(),
+        late in any::<bool>(),
+        lb_size in prop::sample::select(vec![512u32, 4096]),
+    ) {
+        let place = Setup::new();
+        let mut disk = place.bytes.clone();
+        let store = place.store(lb_size);
+        let mut queues: Vec<_> = writes.iter().map(|_| store.queue(0)).collect();
+        let point = if late { Point::Complete } else { Point::Submit };
+        let mut wakers = Vec::new();
+        // One queue each, so that they can be let go one by one.
+        for (i, ((at, n), byte)) in writes.iter().enumerate() {
+            queues[i] = store.queue(0);
+            wakers.push(place.gate.waker.lock().unwrap().clone().unwrap());
+            place.gate.tell(point, i as u16, Verdict::Hold);
+            let data = pattern(*n, *byte);
+            queues[i].submit(write(i as u16, *at, data.clone()));
+            disk[*at as usize..(at + n) as usize].copy_from_slice(&data);
+            prop_assert!(reap(&mut *queues[i]).is_empty());
+            prop_assert_eq!(queues[i].in_flight(), 1);
+        }
+        if !late {
+            prop_assert_eq!(content(&store), place.bytes.clone(), "nothing was executed");
+        }
+        let mut left: Vec<usize> = (0..writes.len()).collect();
+        while !left.is_empty() {
+            let i = left.remove(order.index(left.len()));
+            place.gate.tell(point, i as u16, Verdict::Go);
+            wakers[i].wake();
+            prop_assert_eq!(reap(&mut *queues[i]).len(), 1);
+        }
+        prop_assert!(content(&store) == disk);
+        prop_assert!(place.by_the_model(DiscardReads::Zeroes, &[]) == disk);
+        drop((queues, store));
+        prop_assert!(content(&place.reopen(lb_size, DiscardReads::Zeroes)) == disk);
+    }
+}
+
+#[test]
+fn events_come_in_the_order_of_work() {
+    struct Indexes(Mutex<Vec<(u16, u16)>>);
+    impl Rings for Indexes {
+        fn available(&self, f: &mut dyn FnMut(u16, u16)) {
+            self.0.lock().unwrap().iter().for_each(|(queue, index)| f(*queue, *index));
+        }
+    }
+    let place = Setup::new();
+    let store = place.store(512);
+    let indexes = Arc::new(Indexes(Mutex::new(vec![(0, 1), (1, 4)])));
+    store.connected(Arc::clone(&indexes) as _);
+    let negotiation =
+        Negotiation { flush_offered: true, flush: true, config_wce: true, writeback: true };
+    store.negotiated(negotiation);
+    let mut queue = store.queue(0);
+    ask(&mut *queue, write(0, 512, vec![7; 1024])).unwrap();
+    indexes.0.lock().unwrap()[0].1 = 2;
+    ask(&mut *queue, flush(1)).unwrap();
+    ask(&mut *queue, read(2, 0, 512)).unwrap();
+    store.set_writeback(false);
+    store.reset(ResetCause::Device, None);
+    ask(&mut *queue, read(0, 0, 512)).unwrap();
+
+    let events = place.events();
+    let Event::Submit(Submit { op: event::Op::Write { payload, .. }, .. }) = &events[1].1 else {
+        panic!("{:?}", events[1]);
+    };
+    let submit =
+        |position, op| Event::Submit(Submit { queue: 0, position, head: position, ioprio: 0, op });
+    let done = |request| Event::Complete { request: Seq(request), status: Status::Ok };
+    let seen = |queue, index| Event::Visible { queue, index };
+    let op =
+        event::Op::Write { offset: 512, len: 1024, fua: false, atomic: false, payload: *payload };
+    let get = event::Op::Read { offset: 0, len: 512 };
+    let expected = vec![
+        (0, Event::Negotiate(negotiation)),
+        (1, submit(0, op)),
+        (2, seen(0, 1)),
+        (2, seen(1, 4)),
+        (2, done(1)),
+        (3, submit(1, event::Op::Flush)),
+        (4, seen(0, 2)),
+        (4, done(3)),
+        (5, submit(2, get.clone())),
+        (6, done(5)),
+        (7, Event::SetWriteback { on: false }),
+        (8, Event::Reset { cause: ResetCause::Device, queue: None }),
+        (9, submit(0, get)),
+        // After a reset every index is news again.
+        (10, seen(0, 2)),
+        (10, seen(1, 4)),
+        (10, done(9)),
+    ];
+    let expected: Vec<_> = expected.into_iter().map(|(n, e)| (Seq(n), e)).collect();
+    assert_eq!(events, expected);
+    let held = place.reader().payload_verified(payload, 1024).unwrap();
+    assert_eq!(held, [7; 1024]);
+}
+
+#[test]
+fn two_parts_of_one_block_in_flight_lose_nothing() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        let place = Setup::new();
+        let store = place.store(4096);
+        let mut queue = store.queue(0);
+        for position in 0..3 {
+            place.gate.tell(Point::Submit, position, Verdict::Hold);
+        }
+        queue.submit(write(0, 4096, vec![1; 4096]));
+        queue.submit(write(1, 4608, vec![2; 512]));
+        queue.submit(zeroes(2, 5120, 1024, true));
+        for position in order {
+            place.gate.tell(Point::Submit, position, Verdict::Go);
+            place.gate.waker.lock().unwrap().as_ref().unwrap().wake();
+            assert_eq!(reap(&mut *queue).len(), 1);
+        }
+        let mut expected = place.bytes.clone();
+        expected[4096..8192].fill(1);
+        expected[4608..5120].fill(2);
+        expected[5120..6144].fill(0);
+        assert!(content(&store) == expected, "{order:?}");
+        assert_eq!(store.sub_block(), 2);
+        assert!(place.by_the_model(DiscardReads::Zeroes, &[]) == expected);
+    }
+}
+
+#[test]
+fn many_threads_write_parts_of_the_same_blocks() {
+    let place = Setup::new();
+    let store = place.store(4096);
+    // Each thread has a sector of every block.
+    std::thread::scope(|s| {
+        for sector in 0..8u64 {
+            let mut queue = store.queue(sector as u16);
+            s.spawn(move || {
+                for round in 0..40u64 {
+                    for block in 0..SIZE / 4096 {
+                        let at = block * 4096 + sector * 512;
+                        let byte = (round * 8 + sector) as u8;
+                        ask(&mut *queue, write(round as u16, at, vec![byte; 512])).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let expected: Vec<u8> = (0..SIZE).map(|i| (39 * 8 + i / 512 % 8) as u8).collect();
+    assert!(content(&store) == expected);
+    assert!(place.by_the_model(DiscardReads::Zeroes, &[]) == expected);
+}
+
+#[test]
+fn a_read_sees_all_of_a_write_or_nothing() {
+    let place = Setup::new();
+    let store = place.store(512);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let (store, over) = (&store, &over);
+        let writers: Vec<_> = (0..2u16)
+            .map(|n| {
+                s.spawn(move || {
+                    let mut queue = store.queue(n);
+                    for round in 0..300u16 {
+                        let byte = (round * 2 + n) as u8;
+                        ask(&mut *queue, write(round, 30 << 10, vec![byte; 16 << 10])).unwrap();
+                    }
+                })
+            })
+            .collect();
+        s.spawn(move || {
+            let mut queue = store.queue(7);
+            ask(&mut *queue, write(0, 30 << 10, vec![0; 16 << 10])).unwrap();
+            while !over.load(Ordering::Relaxed) {
+                let data = ask(&mut *queue, read(0, 30 << 10, 16 << 10)).unwrap();
+                let one_write = data.iter().all(|b| *b == data[0]);
+                let base = data == place_bytes(30 << 10, 16 << 10);
+                assert!(one_write || base, "a torn read");
+            }
+        });
+        let ended: Vec<_> = writers.into_iter().map(|w| w.join()).collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+    });
+}
+
+/// What [`image`] puts there.
+fn place_bytes(at: u64, len: u64) -> Vec<u8> {
+    (at..at + len).map(|i| (i / 512 + 1) as u8).collect()
+}
+
+#[test]
+fn a_stale_read_shows_the_version_before() {
+    let place = Setup::new();
+    let store = place.store(512);
+    let mut queue = store.queue(0);
+    place.gate.tell(Point::Submit, 99, Verdict::Stale);
+    let stale = |queue: &mut dyn StoreQueue| ask(queue, read(99, 1024, 1024)).unwrap();
+    assert_eq!(stale(&mut *queue), place.bytes[1024..2048], "never written: the base");
+    ask(&mut *queue, write(0, 1024, vec![1; 512])).unwrap();
+    assert_eq!(stale(&mut *queue), place.bytes[1024..2048]);
+    ask(&mut *queue, write(0, 1024, vec![2; 1024])).unwrap();
+    assert_eq!(stale(&mut *queue)[..512], [1; 512]);
+    assert_eq!(stale(&mut *queue)[512..], place.bytes[1536..2048]);
+    ask(&mut *queue, zeroes(0, 1024, 512, false)).unwrap();
+    assert_eq!(stale(&mut *queue)[..512], [2; 512]);
+    assert_eq!(ask(&mut *queue, read(1, 1024, 512)).unwrap(), [0; 512]);
+}
+
+#[test]
+fn what_a_discard_leaves_is_the_profiles_and_stays_so() {
+    for (rule, zero) in [
+        (DiscardReads::Zeroes, Some(true)),
+        (DiscardReads::Old, Some(false)),
+        (DiscardReads::Either, None),
+    ] {
+        let place = Setup::new();
+        let store = place.create(512, rule);
+        let mut queue = store.queue(0);
+        ask(&mut *queue, write(0, 0, vec![9; 32 << 10])).unwrap();
+        ask(&mut *queue, discard(1, 0, 32 << 10)).unwrap();
+        ask(&mut *queue, flush(2)).unwrap();
+        let after = content(&store);
+        let zeroed = after[..32 << 10].chunks(512).filter(|b| **b == [0; 512]).count();
+        let old = after[..32 << 10].chunks(512).filter(|b| **b == [9; 512]).count();
+        assert_eq!(zeroed + old, 64);
+        match zero {
+            Some(true) => assert_eq!(old, 0),
+            Some(false) => assert_eq!(zeroed, 0),
+            None => assert!(zeroed > 8 && old > 8, "{zeroed} zeroed, {old} old"),
+        }
+        // The same after a crash: all is stable, so that every random state is this.
+        let reader = place.reader();
+        let history = History::new(reader.header().disk.clone(), place.events()).unwrap();
+        let profile = Profile { discard: rule, ..plain_profile() }.on(&reader.header().disk);
+        let cut = history.cut(history.last().unwrap(), &profile).unwrap();
+        let content_after = history.build(&cut.random(5, 0)).unwrap();
+        assert!(place.bytes_of(content_after) == after, "{rule:?}");
+        drop((queue, store));
+        assert!(content(&place.reopen(512, rule)) == after);
+    }
+}
+
+#[test]
+fn from_the_cut_on_nothing_happens() {
+    let place = Setup::new();
+    let store = place.store(512);
+    let mut queue = store.queue(0);
+    ask(&mut *queue, write(0, 0, vec![1; 512])).unwrap();
+    place.gate.tell(Point::Submit, 1, Verdict::Hold);
+    place.gate.tell(Point::Complete, 2, Verdict::Hold);
+    queue.submit(write(1, 512, vec![2; 512]));
+    queue.submit(write(2, 1024, vec![3; 512]));
+    assert_eq!(queue.in_flight(), 2);
+    let cut = store.freeze();
+    assert_eq!(cut, Seq(3));
+    assert_eq!(store.freeze(), cut);
+    place.gate.let_go();
+    assert!(reap(&mut *queue).is_empty(), "what was in flight never completes");
+    assert_eq!(queue.in_flight(), 0);
+    queue.submit(read(4, 0, 512));
+    queue.submit(write(5, 0, vec![4; 512]));
+    queue.drain();
+    assert!(reap(&mut *queue).is_empty());
+    assert!(matches!(store.mark("late"), Err(RecordingError::Frozen)));
+    store.negotiated(Negotiation {
+        flush_offered: true,
+        flush: true,
+        config_wce: false,
+        writeback: true,
+    });
+    assert_eq!(place.events().last().unwrap().0, cut);
+    assert_eq!(place.gate.ended.load(Ordering::Relaxed), 3, "each request's end is told");
+}
+
+#[test]
+fn the_gate_cuts_right_after_one_event() {
+    for (position, point, expected) in
+        [(1, Point::Submit, Seq(2)), (1, Point::Complete, Seq(3)), (2, Point::Complete, Seq(5))]
+    {
+        let place = Setup::new();
+        let store = place.store(512);
+        let mut queue = store.queue(0);
+        *place.gate.cut.lock().unwrap() = Some((position, point));
+        for n in 0..4u16 {
+            queue.submit(write(n, u64::from(n) * 512, vec![0xc0; 512]));
+        }
+        let done = reap(&mut *queue);
+        assert_eq!(done.len(), usize::from(position), "that one is not answered");
+        assert_eq!(*place.gate.was_cut.lock().unwrap(), Some(expected));
+        assert_eq!(store.freeze(), expected);
+        assert_eq!(place.events().last().unwrap().0, expected);
+        assert_eq!(queue.in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_mark_can_be_the_last_event() {
+    let place = Setup::new();
+    let store = place.store(512);
+    store.mark("one").unwrap();
+    assert_eq!(store.mark_last("two").unwrap(), Seq(1));
+    assert_eq!(store.freeze(), Seq(1));
+    assert_eq!(place.reader().info().unwrap().marks.len(), 2);
+}
+
+#[test]
+fn a_queue_that_drains_lets_its_requests_go_and_one_that_is_gone_forgets_them() {
+    let place = Setup::new();
+    let store = place.store(512);
+    let mut queue = store.queue(0);
+    place.gate.tell(Point::Submit, 1, Verdict::Hold);
+    queue.submit(write(1, 0, vec![1; 512]));
+    queue.drain();
+    let done: Vec<Done> = reap(&mut *queue);
+    assert!(done.len() == 1 && done[0].result.is_ok());
+    assert_eq!(data(&done[0]), [1; 512]);
+    // Unanswered: old or new from then on, and the same after the device was started again.
+    queue.submit(write(1, 512, vec![2; 512]));
+    store.reset(ResetCause::QueueStop, Some(0));
+    drop(queue);
+    let now = content(&store);
+    drop(store);
+    assert!(content(&place.reopen(512, DiscardReads::Zeroes)) == now);
+    assert_eq!(place.gate.ended.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_read_only_disk_records_and_writes_nothing() {
+    let place = Setup::new();
+    drop(place.store(512));
+    let options = RecordingOptions { read_only: true, ..options(DiscardReads::Zeroes) };
+    let gate = Arc::new(AlwaysGo);
+    let store =
+        RecordingStore::reopen(&place.recording(), &place.image, 512, gate, options).unwrap();
+    assert!(store.read_only());
+    let mut queue = store.queue(0);
+    for refused in [write(0, 0, vec![1; 512]), discard(0, 0, 512), zeroes(0, 0, 512, true)] {
+        assert!(matches!(ask(&mut *queue, refused), Err(Failure::ReadOnly)));
+    }
+    assert_eq!(ask(&mut *queue, read(0, 0, 512)).unwrap(), place.bytes[..512]);
+    assert!(ask(&mut *queue, flush(0)).is_ok());
+}
+
+#[test]
+fn what_cannot_be_gone_on_with_is_refused_with_a_sentence() {
+    let place = Setup::new();
+    let store = place.store(512);
+    store.mark("x").unwrap();
+    drop(store);
+    let gate = || Arc::new(AlwaysGo) as Arc<dyn Gate>;
+    let reopen = |image: &Path, lb_size| {
+        let options = options(DiscardReads::Zeroes);
+        RecordingStore::reopen(&place.recording(), image, lb_size, gate(), options)
+            .map(drop)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(reopen(&place.image, 4096).contains("--logical-block-size 512"));
+    let other = place.dir.path().join("other.img");
+    std::fs::write(&other, vec![1; SIZE as usize]).unwrap();
+    assert!(reopen(&other, 512).contains("content differs"));
+    let odd = place.dir.path().join("odd.img");
+    std::fs::write(&odd, vec![1; 1000]).unwrap();
+    let recording = place.dir.path().join("odd.rec");
+    let e = RecordingStore::create(
+        &recording,
+        &odd,
+        512,
+        serde_json::Value::Null,
+        gate(),
+        options(DiscardReads::Zeroes),
+    )
+    .unwrap_err();
+    assert!(e.to_string().contains("resize it to 1024"), "{e}");
+    assert!(!recording.exists(), "nothing is left behind");
+    // After a power cut there is no live disk.
+    let writer = Writer::open(&place.recording()).unwrap();
+    writer.freeze();
+    writer.thaw().unwrap();
+    drop(writer);
+    assert!(reopen(&place.image, 512).contains("power was cut"));
+}
+
+#[test]
+fn a_recording_that_fails_fails_requests_and_not_the_device() {
+    let place = Setup::new();
+    let store = place.store(512);
+    let mut queue = store.queue(0);
+    ask(&mut *queue, write(0, 0, vec![1; 512])).unwrap();
+    File::options().write(true).open(place.recording()).unwrap().set_len(0).unwrap();
+    assert!(matches!(ask(&mut *queue, write(1, 0, vec![2; 512])), Err(Failure::Io(_))));
+    assert!(matches!(ask(&mut *queue, read(2, 0, 512)), Err(Failure::Io(_))));
+    assert!(matches!(ask(&mut *queue, flush(3)), Err(Failure::Io(_))));
+}
+
+#[test]
+fn sources_of_every_kind_are_shown() {
+    let place = Setup::new();
+    let store = place.store(512);
+    let mut queue = store.queue(0);
+    ask(&mut *queue, write(0, 0, pattern(2048, 0x31))).unwrap();
+    let written = |block| Source::Written { request: Seq(0), block };
+    let content = Content {
+        blocks: [
+            (0, written(3)),
+            (1, written(1)),
+            (2, written(2)),
+            (3, Source::Zeroes),
+            (4, Source::Garbage { seed: 1 }),
+            (5, Source::Garbage { seed: 2 }),
+            (6, Source::Flipped { request: Some(Seq(0)), block: 1, bit: 8 * 511 + 7 }),
+            (7, Source::Flipped { request: None, block: 0, bit: 0 }),
+            (9, Source::Base),
+        ]
+        .into(),
+    };
+    let all = place.bytes_of(content.clone());
+    let data = pattern(2048, 0x31);
+    assert_eq!(all[..512], data[1536..]);
+    assert_eq!(all[512..1536], data[512..1536]);
+    assert_eq!(all[1536..2048], [0; 512]);
+    assert_ne!(all[2048..2560], all[2560..3072]);
+    assert_eq!(all[3072..3583], data[512..1023]);
+    assert_eq!(all[3583], data[1023] ^ 0x80);
+    assert_eq!(all[3584], place.bytes[3584] ^ 1);
+    assert_eq!(all[3585..], place.bytes[3585..]);
+
+    // From any offset, any length: the same bytes.
+    let state = StateReader::new(Arc::new(place.reader()), None, Trust::Unchanged, content.clone())
+        .unwrap();
+    for start in (0..5000).step_by(61) {
+        for len in [0, 1, 7, 511, 512, 513, 3000] {
+            let mut part = vec![0; len];
+            state.read_at(start as u64, &mut part).unwrap();
+            assert!(part == all[start..start + len], "{len} at {start}");
+        }
+    }
+    assert!(state.read_at(SIZE, &mut [0]).is_err());
+    assert!(state.read_at(u64::MAX, &mut [0]).is_err());
+
+    let image = place.dir.path().join("state.img");
+    let exported = state.export(&image).unwrap();
+    assert!(std::fs::read(&image).unwrap() == all);
+    assert_eq!(exported.size, SIZE);
+    assert!(matches!(state.export(&image), Err(RecordingError::Exists { .. })));
+
+    // Of another recording: an error, no panic.
+    for source in [
+        Source::Written { request: Seq(1), block: 0 },
+        Source::Written { request: Seq(77), block: 0 },
+        Source::Written { request: Seq(0), block: 4 },
+        Source::Flipped { request: Some(Seq(0)), block: 9, bit: 0 },
+    ] {
+        let content = Content { blocks: [(0, source)].into() };
+        let reader = Arc::new(place.reader());
+        let state = StateReader::new(reader, None, Trust::Unchanged, content).unwrap();
+        assert!(state.read_at(0, &mut [0; 512]).is_err(), "{source:?}");
+    }
+}
