@@ -23,6 +23,7 @@ mod live;
 mod machine;
 mod raw;
 mod recording;
+mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod testing;
@@ -33,6 +34,7 @@ pub use live::HoldCompletions;
 pub use machine::{Machine, MachineError, OpenError, Options};
 pub use raw::{Cache, RawStore};
 pub use recording::{RecordingOptions, RecordingStore};
+pub use state::StateStore;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
