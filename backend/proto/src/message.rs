@@ -70,7 +70,8 @@ pub enum Command {
     /// Cuts the power: from the trigger on no request is executed or answered. → [`Crashed`]
     Crash {
         at: Trigger,
-        /// What survives: a state's name. `None`: drawn from the model with `seed`.
+        /// What survives: a state's name, or only its choices (`none`, `all,-w97`, `r1.7.0`),
+        /// wherever the power is cut. `None`: drawn from the model with `seed`.
         state: Option<String>,
         /// `None`: the seed of the command line.
         seed: Option<u64>,
@@ -218,7 +219,8 @@ pub struct Match {
     /// Only the nth that matches from now on, counted from 1; `None`: every one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nth: Option<u64>,
-    /// Only writes that the disk's limits make atomic.
+    /// Only writes that the disk's limits keep whole and that could be cut without them (that cover
+    /// more than one tear unit): those that the fault `tear-atomic` counts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub eligible: bool,
 }
@@ -296,7 +298,7 @@ pub struct StateShown {
     pub name: String,
     /// A number the device never gave before, below 2^32, also readable by the guest in the last 8
     /// characters of its `GET_ID` string (see [`crate::device_id`]): proof that the guest sees
-    /// this state.
+    /// this state. 0 for `live`, where the string is the plain serial.
     pub nonce: u64,
 }
 

@@ -191,9 +191,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::store::gate::AlwaysGo;
-    use crate::store::testing::{
-        ask, discard, flush, image, plain_profile, read, reap, request, write, zeroes,
-    };
+    use crate::store::testing::{ask, discard, flush, image, read, reap, request, write, zeroes};
     use crate::store::{Buffers, Op};
     use proptest::prelude::*;
 
@@ -201,7 +199,7 @@ mod tests {
 
     fn store(path: &std::path::Path, read_only: bool, cache: Cache) -> RawStore {
         let image = Image::open(path, 512, read_only).unwrap();
-        RawStore::new(image, 512, read_only, cache, Arc::new(AlwaysGo), plain_profile())
+        RawStore::new(image, 512, read_only, cache, Arc::new(AlwaysGo), Profile::PLAIN)
     }
 
     /// (kind, first sector, sectors, byte): lies inside the disk.

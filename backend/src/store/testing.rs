@@ -2,7 +2,6 @@
 
 use super::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
 use std::path::PathBuf;
-use tornblk_model::crash::{AtomicMode, DiscardReads, Profile};
 use tornblk_model::event::Segment;
 
 pub(crate) fn origin(position: u16) -> Origin {
@@ -70,16 +69,6 @@ pub(crate) fn image(size: u64) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
 }
 
 /// Nothing is atomic above the logical block.
-pub(crate) fn plain_profile() -> Profile {
-    Profile {
-        mode: AtomicMode::None,
-        unit_min: 0,
-        unit_max: 0,
-        max_bytes: 0,
-        boundary: 0,
-        tear_unit: 0,
-        lb_size: None,
-        discard: DiscardReads::Zeroes,
-        garbage: false,
-    }
+pub(crate) fn plain_profile() -> tornblk_model::crash::Profile {
+    tornblk_model::crash::Profile::PLAIN
 }

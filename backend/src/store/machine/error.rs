@@ -1,7 +1,9 @@
 //! What a machine refuses, in words for users.
 
-use super::ImageError;
+use crate::store::ImageError;
 use tornblk_model::crash::ModelError;
+use tornblk_model::event::Seq;
+use tornblk_model::recording::RecordingError;
 use tornblk_proto::{Refusal, RefusalKind};
 
 /// Why there is no machine.
@@ -16,21 +18,63 @@ pub enum OpenError {
          the logical block size {logical}"
     )]
     PhysicalBlock { physical: u32, logical: u32 },
-    #[error("{0}")]
+    #[error(transparent)]
     Profile(ModelError),
+    /// A fault that cannot be armed.
+    #[error(transparent)]
+    Fault(MachineError),
+    #[error(transparent)]
+    Recording(RecordingError),
+    #[error("the device cannot start: {0}")]
+    Host(std::io::Error),
 }
 
 /// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     #[error("{0} needs a recording: start tornblkd with --recording FILE")]
-    NeedsRecording(&'static str),
+    NeedsRecording(String),
+    #[error(transparent)]
+    Malformed(ModelError),
+    #[error("the fault {fault} is about bytes beyond the disk's end at {capacity}")]
+    BeyondTheEnd { fault: String, capacity: u64 },
+    #[error("{0} requests are in flight: unmount, or wait until the guest is done, and try again")]
+    InFlight(u64),
+    #[error(
+        "a crash is armed already: wait for it, or disconnect the client that armed it, which \
+         disarms it"
+    )]
+    Armed,
+    #[error("the power was cut after event {0}: start tornblkd anew, with another recording")]
+    Cut(Seq),
+    #[error(
+        "the power was cut after event {0}, and the disk has not started again: connect a \
+         front-end first"
+    )]
+    Off(Seq),
+    #[error("the disk shows the state {0}: go back with use-state live first")]
+    Shown(String),
+    #[error("there are {n} {what} already: release some of them")]
+    TooMany { what: &'static str, n: usize },
+    #[error("the crash was disarmed before its trigger came")]
+    Disarmed,
+    #[error("there is no stall and no fault with token {0}: it may have been released already")]
+    NoToken(u64),
+    #[error("{0}")]
+    NoState(ModelError),
+    #[error("{0}")]
+    Failed(String),
 }
 
 impl MachineError {
     pub fn kind(&self) -> RefusalKind {
+        use MachineError::*;
         match self {
-            MachineError::NeedsRecording(_) => RefusalKind::Unsupported,
+            NeedsRecording(_) => RefusalKind::Unsupported,
+            Malformed(_) | BeyondTheEnd { .. } => RefusalKind::Malformed,
+            InFlight(_) | Armed | TooMany { .. } | Cut(_) | Off(_) | Shown(_) => RefusalKind::Busy,
+            NoToken(_) | NoState(_) => RefusalKind::NotFound,
+            Disarmed | Failed(_) => RefusalKind::Failed,
         }
     }
 }

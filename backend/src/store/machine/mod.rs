@@ -4,16 +4,19 @@
 //! that: the live disk (raw, or recorded) or a state of the recording with an overlay. It carries
 //! the power switch, the stalls and faults, and counts.
 
+mod commands;
 mod error;
 mod queue;
+mod recorded;
 
 pub use error::{MachineError, OpenError};
 
-use super::image::{Image, ImageError};
-use super::live::{HoldCompletions, LiveGate, lock};
+use super::image::Image;
+use super::live::{HoldCompletions, Idler, LiveGate, lock};
 use super::raw::{Cache, RawStore};
 use super::{Rings, Store, StoreQueue};
 use queue::{Counts, MachineQueue};
+use recorded::{Recorded, Resolution};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
+
+/// What [`Status::state`] says of the disk as it is.
+const LIVE: &str = "live";
 
 /// Smallest and largest logical block (VIRTIO `blk_size`, and what Linux takes).
 const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=64 << 10;
@@ -51,6 +57,7 @@ pub struct Options {
 
 pub struct Machine {
     shared: Arc<Shared>,
+    _idler: Option<Idler>,
 }
 
 /// What the machine and its queues have in common.
@@ -63,6 +70,24 @@ struct Shared {
     in_flight: AtomicU64,
     counts: Counts,
     front: Mutex<Front>,
+    recorded: Option<Recorded>,
+    view: Mutex<View>,
+    /// One exchange of stores at a time.
+    exchanging: Mutex<()>,
+    /// What the cut left, once that was worked out.
+    resolution: Mutex<Option<Arc<Resolution>>>,
+    next_nonce: AtomicU64,
+}
+
+/// What the guest sees.
+#[derive(Debug, Default)]
+struct View {
+    /// The name of the state; `None`: the live disk.
+    state: Option<String>,
+    /// Tells the guest which; `None` too for what a power cut left: a disk keeps its serial.
+    nonce: Option<u64>,
+    /// The power was cut, and a front-end has come since.
+    restarted: bool,
 }
 
 /// The store that gets the requests now.
@@ -96,17 +121,27 @@ impl Machine {
         if !physical.is_power_of_two() || physical < logical {
             return Err(OpenError::PhysicalBlock { physical, logical });
         }
-        let gate = Arc::new(LiveGate::default());
-        let image = Image::open(&options.image, logical, options.read_only)?;
+        // With a recording the image is only read.
+        let only_read = options.read_only || options.recording.is_some();
+        let image = Image::open(&options.image, logical, only_read)?;
         let disk = Disk { capacity: image.size(), lb_size: logical };
-        let store: Arc<dyn Store> = Arc::new(RawStore::new(
-            image,
-            logical,
-            options.read_only,
-            options.cache,
-            Arc::clone(&gate) as _,
-            options.profile.clone(),
-        ));
+        let profile = &options.profile;
+        profile.check(&disk).map_err(OpenError::Profile)?;
+        let (seed, hold) = (options.seed, options.hold_completions);
+        let gate = Arc::new(LiveGate::new(seed, hold, profile.clone(), disk.clone()));
+        let (store, recorded): (Arc<dyn Store>, _) = match &options.recording {
+            Some(file) => {
+                let recorded = Recorded::open(file, image, &options, &gate)?;
+                (recorded.live(), Some(recorded))
+            }
+            None => {
+                let (read_only, cache) = (options.read_only, options.cache);
+                let profile = profile.clone();
+                let gate = Arc::clone(&gate) as _;
+                (Arc::new(RawStore::new(image, logical, read_only, cache, gate, profile)), None)
+            }
+        };
+        let idler = Idler::start(&gate).map_err(OpenError::Host)?;
         let shared = Shared {
             options,
             disk,
@@ -115,8 +150,17 @@ impl Machine {
             in_flight: AtomicU64::new(0),
             counts: Counts::default(),
             front: Mutex::default(),
+            recorded,
+            view: Mutex::default(),
+            exchanging: Mutex::default(),
+            resolution: Mutex::default(),
+            next_nonce: AtomicU64::new(first_nonce()),
         };
-        Ok(Arc::new(Machine { shared: Arc::new(shared) }))
+        let machine = Machine { shared: Arc::new(shared), _idler: idler };
+        for fault in machine.options().faults.clone() {
+            machine.arm_fault(fault).map_err(OpenError::Fault)?;
+        }
+        Ok(Arc::new(machine))
     }
 
     pub fn options(&self) -> &Options {
@@ -125,7 +169,7 @@ impl Machine {
 
     /// What VIRTIO_BLK_T_GET_ID answers now: see [`tornblk_proto::device_id`].
     pub fn id_string(&self) -> [u8; DEVICE_ID_BYTES] {
-        device_id(&self.shared.options.serial, None)
+        device_id(&self.shared.options.serial, lock(&self.shared.view).nonce)
     }
 
     pub fn limits(&self) -> Limits {
@@ -153,30 +197,74 @@ impl Machine {
 
     pub fn status(&self) -> Status {
         let shared = &self.shared;
-        let front = lock(&shared.front);
+        let connected = lock(&shared.front).connected;
+        let left = shared.resolution().and_then(|r| r.state());
+        let view = lock(&shared.view);
+        let power_cut = left.is_some() && !view.restarted;
+        let state = if power_cut { left } else { view.state.clone() };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            connected: front.connected,
-            store: "raw".to_owned(),
+            connected,
+            store: if shared.recorded.is_some() { "recording" } else { "raw" }.to_owned(),
             image: shared.options.image.display().to_string(),
             capacity: shared.disk.capacity,
             read_only: shared.options.read_only,
-            state: "live".to_owned(),
-            power_cut: false,
-            in_flight: shared.in_flight.load(Ordering::Relaxed),
-            stalls: Vec::new(),
-            faults: Vec::new(),
+            state: state.unwrap_or_else(|| LIVE.to_owned()),
+            power_cut,
+            in_flight: shared.in_flight.load(Ordering::Acquire),
+            stalls: shared.gate.stalls(),
+            faults: shared.gate.faults().iter().map(|(fault, _)| fault.to_string()).collect(),
             counters: shared.counts.get(),
-            recording: None,
+            recording: shared.recorded.as_ref().map(Recorded::status),
         }
     }
+}
+
+/// Another one in each run: sixteenths of a second, which wrap in eight years.
+fn first_nonce() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    (now.unwrap_or_default().as_millis() / 62) as u64 & 0xffff_ffff
 }
 
 impl Shared {
     /// Is a write of these bytes all-or-nothing?
     fn eligible(&self, offset: u64, len: u64, atomic: bool) -> bool {
-        self.options.profile.mode != AtomicMode::None
-            && self.options.profile.eligible(offset, len, atomic)
+        self.options.profile.eligible(offset, len, atomic)
+    }
+
+    /// What the power cut left; works it out if nobody has yet. `None`: the power is on.
+    fn resolution(&self) -> Option<Arc<Resolution>> {
+        let cut = self.gate.power.is_cut()?;
+        let recorded = self.recorded.as_ref()?;
+        let mut resolution = lock(&self.resolution);
+        Some(Arc::clone(resolution.get_or_insert_with(|| {
+            let resolution = recorded.resolve(&cut);
+            if let Err(problem) = &resolution.answer {
+                log::error!("{problem}");
+            }
+            Arc::new(resolution)
+        })))
+    }
+
+    /// Puts another store beneath the guest. Waits for those who are inside the one that is there;
+    /// `unless` looks again when they are out.
+    fn exchange(
+        &self,
+        store: Arc<dyn Store>,
+        unless: impl FnOnce(&Shared) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
+        let mut beneath = self.beneath.write().unwrap_or_else(PoisonError::into_inner);
+        unless(self)?;
+        let front = lock(&self.front);
+        if let Some(rings) = &front.rings {
+            store.connected(Arc::clone(rings));
+        }
+        if let Some(negotiation) = front.negotiation {
+            store.negotiated(negotiation);
+        }
+        beneath.store = store;
+        beneath.epoch += 1;
+        Ok(())
     }
 
     fn beneath(&self) -> RwLockReadGuard<'_, Beneath> {
@@ -198,10 +286,14 @@ impl Store for Machine {
     }
 
     fn connected(&self, rings: Arc<dyn Rings>) {
-        let mut front = lock(&self.shared.front);
-        front.rings = Some(Arc::clone(&rings));
-        front.connected = true;
-        self.shared.beneath().store.connected(rings);
+        {
+            let mut front = lock(&self.shared.front);
+            front.rings = Some(Arc::clone(&rings));
+            front.connected = true;
+        }
+        if !self.restart() {
+            self.shared.beneath().store.connected(rings);
+        }
     }
 
     fn negotiated(&self, what: Negotiation) {
@@ -221,6 +313,7 @@ impl Store for Machine {
             let mut front = lock(&self.shared.front);
             front.connected = false;
             front.rings = None;
+            self.shared.gate.forget_requests();
         }
         self.shared.beneath().store.reset(cause, queue);
     }

@@ -1,0 +1,228 @@
+//! The socket: made, guarded against a second device, and taken away again.
+
+use super::client::{self, Session};
+use crate::store::Machine;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use tornblk_proto::{Answer, Refusal, RefusalKind, codec};
+
+/// Clients at a time.
+pub(super) const MAX_CLIENTS: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error(
+        "the control socket {} belongs to a tornblkd that is running: end it, or choose another \
+         --control",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    #[error("{} exists and is no socket: choose another --control, or remove it", .0.display())]
+    NoSocket(PathBuf),
+    #[error(
+        "the control socket {} has too long a name (at most 107 bytes): choose a shorter \
+         --control",
+        .0.display()
+    )]
+    TooLong(PathBuf),
+    #[error("the control socket {} cannot be made: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Listens until it is dropped; then every client is disconnected and the socket is removed.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    /// The socket as it was made: another's is not removed.
+    made: (u64, u64),
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The clients that are connected, by their numbers.
+#[derive(Default)]
+struct Clients(Mutex<HashMap<u64, Connected>>);
+
+struct Connected {
+    /// To end the connection.
+    stream: UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Makes the socket, for its owner alone (0600), and serves it. A stale one is replaced.
+    pub fn start(path: &Path, machine: Arc<Machine>) -> Result<Server, ControlError> {
+        let failed = |source: io::Error| ControlError::Io { path: path.to_owned(), source };
+        make_way(path)?;
+        let listener = bind(path).map_err(failed)?;
+        let started = (|| {
+            let meta = std::fs::symlink_metadata(path)?;
+            listener.set_nonblocking(true)?;
+            let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+            let until = Arc::clone(&stop);
+            let thread = std::thread::Builder::new()
+                .name("tornblk-control".to_owned())
+                .spawn(move || accept(&listener, &until, &machine))?;
+            Ok(((meta.dev(), meta.ino()), stop, thread))
+        })();
+        match started {
+            Ok((made, stop, thread)) => {
+                Ok(Server { path: path.to_owned(), made, stop, thread: Some(thread) })
+            }
+            Err(e) => {
+                let _ = std::fs::remove_file(path);
+                Err(failed(e))
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails only where the counter is full: then it is readable anyway.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        if let Ok(meta) = std::fs::symlink_metadata(&self.path)
+            && (meta.dev(), meta.ino()) == self.made
+        {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes a socket that nobody serves, and nothing else.
+fn make_way(path: &Path) -> Result<(), ControlError> {
+    let failed = |source: io::Error| ControlError::Io { path: path.to_owned(), source };
+    let address = SocketAddrUnix::new(path).map_err(|_| ControlError::TooLong(path.to_owned()))?;
+    let meta = match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    if !meta.file_type().is_socket() {
+        return Err(ControlError::NoSocket(path.to_owned()));
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|e| failed(e.into()))?;
+    match rustix::net::connect(&socket, &address) {
+        Err(rustix::io::Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
+        // AGAIN: it is served, but has many waiting.
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => Err(ControlError::InUse(path.to_owned())),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    use rustix::fs::Mode;
+    // Set before and not after: there shall be no moment at which others can connect.
+    let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    listener
+}
+
+fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {
+    let clients = Arc::new(Clients::default());
+    let mut number = 0;
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(until, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => {
+                log::error!("the control socket cannot be served any more: {e}");
+                break;
+            }
+        }
+        if !fds[1].revents().is_empty() {
+            break;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => {
+                number += 1;
+                if let Err(e) = clients.welcome(number, stream, machine) {
+                    log::warn!("a control client was turned away: {e}");
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => {
+                log::warn!("no control client can be accepted: {e}");
+                // Out of descriptors, most likely: others may give some back.
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+    clients.end();
+}
+
+impl Clients {
+    fn welcome(
+        self: &Arc<Self>,
+        number: u64,
+        mut stream: UnixStream,
+        machine: &Arc<Machine>,
+    ) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(client::PATIENCE))?;
+        let mut known = self.known();
+        if known.len() >= MAX_CLIENTS {
+            drop(known);
+            let error = Refusal {
+                kind: RefusalKind::Busy,
+                message: format!("{MAX_CLIENTS} clients are connected already: end one of them"),
+            };
+            let answer = Answer { id: None, ok: None, error: Some(error) };
+            return codec::write(&mut stream, &answer).map_err(io::Error::other);
+        }
+        let session = Session::new(number, stream.try_clone()?, Arc::clone(machine));
+        known.insert(number, Connected { stream, thread: None });
+        let clients = Arc::clone(self);
+        let thread =
+            std::thread::Builder::new().name(format!("tornblk-client-{number}")).spawn(move || {
+                session.serve();
+                clients.known().remove(&number);
+            });
+        match thread {
+            Ok(thread) => {
+                // It cannot be gone yet: to leave, it needs the lock that we hold.
+                if let Some(client) = known.get_mut(&number) {
+                    client.thread = Some(thread);
+                }
+                Ok(())
+            }
+            Err(e) => {
+                known.remove(&number);
+                Err(e)
+            }
+        }
+    }
+
+    /// Disconnects all, and waits until they are gone.
+    fn end(&self) {
+        let all: Vec<_> = self.known().drain().map(|(_, client)| client).collect();
+        for client in &all {
+            let _ = client.stream.shutdown(Shutdown::Both);
+        }
+        for thread in all.into_iter().filter_map(|client| client.thread) {
+            let _ = thread.join();
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<u64, Connected>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
