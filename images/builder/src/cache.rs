@@ -144,7 +144,7 @@ pub(crate) fn sha256(data: &[u8]) -> String {
 }
 
 /// A key from the parts that it covers: 32 hexadecimal digits.
-pub(crate) fn key(parts: &[&str]) -> String {
+pub fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());

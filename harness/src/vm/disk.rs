@@ -1,0 +1,150 @@
+//! Disks that come and go while the guest runs: vhost-user-blk on a PCIe root port.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tornblk_agent::channel::{Command, Outcome};
+
+use super::qmp::from;
+use super::{NoHost, QMP_TIMEOUT, Vm, VmError};
+
+/// Root ports, each for one disk.
+pub(super) const SLOTS: usize = 4;
+
+/// How long a guest may take to see a disk, or to let it go.
+const PLUG_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) fn slot_name(slot: usize) -> String {
+    format!("slot{slot}")
+}
+
+/// Which slots are taken.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    taken: [bool; SLOTS],
+    /// Makes names that were never used before.
+    count: u32,
+}
+
+/// An attached disk.
+#[derive(Debug)]
+pub struct Disk {
+    slot: usize,
+    id: String,
+    pub serial: String,
+    /// In the guest: `/dev/vda`.
+    pub device: String,
+    /// All that the agent tells of it, the queue limits of sysfs among it.
+    pub info: Value,
+}
+
+impl Vm {
+    /// Plugs in the disk that the back-end at `socket` serves, and waits until the guest has it
+    /// under the serial number that the back-end gives it. `queues`: as many as the guest has
+    /// CPUs, usually.
+    pub fn attach_disk(
+        &mut self,
+        socket: &Path,
+        serial: &str,
+        queues: u16,
+    ) -> Result<Disk, VmError> {
+        let slot = self.slots.taken.iter().position(|t| !t).ok_or(VmError::NoSlot(SLOTS))?;
+        self.slots.count += 1;
+        let id = format!("disk{}", self.slots.count);
+        let chardev = format!("{id}-socket");
+        let failed = |e: VmError| match e {
+            VmError::Qmp { message, .. } => {
+                VmError::Attach { serial: serial.to_owned(), why: message }
+            }
+            other => other,
+        };
+        let add: qapi::qmp::chardev_add = from(json!({
+            "id": chardev,
+            "backend": { "type": "socket", "data": {
+                "addr": { "type": "unix", "data": { "path": socket.to_string_lossy() } },
+                "server": false,
+            } },
+        }))?;
+        self.qmp_execute(&add).map_err(failed)?;
+        let plug: qapi::qmp::device_add = from(json!({
+            "driver": "vhost-user-blk-pci",
+            "id": id,
+            "bus": slot_name(slot),
+            "chardev": chardev,
+            "num-queues": queues,
+        }))?;
+        if let Err(e) = self.qmp_execute(&plug) {
+            let remove = qapi::qmp::chardev_remove { id: chardev };
+            let _ = self.qmp.execute(&remove, QMP_TIMEOUT);
+            return Err(failed(e));
+        }
+        self.slots.taken[slot] = true;
+        let timeout_ms = PLUG_TIMEOUT.as_millis() as u64;
+        let wait = Command::WaitDisk { serial: serial.to_owned(), timeout_ms };
+        let deadline = Instant::now() + PLUG_TIMEOUT + Duration::from_secs(10);
+        let why = match self.call(wait, &mut NoHost, deadline)? {
+            Outcome::Ok { value } => {
+                if let Some(device) = value.get("device").and_then(Value::as_str) {
+                    let (device, serial) = (device.to_owned(), serial.to_owned());
+                    return Ok(Disk { slot, id, serial, device, info: value });
+                }
+                "the agent does not say where it is".to_owned()
+            }
+            Outcome::Failed { message, .. } | Outcome::Unsupported { message } => message,
+        };
+        Err(VmError::Attach { serial: serial.to_owned(), why })
+    }
+
+    /// Unplugs a disk; returns when the guest has let it go. It must not be in use there.
+    pub fn detach_disk(&mut self, disk: Disk) -> Result<(), VmError> {
+        self.qmp.forget_events();
+        self.qmp_execute(&qapi::qmp::device_del { id: disk.id.clone() })?;
+        let start = Instant::now();
+        // One DEVICE_DELETED comes for each part of the device; the last is the one with its id.
+        let ours = |data: &Value| data.get("device").and_then(Value::as_str) == Some(&disk.id);
+        loop {
+            let tick = Duration::from_millis(100);
+            let gone = self
+                .qmp
+                .wait_for("device_del", tick, |e| e.name == "DEVICE_DELETED" && ours(&e.data));
+            match gone {
+                Ok(()) => break,
+                Err(VmError::QmpTimeout { .. }) if start.elapsed() < PLUG_TIMEOUT => self.look()?,
+                Err(VmError::QmpTimeout { .. }) => {
+                    return Err(VmError::Hung {
+                        what: format!("the unplugging of the disk {}", disk.serial),
+                        seconds: PLUG_TIMEOUT.as_secs(),
+                        console: self.console_tail(),
+                    });
+                }
+                Err(e) => return Err(self.what_really(e)),
+            }
+        }
+        self.slots.taken[disk.slot] = false;
+        self.qmp_execute(&qapi::qmp::chardev_remove { id: format!("{}-socket", disk.id) })?;
+        Ok(())
+    }
+
+    /// A command that must not fail for any reason of the guest's.
+    fn qmp_execute<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, VmError> {
+        let done = self.qmp.execute(command, QMP_TIMEOUT);
+        done.map_err(|e| self.what_really(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn commands_are_written_as_qemu_takes_them() {
+        let plug: qapi::qmp::device_add =
+            from(json!({ "driver": "d", "id": "i", "bus": "slot0", "num-queues": 2 })).unwrap();
+        let written = serde_json::to_value(&plug).unwrap();
+        let expected = json!({ "driver": "d", "id": "i", "bus": "slot0", "num-queues": 2 });
+        assert_eq!(written, expected);
+        assert!(from::<qapi::qmp::device_add>(json!({})).is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! A booted guest kept in a file: restoring it takes a fraction of booting.
+//!
+//! It is saved with no disk attached (QEMU refuses to migrate a vhost-user device of this kind) and
+//! with the file systems' modules loaded, which take longer than the boot. It lies in the image's
+//! folder under a key of everything that it depends on, and goes with the image.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use qapi::qmp::{self, MigrationCapability, MigrationCapabilityStatus, MigrationStatus};
+use rustix::fs::{FlockOperation, flock};
+use tornblk_agent::channel::{Command, Outcome};
+
+use super::{BOOT_TIMEOUT, NoHost, QMP_TIMEOUT, Qemu, Vm, VmConfig, VmError, io, machine};
+
+/// Counts up when the same text would give another state.
+const FORMAT: u32 = 1;
+
+/// Loaded before saving.
+const MODULES: [&str; 2] = ["ext4", "xfs"];
+
+/// Writing or reading the state: a few hundred megabytes.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A restored guest continues where it was: it answers at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Starts from the saved state; makes it first where there is none.
+pub(super) fn start(config: &VmConfig<'_>) -> Result<Vm, VmError> {
+    let state = path(config);
+    if !state.is_file() {
+        make(config, &state)?;
+    }
+    match restore(config, &state) {
+        Ok(vm) => Ok(vm),
+        Err(e) => {
+            // It would fail the next time, too.
+            let _ = fs::remove_file(&state);
+            Err(e)
+        }
+    }
+}
+
+fn path(config: &VmConfig<'_>) -> PathBuf {
+    let qemu = config.qemu.path().to_string_lossy();
+    let shape = machine::shape(config).join("\n");
+    let parts = [&FORMAT.to_string(), &*qemu, config.qemu.text(), &shape, &MODULES.join(" ")];
+    let key = tornblk_image::cache::key(&parts);
+    config.image.dir.join("saved").join(format!("{key}.state"))
+}
+
+/// Boots a guest and saves it. One process does it, others wait and use its work.
+fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
+    let dir = config.image.dir.join("saved");
+    let cannot = || format!("cannot make the folder {}", dir.display());
+    fs::create_dir_all(&dir).map_err(|e| io(cannot())(e))?;
+    let lock_path = state.with_extension("lock");
+    let cannot_lock = || format!("cannot lock {}", lock_path.display());
+    let lock = File::create(&lock_path).map_err(|e| io(cannot_lock())(e))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(|e| io(cannot_lock())(e.into()))?;
+    if state.is_file() {
+        return Ok(());
+    }
+    let work =
+        tempfile::Builder::new().prefix(".tmp-").tempdir_in(&dir).map_err(|e| io(cannot())(e))?;
+    let mut vm = Vm::launch_saving(config, work.path())?;
+    vm.vm.greet(BOOT_TIMEOUT)?;
+    load_modules(&mut vm.vm, config)?;
+    let written = vm.save(&config.qemu, work.path())?;
+    vm.vm.kill();
+    let cannot_place = format!("cannot put in place {}", state.display());
+    fs::rename(&written, state).map_err(io(cannot_place))
+}
+
+/// A guest that is to be saved, with the file that QEMU inherited for it.
+struct Saving {
+    vm: Vm,
+    file: File,
+}
+
+const FILE: &str = "state";
+
+impl Vm {
+    fn launch_saving(config: &VmConfig<'_>, dir: &Path) -> Result<Saving, VmError> {
+        let path = dir.join(FILE);
+        let file = File::create(&path).map_err(io(format!("cannot write {}", path.display())))?;
+        // Its console is nobody's: it is shown only when it does not boot.
+        let config = VmConfig { dir, ..config.clone() };
+        let vm = Vm::launch(&config, &[], &[file.as_fd()])?;
+        Ok(Saving { vm, file })
+    }
+}
+
+impl Saving {
+    fn save(&mut self, qemu: &Qemu, dir: &Path) -> Result<PathBuf, VmError> {
+        let path = dir.join(FILE);
+        let monitor = &mut self.vm.qmp;
+        monitor.execute(&qmp::stop {}, QMP_TIMEOUT)?;
+        prepare(&mut self.vm, qemu)?;
+        let monitor = &mut self.vm.qmp;
+        monitor.execute(&unlimited()?, QMP_TIMEOUT)?;
+        let uri = Some(uri(qemu, &path, &self.file));
+        let migrate = qmp::migrate { channels: None, detach: None, resume: None, uri };
+        monitor.execute(&migrate, QMP_TIMEOUT)?;
+        let start = Instant::now();
+        loop {
+            let info = monitor.execute(&qmp::query_migrate {}, QMP_TIMEOUT)?;
+            match info.status {
+                Some(MigrationStatus::completed) => return Ok(path),
+                Some(MigrationStatus::failed | MigrationStatus::cancelled) => {
+                    let why = info.error_desc.unwrap_or_else(|| "QEMU does not say why".into());
+                    return Err(VmError::Save(why));
+                }
+                _ if start.elapsed() > MOVE_TIMEOUT => {
+                    let seconds = MOVE_TIMEOUT.as_secs();
+                    return Err(VmError::Save(format!("it takes longer than {seconds} s")));
+                }
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+fn load_modules(vm: &mut Vm, config: &VmConfig<'_>) -> Result<(), VmError> {
+    // What is built in is not there as a module.
+    let modules = config.image.load_order(&MODULES);
+    if modules.is_empty() {
+        return Ok(());
+    }
+    let mut argv = vec!["/usr/sbin/modprobe".to_owned(), "-a".to_owned()];
+    argv.extend(modules.iter().map(|m| m.name.clone()));
+    let exec = Command::Exec { argv, timeout_ms: BOOT_TIMEOUT.as_millis() as u64 };
+    match vm.call(exec, &mut NoHost, Instant::now() + BOOT_TIMEOUT)? {
+        Outcome::Ok { value } if value.get("status").is_some_and(|s| s == 0) => Ok(()),
+        other => {
+            Err(VmError::Save(format!("the file systems' modules cannot be loaded: {other:?}")))
+        }
+    }
+}
+
+fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
+    let file = File::open(state).map_err(io(format!("cannot read {}", state.display())))?;
+    let incoming = ["-incoming", "defer"].map(str::to_owned);
+    let mut vm = Vm::launch(config, &incoming, &[file.as_fd()])?;
+    prepare(&mut vm, &config.qemu)?;
+    let uri = Some(uri(&config.qemu, state, &file));
+    let incoming = qmp::migrate_incoming { channels: None, exit_on_error: None, uri };
+    vm.qmp.execute(&incoming, QMP_TIMEOUT).map_err(|e| vm.what_really(e))?;
+    let start = Instant::now();
+    loop {
+        let status = vm.qmp.execute(&qmp::query_status {}, QMP_TIMEOUT);
+        let status = status.map_err(|e| vm.what_really(e))?.status;
+        match status {
+            qmp::RunState::inmigrate => {}
+            // It was stopped when it was saved, and still is.
+            _ => break,
+        }
+        if start.elapsed() > MOVE_TIMEOUT {
+            let (command, seconds) = ("migrate-incoming", MOVE_TIMEOUT.as_secs());
+            return Err(VmError::QmpTimeout { command, seconds });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    vm.qmp.execute(&qmp::cont {}, QMP_TIMEOUT).map_err(|e| vm.what_really(e))?;
+    vm.ping(ANSWER_TIMEOUT)?;
+    Ok(vm)
+}
+
+/// Both sides of a migration must agree on this.
+fn prepare(vm: &mut Vm, qemu: &Qemu) -> Result<(), VmError> {
+    if !qemu.has_mapped_ram() {
+        return Ok(());
+    }
+    let capability = MigrationCapability::mapped_ram;
+    let capabilities = vec![MigrationCapabilityStatus { capability, state: true }];
+    let set = qmp::migrate_set_capabilities { capabilities };
+    vm.qmp.execute(&set, QMP_TIMEOUT).map_err(|e| vm.what_really(e))?;
+    Ok(())
+}
+
+/// QEMU is careful with a network that nobody uses here.
+fn unlimited() -> Result<qmp::migrate_set_parameters, VmError> {
+    super::qmp::from(serde_json::json!({ "max-bandwidth": 1_u64 << 40 }))
+}
+
+/// Older QEMUs take an inherited descriptor only.
+fn uri(qemu: &Qemu, path: &Path, file: &File) -> String {
+    if qemu.has_file_migration() {
+        format!("file:{}", path.to_string_lossy().replace(',', ",,"))
+    } else {
+        format!("fd:{}", file.as_raw_fd())
+    }
+}
