@@ -184,16 +184,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let script = format!(
-            "echo begun; sleep 600 & echo $! >{0}.new; mv {0}.new {0}; wait",
+            "echo begun; sleep 6000 & echo $! >{0}.new; mv {0}.new {0}; wait",
             pid.display()
         );
         let e = sh(&script, 2_000).unwrap_err();
         assert_eq!(e.errno(), Some(libc::ETIMEDOUT));
         assert!(e.to_string().contains("begun"), "{e}");
         let pid = std::fs::read_to_string(pid).unwrap();
-        // Gone, or a zombie of whoever inherited it.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(stat.as_ref().map_or(true, |s| s.contains(") Z ")), "{stat:?}");
+        // Soon gone, or a zombie of whoever inherited it.
+        let stat = format!("/proc/{}/stat", pid.trim());
+        for _ in 0..6000 {
+            if std::fs::read_to_string(&stat).map_or(true, |s| s.contains(") Z ")) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("still there: {:?}", std::fs::read_to_string(&stat));
     }
 
     #[test]

@@ -19,12 +19,10 @@ const MOUNTS: [(&str, &str, &str); 5] = [
     ("tmpfs", "/tmp", "mode=1777"),
 ];
 
-/// What is wrong shall be seen and collected, not end the guest.
-const SYSCTLS: [(&str, &str); 3] = [
-    ("/proc/sys/kernel/panic_on_warn", "0"),
-    ("/proc/sys/kernel/panic_on_oops", "0"),
-    ("/proc/sys/kernel/hung_task_timeout_secs", "30"),
-];
+/// What is wrong shall be seen and collected, not end the guest. (Whether an oops does is for the
+/// kernel's command line to say.)
+const SYSCTLS: [(&str, &str); 2] =
+    [("/proc/sys/kernel/panic_on_warn", "0"), ("/proc/sys/kernel/hung_task_timeout_secs", "30")];
 
 /// Everything that PID 1 does.
 pub fn init() -> ! {
