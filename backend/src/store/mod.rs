@@ -24,6 +24,7 @@ mod machine;
 mod power;
 mod raw;
 mod recording;
+mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod testing;
@@ -34,6 +35,7 @@ pub use live::HoldCompletions;
 pub use machine::{Machine, MachineError, OpenError, Options};
 pub use raw::{Cache, RawStore};
 pub use recording::{RecordingOptions, RecordingStore};
+pub use state::StateStore;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! - [`payload`]: how every block that a workload writes describes itself.
 //! - [`channel`]: the commands and answers between the host and the agent.
 //!
-//! The agent itself (PID 1, workloads) is [`guest`] and the binary, both only with feature `guest`:
+//! The agent itself (PID 1, workloads) is module `guest` and the binary, both only with feature `guest`:
 //! the host links neither.
 
 pub mod channel;

@@ -1,4 +1,5 @@
-//! The ioctls that no crate has. All `unsafe` of the agent but io_uring's submission is here.
+//! The ioctls that no crate has. The only other `unsafe` of the agent is the submission to io_uring
+//! and the descriptor that a test hands to the program.
 
 use std::fs::File;
 use std::io;

@@ -3,7 +3,7 @@
 //! - [`plan`]: which thread writes what, from the seed alone.
 //! - [`prepare`]: files and ranges as they shall be before the first write.
 //! - [`probe`]: whether the kernel and the file system take such writes at all.
-//! - [`write`]: one write after the other; marks; [`ring`]: several in flight.
+//! - [`mod@write`]: one write after the other; marks; [`ring`]: several in flight.
 //! - [`readback`]: what is there afterwards.
 //!
 //! Order is what a workload is about: an intent is recorded before its system call starts, a done
