@@ -7,5 +7,7 @@
 
 mod client;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use server::{ControlError, Server};

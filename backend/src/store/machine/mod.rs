@@ -8,6 +8,8 @@ mod commands;
 mod error;
 mod queue;
 mod recorded;
+#[cfg(test)]
+mod tests;
 
 pub use error::{MachineError, OpenError};
 

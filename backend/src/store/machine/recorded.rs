@@ -4,13 +4,14 @@ use super::{MachineError, OpenError, Options};
 use crate::store::live::{LiveGate, lock};
 use crate::store::power::Cut;
 use crate::store::recording::{RecordingOptions, RecordingStore};
+use crate::store::state::StateStore;
 use crate::store::{Image, Store};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tornblk_model::crash::{Content, Fault, History, ModelError, Parsed, Profile, StateName};
 use tornblk_model::event::Seq;
-use tornblk_model::recording::{Reader, RecordingError};
+use tornblk_model::recording::{Reader, RecordingError, StateReader, Trust};
 use tornblk_proto::{Crashed, RecordingStatus};
 
 pub(super) struct Recorded {
@@ -134,8 +135,11 @@ impl Recorded {
 
     /// The disk in a state, with an overlay for what is written to it.
     pub(super) fn show(&self, content: Content) -> Result<Arc<dyn Store>, MachineError> {
-        let _ = (&self.gate, &self.options, content);
-        Err(MachineError::Failed("states cannot be shown yet".to_owned()))
+        let reader = Arc::new(Reader::open(&self.file).map_err(failed)?);
+        let state = StateReader::new(reader, None, Trust::Unchanged, content).map_err(failed)?;
+        let gate = Arc::clone(&self.gate) as _;
+        let store = StateStore::new(state, gate, self.options.clone());
+        Ok(Arc::new(store))
     }
 
     /// Works out what a cut left. Where the plan's own state cannot be, the answer says so, and
