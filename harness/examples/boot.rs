@@ -7,6 +7,7 @@ use tornblk::vm::{Accel, BOOT_TIMEOUT, Qemu, Vm, VmConfig};
 use tornblk_image::{Request, build};
 
 fn main() -> anyhow::Result<()> {
+    env_logger::init();
     let kernel = std::env::args().nth(1).unwrap_or(tornblk_image::DEFAULT_KERNEL.into());
     let start = Instant::now();
     let image = build(&Request::new(kernel.parse()?), &mut |doing| println!("  {doing}"))?;

@@ -29,7 +29,7 @@ mod qmp;
 mod saved;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -186,25 +186,20 @@ impl Vm {
 
     /// Boots, saved state or not.
     pub fn boot(config: &VmConfig<'_>, timeout: Duration) -> Result<Vm, VmError> {
-        let mut vm = Vm::launch(config, &[], &[])?;
+        let mut vm = Vm::launch(config, &[])?;
         vm.greet(timeout)?;
         Ok(vm)
     }
 
     /// Starts QEMU with these arguments added; nobody has heard of the guest yet.
-    fn launch(
-        config: &VmConfig<'_>,
-        more: &[String],
-        inherit: &[BorrowedFd<'_>],
-    ) -> Result<Vm, VmError> {
+    fn launch(config: &VmConfig<'_>, more: &[String]) -> Result<Vm, VmError> {
         let (mine_qmp, its_qmp) = pair()?;
         let (mine_agent, its_agent) = pair()?;
         let log = config.dir.join("qemu.log");
         let console = Console::open(config.dir.join("console.log"))?;
         let mut args = machine::args(config, console.path(), &its_qmp, &its_agent);
         args.extend(more.iter().map(OsString::from));
-        let mut fds = vec![its_qmp.as_fd(), its_agent.as_fd()];
-        fds.extend_from_slice(inherit);
+        let fds = [its_qmp.as_fd(), its_agent.as_fd()];
         let cannot = || io(format!("cannot start {}", config.qemu.path().display()));
         let process = Process::spawn(config.qemu.path(), args, &fds, &log).map_err(cannot())?;
         // Else its end would never be seen on the sockets.

@@ -5,7 +5,6 @@
 //! folder under a key of everything that it depends on, and goes with the image.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -65,60 +64,40 @@ fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
     }
     let work =
         tempfile::Builder::new().prefix(".tmp-").tempdir_in(&dir).map_err(|e| io(cannot())(e))?;
-    let mut vm = Vm::launch_saving(config, work.path())?;
-    vm.vm.greet(BOOT_TIMEOUT)?;
-    load_modules(&mut vm.vm, config)?;
-    let written = vm.save(&config.qemu, work.path())?;
-    vm.vm.kill();
+    // Its console is nobody's: it is shown only when it does not boot.
+    let mut vm = Vm::launch(&VmConfig { dir: work.path(), ..config.clone() }, &[])?;
+    vm.greet(BOOT_TIMEOUT)?;
+    load_modules(&mut vm, config)?;
+    let written = work.path().join("state");
+    save(&mut vm, &config.qemu, &written)?;
+    // A program that QEMU writes to may not have written all.
+    vm.quit();
     let cannot_place = format!("cannot put in place {}", state.display());
     fs::rename(&written, state).map_err(io(cannot_place))
 }
 
-/// A guest that is to be saved, with the file that QEMU inherited for it.
-struct Saving {
-    vm: Vm,
-    file: File,
-}
-
-const FILE: &str = "state";
-
-impl Vm {
-    fn launch_saving(config: &VmConfig<'_>, dir: &Path) -> Result<Saving, VmError> {
-        let path = dir.join(FILE);
-        let file = File::create(&path).map_err(io(format!("cannot write {}", path.display())))?;
-        // Its console is nobody's: it is shown only when it does not boot.
-        let config = VmConfig { dir, ..config.clone() };
-        let vm = Vm::launch(&config, &[], &[file.as_fd()])?;
-        Ok(Saving { vm, file })
-    }
-}
-
-impl Saving {
-    fn save(&mut self, qemu: &Qemu, dir: &Path) -> Result<PathBuf, VmError> {
-        let path = dir.join(FILE);
-        let monitor = &mut self.vm.qmp;
-        monitor.execute(&qmp::stop {}, QMP_TIMEOUT)?;
-        prepare(&mut self.vm, qemu)?;
-        let monitor = &mut self.vm.qmp;
-        monitor.execute(&unlimited()?, QMP_TIMEOUT)?;
-        let uri = Some(uri(qemu, &path, &self.file));
-        let migrate = qmp::migrate { channels: None, detach: None, resume: None, uri };
-        monitor.execute(&migrate, QMP_TIMEOUT)?;
-        let start = Instant::now();
-        loop {
-            let info = monitor.execute(&qmp::query_migrate {}, QMP_TIMEOUT)?;
-            match info.status {
-                Some(MigrationStatus::completed) => return Ok(path),
-                Some(MigrationStatus::failed | MigrationStatus::cancelled) => {
-                    let why = info.error_desc.unwrap_or_else(|| "QEMU does not say why".into());
-                    return Err(VmError::Save(why));
-                }
-                _ if start.elapsed() > MOVE_TIMEOUT => {
-                    let seconds = MOVE_TIMEOUT.as_secs();
-                    return Err(VmError::Save(format!("it takes longer than {seconds} s")));
-                }
-                _ => std::thread::sleep(Duration::from_millis(10)),
+/// Stops the guest and writes it into a file.
+fn save(vm: &mut Vm, qemu: &Qemu, path: &Path) -> Result<(), VmError> {
+    vm.qmp.execute(&qmp::stop {}, QMP_TIMEOUT)?;
+    prepare(vm, qemu)?;
+    vm.qmp.execute(&unlimited()?, QMP_TIMEOUT)?;
+    let uri = Some(uri(qemu, path, true));
+    let migrate = qmp::migrate { channels: None, detach: None, resume: None, uri };
+    vm.qmp.execute(&migrate, QMP_TIMEOUT)?;
+    let start = Instant::now();
+    loop {
+        let info = vm.qmp.execute(&qmp::query_migrate {}, QMP_TIMEOUT)?;
+        match info.status {
+            Some(MigrationStatus::completed) => return Ok(()),
+            Some(MigrationStatus::failed | MigrationStatus::cancelled) => {
+                let why = info.error_desc.unwrap_or_else(|| "QEMU does not say why".into());
+                return Err(VmError::Save(why));
             }
+            _ if start.elapsed() > MOVE_TIMEOUT => {
+                let seconds = MOVE_TIMEOUT.as_secs();
+                return Err(VmError::Save(format!("it takes longer than {seconds} s")));
+            }
+            _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 }
@@ -141,11 +120,10 @@ fn load_modules(vm: &mut Vm, config: &VmConfig<'_>) -> Result<(), VmError> {
 }
 
 fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
-    let file = File::open(state).map_err(io(format!("cannot read {}", state.display())))?;
     let incoming = ["-incoming", "defer"].map(str::to_owned);
-    let mut vm = Vm::launch(config, &incoming, &[file.as_fd()])?;
+    let mut vm = Vm::launch(config, &incoming)?;
     prepare(&mut vm, &config.qemu)?;
-    let uri = Some(uri(&config.qemu, state, &file));
+    let uri = Some(uri(&config.qemu, state, false));
     let incoming = qmp::migrate_incoming { channels: None, exit_on_error: None, uri };
     vm.qmp.execute(&incoming, QMP_TIMEOUT).map_err(|e| vm.what_really(e))?;
     let start = Instant::now();
@@ -185,11 +163,38 @@ fn unlimited() -> Result<qmp::migrate_set_parameters, VmError> {
     super::qmp::from(serde_json::json!({ "max-bandwidth": 1_u64 << 40 }))
 }
 
-/// Older QEMUs take an inherited descriptor only.
-fn uri(qemu: &Qemu, path: &Path, file: &File) -> String {
+/// Where the state goes to, or comes from. Older QEMUs write to a program only.
+fn uri(qemu: &Qemu, path: &Path, out: bool) -> String {
+    let path = path.to_string_lossy();
     if qemu.has_file_migration() {
-        format!("file:{}", path.to_string_lossy().replace(',', ",,"))
-    } else {
-        format!("fd:{}", file.as_raw_fd())
+        return format!("file:{path}");
+    }
+    let quoted = path.replace('\'', r"'\''");
+    let direction = if out { ">" } else { "<" };
+    format!("exec:cat {direction} '{quoted}'")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn qemu(dir: &Path, version: &str) -> Qemu {
+        let path = dir.join("qemu");
+        fs::write(&path, format!("#!/bin/sh\necho QEMU emulator version {version}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Qemu::at(&path).unwrap()
+    }
+
+    #[test]
+    fn a_path_is_no_part_of_a_shell_command() {
+        let tmp = tempfile::tempdir().unwrap();
+        let old = qemu(tmp.path(), "7.2.0");
+        assert_eq!(uri(&old, Path::new("/a b/it's"), true), r"exec:cat > '/a b/it'\''s'");
+        assert_eq!(uri(&old, Path::new("/a"), false), "exec:cat < '/a'");
+        let new = qemu(tmp.path(), "10.0.2");
+        assert_eq!(uri(&new, Path::new("/a b"), true), "file:/a b");
     }
 }
