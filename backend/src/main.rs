@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tornblk_backend::control::Server;
 use tornblk_backend::device::blk::{Blk, BlkOptions};
 use tornblk_backend::device::limits::{Limits, mode_name};
 use tornblk_backend::device::size::Size;
@@ -81,6 +82,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         writeback: options.cache != Cache::Writethrough,
         id: Box::new(move || identity.id_string()),
     });
+    // Before the disk's socket: who sees that one may expect this one. Removed when dropped.
+    let control = options.control.as_deref().map(|path| Server::start(path, machine.clone()));
+    let _control = control.transpose()?;
     let socket = Socket::bind(&options.socket)?;
     log::info!("{}", advertised(&options, &device));
     vhost::serve(&device, &socket, stop.as_fd())?;

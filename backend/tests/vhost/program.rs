@@ -188,6 +188,25 @@ fn a_busy_socket_is_not_stolen() {
 }
 
 #[test]
+fn the_control_socket_comes_with_the_disk_and_goes_with_it() {
+    let place = Place::new();
+    let running = place.start("--control c --atomic-unit-max 16k");
+    let client = tornblk_proto::Client::connect(&place.path("c")).unwrap();
+    let guest = Guest::ready(&place.path("s"), 1);
+    until(|| client.status().unwrap().connected);
+    assert_eq!(client.limits().unwrap().unit_max, 16384);
+    drop(guest);
+    until(|| !client.status().unwrap().connected);
+    // A path that is taken.
+    let other = Place::new();
+    let line = format!("--socket s --image disk.img --control {}", place.path("c").display());
+    one_line(&other.command(&line).output().unwrap());
+    nothing_left(&other);
+    assert_eq!(running.signal(rustix::process::Signal::TERM).status.code(), Some(0));
+    nothing_left(&place);
+}
+
+#[test]
 fn a_socket_left_by_a_kill_is_replaced() {
     let place = Place::new();
     place.start("").signal(rustix::process::Signal::KILL);
