@@ -670,3 +670,54 @@ fn the_crash_model_takes_events_that_share_a_slot() {
     let twice = [events[0].clone(), (events[0].0, mark("x"))];
     assert!(History::new(reader.header().disk.clone(), twice).is_err());
 }
+
+#[test]
+fn a_state_is_hashed_and_exported_as_it_reads() {
+    use sha2::{Digest, Sha256};
+    use tornblk_model::crash::{Content, Source};
+    let place = Place::new();
+    let writer = place.create();
+    let seq = write(&writer, 1024, &[7; 4096]).unwrap();
+    let blocks = (2..6).map(|b| (b, Source::Written { request: seq, block: b as u32 - 2 }));
+    let content = Content { blocks: blocks.chain([(9, Source::Zeroes)]).collect() };
+    let reader = std::sync::Arc::new(Reader::open(&place.path()).unwrap());
+    let state = StateReader::new(reader, None, Trust::Unchanged, content).unwrap();
+    let mut expected = vec![0xb5; 256 << 10];
+    expected[1024..3072].fill(7);
+    expected[4608..5120].fill(0);
+    let hash: [u8; 32] = Sha256::digest(&expected).into();
+    assert_eq!(state.sha256().unwrap(), hash);
+    let out = place.dir.path().join("out.img");
+    state.export(&out).unwrap();
+    assert!(std::fs::read(&out).unwrap() == expected);
+
+    // Not shown over an image that changed, and nothing half is left behind.
+    let content = Content { blocks: [(0, Source::Written { request: Seq(5), block: 0 })].into() };
+    let reader = std::sync::Arc::new(Reader::open(&place.path()).unwrap());
+    let bad = StateReader::new(reader.clone(), None, Trust::Unchanged, content.clone()).unwrap();
+    let none = place.dir.path().join("none.img");
+    assert!(bad.export(&none).is_err());
+    assert!(!none.exists());
+    assert!(bad.sha256().is_err());
+    std::fs::write(place.dir.path().join("base.img"), vec![0; 256 << 10]).unwrap();
+    let e = StateReader::new(reader, None, Trust::SameContent, content).unwrap_err();
+    assert!(matches!(e, RecordingError::BaseChanged { .. }), "{e}");
+}
+
+/// An export is sparse where the state is zero.
+#[test]
+fn an_export_takes_no_space_for_zeroes() {
+    use std::os::unix::fs::MetadataExt;
+    use tornblk_model::crash::{Content, Source};
+    let place = Place::new();
+    drop(place.create());
+    let blocks = (8..512).map(|b| (b, Source::Zeroes)).collect();
+    let reader = std::sync::Arc::new(Reader::open(&place.path()).unwrap());
+    let state = StateReader::new(reader, None, Trust::Unchanged, Content { blocks }).unwrap();
+    let out = place.dir.path().join("out.img");
+    let exported = state.export(&out).unwrap();
+    assert_eq!((exported.size, exported.data), (256 << 10, 4096));
+    let meta = std::fs::metadata(&out).unwrap();
+    assert_eq!(meta.len(), 256 << 10);
+    assert!(meta.blocks() * 512 < 64 << 10, "{} bytes are taken", meta.blocks() * 512);
+}
