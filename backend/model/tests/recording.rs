@@ -721,3 +721,36 @@ fn an_export_takes_no_space_for_zeroes() {
     assert_eq!(meta.len(), 256 << 10);
     assert!(meta.blocks() * 512 < 64 << 10, "{} bytes are taken", meta.blocks() * 512);
 }
+
+#[test]
+fn a_closed_recording_is_as_large_as_what_it_holds() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    let new = NewRecording { segment_size: 4 << 20, ..place.new_recording(512) };
+    let writer = Writer::create(&place.path(), new).unwrap();
+    let mut kept = Vec::new();
+    for i in 0..10 {
+        kept.push(write(&writer, 0, &[i; 8192]).unwrap());
+    }
+    let taken = || std::fs::metadata(place.path()).unwrap().blocks() * 512;
+    let before = taken();
+    assert!(before > 8 << 20, "{before}");
+    drop(writer);
+    assert!(taken() < 1 << 20, "{} bytes are taken", taken());
+    assert_eq!(Reader::open(&place.path()).unwrap().verify().unwrap().writes, 10);
+    // It can be gone on with, and space is met before anything is stored.
+    let writer = Writer::open(&place.path()).unwrap();
+    assert!(taken() >= before);
+    write(&writer, 0, &[77; 8192]).unwrap();
+    drop(writer);
+    let reader = Reader::open(&place.path()).unwrap();
+    assert_eq!(reader.verify().unwrap().writes, 11);
+    for (i, seq) in kept.into_iter().enumerate() {
+        let Event::Submit(Submit { op: Op::Write { payload, .. }, .. }) =
+            reader.event(seq).unwrap()
+        else {
+            panic!("event {seq} is no write");
+        };
+        assert_eq!(reader.payload_verified(&payload, 8192).unwrap(), [i as u8; 8192]);
+    }
+}

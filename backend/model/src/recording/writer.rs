@@ -54,6 +54,8 @@ pub struct Writer {
     finished: AtomicU64,
     /// Slots before the power cut, and 1; 0: no cut, or it is being made.
     cut: AtomicU64,
+    /// How often the power came back.
+    thaws: AtomicU64,
     /// Slots there is room for.
     capacity: AtomicU64,
     /// Segment of each ordinal of slots.
@@ -186,6 +188,11 @@ impl Writer {
         }
         let header = reader.header().clone();
         let segments = reader.segments();
+        // What the writer before gave back.
+        let all = geometry.segment_at(segments.len() as u32) - slot::DATA_START;
+        if all > 0 {
+            allocate(&file, slot::DATA_START, all).map_err(|e| no_space(path, e))?;
+        }
         let writer = Writer::over(path, file, header, geometry, segments.len() as u32)?;
         let mut grow = writer.lock_grow();
         let mut ordinal = 0;
@@ -235,6 +242,7 @@ impl Writer {
             next: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             cut: AtomicU64::new(0),
+            thaws: AtomicU64::new(0),
             capacity: AtomicU64::new(0),
             slots: (0..most).map(|_| AtomicU32::new(0)).collect(),
             cursor: AtomicU64::new(0),
@@ -404,6 +412,12 @@ impl Writer {
         self.next.load(Ordering::Acquire) & FROZEN != 0
     }
 
+    /// How often [`Writer::thaw`] brought the power back. Changes before
+    /// [`Writer::is_frozen`] does.
+    pub fn thaws(&self) -> u64 {
+        self.thaws.load(Ordering::Acquire)
+    }
+
     /// The power is back: appends [`Event::Reset`] of cause [`ResetCause::PowerCut`], and takes
     /// events again. They are not part of the order before it. Does nothing where there is power.
     ///
@@ -416,6 +430,7 @@ impl Writer {
         // Of several threads one gets the cut.
         let cut = self.cut.swap(0, Ordering::AcqRel);
         if cut != 0 {
+            self.thaws.fetch_add(1, Ordering::AcqRel);
             self.next.store(cut - 1, Ordering::Release);
             self.append(&Event::Reset { cause: ResetCause::PowerCut, queue: None })?;
         }
@@ -581,6 +596,44 @@ impl Writer {
         RecordingError::NoSpace {
             path: self.path.clone(),
             why: format!("it would exceed {} bytes of address space", self.map.limit()),
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// Gives back what was allocated ahead: a recording that is kept is as large as what it holds.
+    fn drop(&mut self) {
+        if self.map.poisoned() {
+            return;
+        }
+        // Of every page size, and of the blocks of file systems.
+        let grain = 64 << 10;
+        let free = |from: u64, end: u64| {
+            let from = (from - slot::DATA_START).next_multiple_of(grain) + slot::DATA_START;
+            if from < end {
+                let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                // Where that is not possible it stays allocated.
+                let _ = rustix::fs::fallocate(&self.file, how, from, end - from);
+            }
+        };
+        let geometry = self.geometry;
+        let end =
+            |at: u64| (at - slot::DATA_START).next_multiple_of(geometry.segment) + slot::DATA_START;
+        let mut next = self.events();
+        let capacity = self.capacity.load(Ordering::Acquire);
+        while next < capacity {
+            if let Some(at) = self.slot_at(next) {
+                free(at, end(at));
+            }
+            next = (next / geometry.slots + 1) * geometry.slots;
+        }
+        let cursor = self.cursor.load(Ordering::Acquire);
+        if cursor != 0 {
+            free(cursor, end(cursor));
+        }
+        for (first, run) in &self.lock_grow().unused {
+            let start = geometry.segment_at(*first);
+            free(start + SEGMENT_HEADER, start + u64::from(*run) * geometry.segment);
         }
     }
 }

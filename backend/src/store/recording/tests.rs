@@ -1,13 +1,14 @@
 use super::*;
-use crate::store::Done;
 use crate::store::gate::{AlwaysGo, GateContext, Point, Verdict, Waker};
 use crate::store::testing::{
     ask, data, discard, flush, image, plain_profile, read, reap, request, write, zeroes,
 };
+use crate::store::{Done, Op};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use tornblk_model::crash::{Content, History, Source, StateName};
+use tornblk_model::event::{Status, Submit};
 use tornblk_model::recording::StateReader;
 
 const SIZE: u64 = 64 << 10;
@@ -719,4 +720,67 @@ fn sources_of_every_kind_are_shown() {
         let state = StateReader::new(reader, None, Trust::Unchanged, content).unwrap();
         assert!(state.read_at(0, &mut [0; 512]).is_err(), "{source:?}");
     }
+}
+
+#[test]
+fn a_queue_from_before_a_cut_stays_off_when_the_power_is_back() {
+    let setup = Setup::new();
+    let store = setup.store(512);
+    let mut queue = store.queue(0);
+    setup.gate.tell(Point::Complete, 1, Verdict::Hold);
+    queue.submit(write(1, 0, vec![1; 512]));
+    store.freeze();
+    store.writer().thaw().unwrap();
+    setup.gate.let_go();
+    assert!(reap(&mut *queue).is_empty());
+    queue.submit(write(2, 0, vec![1; 512]));
+    assert!(reap(&mut *queue).is_empty());
+    let events = setup.events();
+    let last = Event::Reset { cause: ResetCause::PowerCut, queue: None };
+    assert_eq!(events.last().map(|(_, e)| e), Some(&last));
+}
+
+/// A full disk: in a process of its own, since the limit is the process's.
+#[test]
+fn a_full_disk_fails_writes_and_not_the_device() {
+    const CHILD: &str = "TORNBLK_TEST_FULL_DISK";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "store::recording::tests::a_full_disk_fails_writes_and_not_the_device";
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", name])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+        return;
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let setup = Setup::new();
+    let store = setup.store(512);
+    let mut queue = store.queue(0);
+    setup.gate.tell(Point::Complete, 1, Verdict::Hold);
+    queue.submit(write(1, 0, vec![1; 4096]));
+    let limit = getrlimit(Resource::Fsize);
+    let size = File::open(setup.recording()).unwrap().metadata().unwrap().len();
+    setrlimit(Resource::Fsize, Rlimit { current: Some(size), ..limit }).unwrap();
+    let mut disk = setup.bytes.clone();
+    disk[..4096].fill(1);
+    let failed = loop {
+        match ask(&mut *queue, write(2, 8192, vec![2; 8192])) {
+            Ok(_) => disk[8192..16384].fill(2),
+            Err(e) => break e,
+        }
+    };
+    let full = |e: &Failure| matches!(e, Failure::Io(e) if e.kind() == io::ErrorKind::StorageFull);
+    assert!(full(&failed), "{failed}");
+    // What is out still ends well, and what needs no data goes on.
+    setup.gate.let_go();
+    let done = reap(&mut *queue);
+    assert!(done.len() == 1 && done[0].result.is_ok());
+    assert!(ask(&mut *queue, read(3, 0, SIZE as usize)).unwrap() == disk);
+    ask(&mut *queue, zeroes(4, 0, 512, true)).unwrap();
+    setrlimit(Resource::Fsize, limit).unwrap();
+    ask(&mut *queue, write(5, 0, vec![5; 65536])).unwrap();
+    drop((queue, store));
+    assert!(content(&setup.reopen(512, DiscardReads::Zeroes)) == vec![5; 65536]);
 }

@@ -1,0 +1,361 @@
+//! One queue of the recorded store: requests become events, data and work for the index.
+
+use super::index::{Piece, Place};
+use super::{Shared, Work, failed};
+use crate::store::gate::{Engine, Step};
+use crate::store::{Failure, Op, Request};
+use smallvec::SmallVec;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use tornblk_model::event::{self, Event, Segment, Seq, Status, Submit};
+use tornblk_model::recording::{Completion, RecordingError};
+
+/// A part of a request that has its own place in the order. All but WRITE ZEROES of parts of
+/// blocks have one.
+#[derive(Debug)]
+struct Part {
+    seq: Seq,
+    work: Work,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ticket {
+    parts: SmallVec<[Part; 1]>,
+    executed: bool,
+}
+
+/// What comes of recording one part.
+enum Recorded {
+    Next,
+    Last,
+    Off,
+}
+
+pub(super) struct RecordingEngine(pub(super) Arc<Shared>);
+
+impl RecordingEngine {
+    /// Records the submission of one part, and announces it.
+    fn record(
+        &self,
+        request: &Request,
+        op: event::Op,
+        work: Work,
+        last: bool,
+        ticket: &mut Ticket,
+    ) -> Result<Recorded, Failure> {
+        let shared = &*self.0;
+        let pieces = match &work {
+            Work::Put(pieces) if shared.whole_needed() => pieces.as_slice(),
+            _ => &[],
+        };
+        let blocks: SmallVec<[_; 1]> = pieces.iter().map(|p| p.blocks.clone()).collect();
+        let mut locked = shared.index.lock(&blocks);
+        let seq = match submit(shared, request, op, last) {
+            Ok(seq) => seq,
+            Err(RecordingError::Frozen) => return Ok(Recorded::Off),
+            Err(e) => return Err(failed(e)),
+        };
+        for piece in pieces {
+            locked.announce(seq, piece);
+        }
+        drop(locked);
+        ticket.parts.push(Part { seq, work });
+        Ok(if last { Recorded::Last } else { Recorded::Next })
+    }
+
+    /// Records the submission of a write of `len` bytes, given by `fill`, which gets the bytes of
+    /// the request's own range.
+    #[allow(clippy::too_many_arguments)]
+    fn record_write(
+        &self,
+        request: &Request,
+        (offset, len): (u64, u64),
+        (fua, atomic): (bool, bool),
+        fill: impl FnOnce(&mut [u8]),
+        last: bool,
+        ticket: &mut Ticket,
+    ) -> Result<Recorded, Failure> {
+        let shared = &*self.0;
+        let lb = u64::from(shared.disk.lb_size);
+        let blocks = shared.disk.touched(offset, len);
+        let room = ((blocks.end - blocks.start) * lb) as usize;
+        let mut space = shared.writer.reserve(room).map_err(failed)?;
+        let skip = (offset % lb) as usize;
+        fill(&mut space.as_mut_slice()[skip..skip + len as usize]);
+        let op = |payload| event::Op::Write { offset, len, fua, atomic, payload };
+        if skip == 0 && room == len as usize {
+            let payload = space.finish();
+            let work = shared.write_work(offset, len, payload);
+            return self.record(request, op(payload), work, last, ticket);
+        }
+        // A part of a block: the rest of it is read, and the write takes its place in the order,
+        // before anybody else can touch the block.
+        let mut locked = shared.index.lock(std::slice::from_ref(&blocks));
+        let bytes = space.as_mut_slice();
+        let mut block = vec![0; lb as usize];
+        if skip > 0 {
+            shared.read_block(blocks.start, locked.submitted(blocks.start), &mut block)?;
+            bytes[..skip].copy_from_slice(&block[..skip]);
+        }
+        let end = skip + len as usize;
+        if end < room {
+            let last = blocks.end - 1;
+            shared.read_block(last, locked.submitted(last), &mut block)?;
+            let from = end % lb as usize;
+            bytes[end..].copy_from_slice(&block[from..]);
+        }
+        let payload = space.finish();
+        let work = shared.write_work(offset, len, payload);
+        let seq = match submit(shared, request, op(payload), last) {
+            Ok(seq) => seq,
+            Err(RecordingError::Frozen) => return Ok(Recorded::Off),
+            Err(e) => return Err(failed(e)),
+        };
+        locked.announce(seq, &Piece { blocks, place: Place::At(payload.position) });
+        drop(locked);
+        ticket.parts.push(Part { seq, work });
+        Ok(if last { Recorded::Last } else { Recorded::Next })
+    }
+
+    fn record_zeroes(
+        &self,
+        request: &Request,
+        segments: &[Segment],
+        last: bool,
+        ticket: &mut Ticket,
+    ) -> Result<Recorded, Failure> {
+        let lb = u64::from(self.0.disk.lb_size);
+        let whole = |s: &Segment| s.offset.is_multiple_of(lb) && s.len.is_multiple_of(lb);
+        if segments.iter().all(whole) {
+            let op = event::Op::WriteZeroes { segments: segments.to_vec() };
+            return self.record(request, op, self.0.zero_work(segments), last, ticket);
+        }
+        // Segments are independent, and so are the pieces that one is made of.
+        let (mut blocks, mut parts) = (Vec::new(), Vec::new());
+        for s in segments {
+            let (start, end) = (s.offset, s.offset + s.len);
+            let (first, upto) = (start.next_multiple_of(lb).min(end), end / lb * lb);
+            if first >= upto {
+                // Inside of one block, or over one border and no whole block.
+                parts.push((start, first - start));
+                parts.push((first, end - first));
+            } else {
+                parts.push((start, first - start));
+                blocks.push(Segment { offset: first, len: upto - first, unmap: s.unmap });
+                parts.push((upto, end - upto));
+            }
+        }
+        parts.retain(|(_, len)| *len > 0);
+        if !blocks.is_empty() {
+            let op = event::Op::WriteZeroes { segments: blocks.clone() };
+            let cut = last && parts.is_empty();
+            match self.record(request, op, self.0.zero_work(&blocks), cut, ticket)? {
+                Recorded::Next => {}
+                other => return Ok(other),
+            }
+        }
+        let n = parts.len();
+        for (i, part) in parts.into_iter().enumerate() {
+            let cut = last && i + 1 == n;
+            let fill = |bytes: &mut [u8]| bytes.fill(0);
+            match self.record_write(request, part, (false, false), fill, cut, ticket)? {
+                Recorded::Next => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Recorded::Next)
+    }
+
+    fn take(
+        &self,
+        request: &Request,
+        last: bool,
+        ticket: &mut Ticket,
+    ) -> Result<Recorded, Failure> {
+        let shared = &*self.0;
+        let len = request.buffers.len() as u64;
+        match &request.op {
+            Op::Read { offset } => {
+                let op = event::Op::Read { offset: *offset, len };
+                self.record(request, op, Work::Nothing, last, ticket)
+            }
+            Op::Flush => self.record(request, event::Op::Flush, Work::Nothing, last, ticket),
+            Op::Write { offset, fua, atomic } => {
+                let fill = |to: &mut [u8]| {
+                    request.buffers.copy_to(0, to);
+                };
+                let flags = (*fua, *atomic);
+                self.record_write(request, (*offset, len), flags, fill, last, ticket)
+            }
+            Op::Discard { segments } => {
+                let op = event::Op::Discard { segments: segments.clone() };
+                self.record(request, op, shared.discard_work(segments), last, ticket)
+            }
+            Op::WriteZeroes { segments } => self.record_zeroes(request, segments, last, ticket),
+        }
+    }
+
+    fn is_sub_block(&self, request: &Request) -> bool {
+        let lb = u64::from(self.0.disk.lb_size);
+        let part = |at: u64, n: u64| !at.is_multiple_of(lb) || !n.is_multiple_of(lb);
+        match &request.op {
+            Op::Read { offset } | Op::Write { offset, .. } => {
+                part(*offset, request.buffers.len() as u64)
+            }
+            Op::Flush => false,
+            Op::Discard { segments } | Op::WriteZeroes { segments } => {
+                segments.iter().any(|s| part(s.offset, s.len))
+            }
+        }
+    }
+}
+
+fn submit(
+    shared: &Shared,
+    request: &Request,
+    op: event::Op,
+    last: bool,
+) -> Result<Seq, RecordingError> {
+    let origin = request.origin;
+    let event = Event::Submit(Submit {
+        queue: origin.queue,
+        position: origin.position,
+        head: origin.head,
+        ioprio: origin.ioprio,
+        op,
+    });
+    if last { shared.writer.append_last(&event) } else { shared.writer.append(&event) }
+}
+
+impl Engine for RecordingEngine {
+    type Ticket = Ticket;
+
+    fn begin(&mut self, request: &Request, last: bool) -> Result<Step<Ticket>, Failure> {
+        let shared = &self.0;
+        if shared.broken.load(Ordering::Acquire) {
+            return Err(Failure::Io(io::Error::other("the recording cannot be continued")));
+        }
+        let changes = !matches!(request.op, Op::Read { .. } | Op::Flush);
+        if changes && shared.options.read_only {
+            return Err(Failure::ReadOnly);
+        }
+        if self.is_sub_block(request) {
+            shared.sub_block.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut ticket = Ticket::default();
+        match self.take(request, last, &mut ticket) {
+            Ok(Recorded::Next) => Ok(Step::Next(ticket)),
+            Ok(Recorded::Last) => Ok(Step::Last(ticket)),
+            Ok(Recorded::Off) => Ok(Step::Off),
+            Err(failure) => {
+                // Its first parts are recorded and will never happen: they failed.
+                self.end(&ticket, Status::IoErr, false).map_err(failed)?;
+                Err(failure)
+            }
+        }
+    }
+
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn seq(&self, ticket: &Ticket) -> Option<Seq> {
+        ticket.parts.first().map(|part| part.seq)
+    }
+
+    fn execute(
+        &mut self,
+        request: &mut Request,
+        ticket: &mut Ticket,
+        stale: bool,
+    ) -> Result<(), Failure> {
+        if let Op::Read { offset } = request.op {
+            return self.0.read(offset, &mut request.buffers, stale);
+        }
+        for part in &ticket.parts {
+            self.0.apply(part.seq, &part.work);
+        }
+        ticket.executed = true;
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        _: &Request,
+        ticket: Ticket,
+        result: &Result<(), Failure>,
+        last: bool,
+    ) -> Result<Step<Seq>, Failure> {
+        let status = if result.is_ok() { Status::Ok } else { Status::IoErr };
+        match self.end(&ticket, status, last) {
+            Ok(Some(seq)) if last => Ok(Step::Last(seq)),
+            Ok(seq) => Ok(Step::Next(seq.unwrap_or_default())),
+            Err(RecordingError::Frozen) => Ok(Step::Off),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    fn off(&self) -> bool {
+        self.0.off()
+    }
+
+    fn forget(&mut self, ticket: Ticket) {
+        // With the power off, nothing is shown any more. Otherwise old and new are both right:
+        // new is what the disk shows when it is opened again.
+        if !ticket.executed && !self.off() {
+            for part in &ticket.parts {
+                self.0.apply(part.seq, &part.work);
+            }
+        }
+    }
+}
+
+impl RecordingEngine {
+    /// Records that the parts ended. What became visible until then comes first.
+    fn end(
+        &self,
+        ticket: &Ticket,
+        status: Status,
+        last: bool,
+    ) -> Result<Option<Seq>, RecordingError> {
+        let shared = &*self.0;
+        if !ticket.executed {
+            for part in &ticket.parts {
+                shared.withdraw(part.seq, &part.work);
+            }
+        }
+        // Read before the indexes: those of an earlier epoch are not taken for this one's.
+        let epoch = shared.epoch.load(Ordering::Acquire) << 16;
+        let mut visible = SmallVec::<[(u16, u16); 4]>::new();
+        if let Some(rings) = &*shared.rings.read().unwrap_or_else(PoisonError::into_inner) {
+            rings.available(&mut |queue, index| {
+                let seen = shared.seen.get(usize::from(queue));
+                if seen.is_none_or(|s| s.load(Ordering::Acquire) != epoch | u64::from(index)) {
+                    visible.push((queue, index));
+                }
+            });
+        }
+        let mut seq = None;
+        for (i, part) in ticket.parts.iter().enumerate() {
+            let completion = Completion {
+                request: part.seq,
+                status,
+                executed: ticket.executed || status == Status::Ok,
+                last: last && i + 1 == ticket.parts.len(),
+            };
+            let before: &[_] = if i == 0 { &visible } else { &[] };
+            seq = Some(shared.writer.complete(before, completion)?);
+            if i == 0 {
+                // Only now: whoever does not record an index because it was seen may rely on its
+                // event being before his own.
+                for (queue, index) in &visible {
+                    if let Some(seen) = shared.seen.get(usize::from(*queue)) {
+                        seen.store(epoch | u64::from(*index), Ordering::Release);
+                    }
+                }
+            }
+        }
+        Ok(seq)
+    }
+}
