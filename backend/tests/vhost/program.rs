@@ -191,7 +191,7 @@ fn a_busy_socket_is_not_stolen() {
 fn the_control_socket_comes_with_the_disk_and_goes_with_it() {
     let place = Place::new();
     let running = place.start("--control c --atomic-unit-max 16k");
-    let client = tornblk_proto::Client::connect(&place.path("c")).unwrap();
+    let client = tornblk_proto::Client::connect(place.path("c")).unwrap();
     let guest = Guest::ready(&place.path("s"), 1);
     until(|| client.status().unwrap().connected);
     assert_eq!(client.limits().unwrap().unit_max, 16384);
