@@ -1,7 +1,7 @@
 //! One front-end after another.
 
 use super::backend::Backend;
-use super::peer::{Peer, told};
+use super::peer::{Peer, accepted_at, told};
 use super::ring::{Space, collected};
 use super::socket::Socket;
 use crate::device::Memory;
@@ -64,12 +64,14 @@ fn one(device: &Arc<Blk>, socket: &Socket, stop: BorrowedFd<'_>) -> Result<(), S
         backend.disconnect();
         return Ok(());
     }
-    log::info!("a front-end is connected");
+    let peer = accepted_at(socket.path());
+    let who = told(peer.as_ref());
+    log::info!("a front-end is connected: {who}");
     let over = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| lost(error.into()))?;
     let ended = std::thread::scope(|scope| {
         let handle = daemon.shutdown_handle();
-        let over = over.as_fd();
-        scope.spawn(move || turn_away(socket, stop, over, handle.as_ref()));
+        let (over, who) = (over.as_fd(), who.as_str());
+        scope.spawn(move || turn_away(socket, stop, over, who, handle.as_ref()));
         let ended = daemon.wait();
         // Cannot fail: the counter is far from its maximum.
         let _ = rustix::io::write(over, &1u64.to_ne_bytes());
@@ -94,6 +96,7 @@ fn turn_away(
     socket: &Socket,
     stop: BorrowedFd<'_>,
     over: BorrowedFd<'_>,
+    who: &str,
     served: Option<&ShutdownHandle>,
 ) {
     loop {
@@ -115,7 +118,7 @@ fn turn_away(
         if let Ok(None) = wait(&[over, stop], Some(&PATIENCE)) {
             match socket.listener().accept() {
                 Ok((stream, _)) => log::warn!(
-                    "{} wants to connect to {}, where another front-end is connected: turned away",
+                    "{} wants to connect to {}, where {who} is connected: turned away",
                     told(Peer::of(&stream).as_ref()),
                     socket.path().display()
                 ),

@@ -188,6 +188,22 @@ fn a_busy_socket_is_not_stolen() {
 }
 
 #[test]
+fn a_second_front_end_is_told_off_with_who_is_there() {
+    let place = Place::new();
+    let running = place.start("");
+    let guest = Guest::ready(&place.path("s"), 1);
+    let mut second = std::os::unix::net::UnixStream::connect(place.path("s")).unwrap();
+    assert_eq!(std::io::Read::read(&mut second, &mut [0]).unwrap(), 0);
+    drop(guest);
+    let output = running.signal(rustix::process::Signal::TERM);
+    let log = String::from_utf8(output.stderr).unwrap();
+    let me = format!("pid {}", std::process::id());
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("turned away")).collect();
+    let [line] = lines[..] else { panic!("not one line: {log}") };
+    assert_eq!(line.matches(&me).count(), 2, "{line}");
+}
+
+#[test]
 fn the_control_socket_comes_with_the_disk_and_goes_with_it() {
     let place = Place::new();
     let running = place.start("--control c --atomic-unit-max 16k");
