@@ -1,7 +1,17 @@
 //! The harness of tornblk: boots guests on a disk that can tear, cuts the power, verifies.
 //!
-//! - [`oracle`]: what must hold after a crash. Pure.
+//! - [`cli`]: the command line.
+//! - [`suite`]: what is tried, as TOML, and where the power is cut.
+//! - [`run`]: one cut after another, to verdicts.
+//! - [`device`]: `tornblkd` as a process.
 //! - [`vm`]: a guest: QEMU, its console, and the agent in it.
+//! - [`oracle`]: what must hold after a crash. Pure.
+//! - [`report`]: what the user sees.
 
+pub mod cli;
+pub mod device;
 pub mod oracle;
+pub mod report;
+pub mod run;
+pub mod suite;
 pub mod vm;

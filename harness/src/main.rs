@@ -1,1 +1,5 @@
-fn main() {}
+//! `tornblk`: see `tornblk --help`.
+
+fn main() -> std::process::ExitCode {
+    tornblk::cli::main()
+}

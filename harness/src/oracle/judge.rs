@@ -233,7 +233,7 @@ impl View<'_> {
             .map(|l| l.checked_sub(1).map(|g| g as u32))
             .collect();
         let asked: Option<&Asked> = r#gen.and_then(|g| self.unit.writes.get(&g));
-        let offset = self.target.offset + self.number * u64::from(self.target.unit);
+        let offset = self.target.offset_of(self.number);
         Finding {
             clause,
             file: self.target.file,

@@ -1,7 +1,7 @@
 //! What the guest asked for and was told before the cut, from its marks.
 
 use std::collections::BTreeMap;
-use tornblk_agent::channel::{MarkText, Prepare, Workload, WriteFlags};
+use tornblk_agent::channel::{MarkText, Workload, WriteFlags};
 
 /// The mark that ends the load.
 const LOAD_DONE: &str = "load-done";
@@ -125,16 +125,13 @@ impl<'a> LedgerBuilder<'a> {
         for ((file, unit, r#gen), _) in std::mem::take(&mut self.returned) {
             self.durable(file, unit, r#gen);
         }
-        if !self.workload.load {
-            return;
-        }
         for target in &self.workload.files {
-            if matches!(target.prepare, Prepare::Unwritten | Prepare::Hole) {
+            if !target.is_loaded(self.workload.load) {
                 continue;
             }
             for unit in 0..u64::from(target.units) {
                 let asked = Asked {
-                    offset: target.offset + unit * u64::from(target.unit),
+                    offset: target.offset_of(unit),
                     len: target.unit,
                     flags: WriteFlags::default(),
                     event,
@@ -170,6 +167,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::oracle::judge::tests::{dsync, intent, workload};
+    use tornblk_agent::channel::Prepare;
 
     fn done(unit: u64, r#gen: u32, result: i64) -> MarkText {
         MarkText::Done { file: 1, unit, r#gen, result }

@@ -73,7 +73,10 @@ impl Cut<'_> {
             let picked = self.picked(fault, seed);
             let done = match fault.kind {
                 FaultKind::TearAtomic => self.tear_atomic(&mut state, fault, seed, &picked),
-                FaultKind::IgnoreFlush => self.ignore_flush(&mut state, fault, seed, &picked),
+                FaultKind::IgnoreFlush => {
+                    let nothing = name.0.ends_with(":none");
+                    self.ignore_flush(&mut state, fault, seed, &picked, nothing)
+                }
                 FaultKind::LoseWrite => self.lose_write(&mut state, &picked),
                 FaultKind::ReorderFlush => self.reorder_flush(&mut state, fault, seed, &picked),
                 FaultKind::Misdirect => self.misdirect(&mut state, fault, seed, &picked),
@@ -151,13 +154,15 @@ impl Cut<'_> {
         done
     }
 
-    /// Stability 1: what only these flushes made stable is as volatile as it was before.
+    /// Stability 1: what only these flushes made stable is as volatile as it was before. Half of it
+    /// is lost, drawn; all of it where the state keeps nothing that is volatile.
     fn ignore_flush(
         &self,
         state: &mut State,
         fault: &Fault,
         seed: u64,
         picked: &[Seq],
+        nothing: bool,
     ) -> Vec<String> {
         let ignored: BTreeSet<Seq> = picked.iter().copied().collect();
         let without = self.history.stability(|flush| !ignored.contains(&flush));
@@ -176,7 +181,7 @@ impl Cut<'_> {
             }
             last = Some(i);
             let mut rng = fault.rng(seed, write.id());
-            if rng.chance(128) {
+            if nothing || rng.chance(128) {
                 lost.push(i);
             }
         }

@@ -1,0 +1,107 @@
+//! The command line of `tornblk`: a front for the library.
+//!
+//! Exits: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
+
+mod control;
+mod image;
+mod recording;
+mod repro;
+mod run;
+mod signals;
+
+use clap::builder::styling::Styles;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+const AFTER: &str = "\
+Exit codes: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
+Sizes are bytes, or take k, m, g. Suites: direct-atomic, or the path of a .toml file.";
+
+/// Boots guests on a disk that can tear, cuts the power, and verifies what is left.
+#[derive(Debug, Parser)]
+#[command(name = "tornblk", version, styles = Styles::plain(), after_help = AFTER)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run suites: write, cut the power, verify (default: direct-atomic, about 3 minutes)
+    Run(run::RunArgs),
+    /// Show a kept cut again: its disk, byte for byte, read and judged anew
+    Repro(repro::ReproArgs),
+    /// What guests boot: build it, list what is there, remove what is old
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Look into recordings, and take disks out of them
+    #[command(subcommand)]
+    Recording(recording::RecordingCommand),
+    #[command(flatten)]
+    Control(control::ControlCommand),
+}
+
+/// An error is a sentence for the user, and exit code 2.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format_timestamp_millis()
+        .init();
+    let result = match cli.command {
+        Command::Run(args) => args.run(),
+        Command::Repro(args) => args.run(),
+        Command::Image(command) => command.run(),
+        Command::Recording(command) => command.run(),
+        Command::Control(command) => command.run(),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let interrupted = matches!(
+                error.downcast_ref::<crate::run::RunError>(),
+                Some(crate::run::RunError::Interrupted)
+            );
+            if interrupted {
+                eprintln!("tornblk: interrupted; nothing is left running");
+                return ExitCode::from(signals::INTERRUPTED);
+            }
+            eprintln!("tornblk: {}", sentence(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The error and its causes, each said once.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += &cause;
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn errors_are_one_line_without_repetition() {
+        let inner = std::io::Error::other("no space left");
+        let error = anyhow::Error::from(inner).context("cannot write x: no space left");
+        assert_eq!(sentence(&error), "cannot write x: no space left");
+    }
+}

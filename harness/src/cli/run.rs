@@ -1,0 +1,356 @@
+//! `tornblk run`
+
+use super::signals;
+use crate::device::find_tornblkd;
+use crate::report::terminal::{Live, Look};
+use crate::report::{github, json, junit, terminal};
+use crate::run::{
+    LaneReport, RealLab, RunError, RunFolder, RunReport, Settings, Verdict, run_lanes,
+};
+use crate::suite::{self, Lane, Suite, parse_time};
+use crate::vm::{Accel, Qemu};
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tornblk_image::{KernelSource, Request};
+use tornblk_model::crash::{Fault, Profile};
+use tornblk_model::event::Disk;
+
+/// So that two people see the same.
+const DEFAULT_SEED: u64 = 1;
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Suites by name, or paths of .toml files [default: direct-atomic]
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
+
+    /// Only this lane; or all that begin so (`--lane xfs-cow`); can be given several times
+    #[arg(long, value_name = "NAME")]
+    lane: Vec<String>,
+
+    /// The guest's kernel: a series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder
+    /// in which a kernel was built
+    #[arg(long, value_name = "KERNEL", default_value = tornblk_image::DEFAULT_KERNEL)]
+    kernel: String,
+
+    /// Modules of a kernel given as a file: its lib/modules/RELEASE
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+
+    /// QEMU [default: $TORNBLK_QEMU, else qemu-system-x86_64]
+    #[arg(long, value_name = "FILE")]
+    qemu: Option<PathBuf>,
+
+    /// Which disk this is, instead of the lanes' own: lb512, req16k, req16k+b16k, piece16k, ...
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+
+    /// Break a promise on purpose, to see that it is noticed: tear-atomic, ignore-flush,
+    /// lose-write, ...; can be given several times
+    #[arg(long, value_name = "FAULT")]
+    fault: Vec<Fault>,
+
+    /// Of workloads, cuts and states: the same seed tries the same
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
+    seed: u64,
+
+    /// Try for hours instead of minutes
+    #[arg(long)]
+    soak: bool,
+
+    /// Cuts of each lane, instead of the suite's own number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    crashes: Option<u32>,
+
+    /// Time for everything (90s, 3m, 2h), instead of the suite's own
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    time: Option<Duration>,
+
+    /// Only this cut of each lane; 0 is the negative control
+    #[arg(long, value_name = "N")]
+    cut: Option<u32>,
+
+    /// The run's folder, new or empty; it is kept [default: a new one below ./tornblk-out, removed
+    /// where everything passed]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Keep everything, recordings of cuts that passed too
+    #[arg(long)]
+    keep: bool,
+
+    /// Write the whole report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write the report as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+
+    /// human, or github: with annotations for a workflow's page
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    Github,
+}
+
+impl RunArgs {
+    pub(super) fn run(self) -> anyhow::Result<u8> {
+        let interrupted = signals::watch()?;
+        let suites = self.load()?;
+        let lanes = select(&suites, &self.lane)?;
+        if let Some(profile) = &self.profile {
+            check_profile(profile, &lanes)?;
+        }
+        let settings = self.settings(&suites);
+        let look = Look::detect();
+        let mut live = Live::new(look);
+        let mut lab = lab(&self.kernel, self.modules.clone(), self.qemu.as_deref(), &live)?;
+        let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
+        let (major, minor, micro) = lab.qemu.version();
+        let mut report = RunReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            suites: suites.iter().map(|s| s.name.clone()).collect(),
+            seed: self.seed,
+            accelerator: lab.accel.to_string(),
+            qemu: format!("{major}.{minor}.{micro}"),
+            kernel: lab.image.release.clone(),
+            seconds: 0.0,
+            exit: 2,
+            folder: Some(folder.path().to_owned()),
+            lanes: Vec::new(),
+        };
+        println!(
+            "{}, QEMU {}, kernel {}, seed {}: {} lanes, {} cuts each",
+            report.accelerator,
+            report.qemu,
+            report.kernel,
+            report.seed,
+            lanes.len(),
+            if settings.only.is_some() { 1 } else { settings.cuts },
+        );
+        let start = Instant::now();
+        let ran = run_lanes(&mut lab, &lanes, &settings, &folder, &interrupted, &mut live);
+        live.finish();
+        report.lanes = match ran {
+            Ok(lanes) => lanes,
+            Err(error) => {
+                let logs = self.leave(folder, &error);
+                return match logs {
+                    Some(path) => Err(anyhow::Error::from(error)
+                        .context(format!("nothing could be run (logs in {})", path.display()))),
+                    None => Err(error.into()),
+                };
+            }
+        };
+        report.seconds = start.elapsed().as_secs_f64();
+        report.exit = RunReport::exit_code(&report.lanes);
+        let keep = self.keep || self.out.is_some() || worth_keeping(&report.lanes);
+        if !keep {
+            report.folder = None;
+        }
+        self.tell(&report, look)?;
+        if keep {
+            json::write(&report, &folder.path().join("report.json"))
+                .with_context(|| format!("cannot write into {}", folder.path().display()))?;
+        } else {
+            folder.remove_all();
+        }
+        Ok(report.exit)
+    }
+
+    fn load(&self) -> anyhow::Result<Vec<Suite>> {
+        if self.suites.is_empty() {
+            return Ok(vec![suite::load("direct-atomic")?]);
+        }
+        self.suites.iter().map(|name| Ok(suite::load(name)?)).collect()
+    }
+
+    fn settings(&self, suites: &[Suite]) -> Settings {
+        let budget = |s: &Suite| if self.soak { s.soak } else { s.quick };
+        let cuts = suites.iter().map(|s| budget(s).cuts).max().unwrap_or(1);
+        let time = suites.iter().map(|s| budget(s).time).sum();
+        Settings {
+            seed: self.seed,
+            cuts: self.crashes.unwrap_or(cuts),
+            // Who asks for a number of cuts wants them all.
+            time: self.time.or(self.crashes.is_none().then_some(time)),
+            only: self.cut,
+            faults: self.fault.clone(),
+            profile: self.profile.clone(),
+            keep: self.keep,
+        }
+    }
+
+    /// After an error: the folder goes, unless there is something in it to look at.
+    fn leave(&self, folder: RunFolder, error: &RunError) -> Option<PathBuf> {
+        if self.keep || self.out.is_some() {
+            return Some(folder.path().to_owned());
+        }
+        if matches!(error, RunError::Interrupted) {
+            folder.remove_all();
+            return None;
+        }
+        Some(folder.path().to_owned())
+    }
+
+    fn tell(&self, report: &RunReport, look: Look) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        terminal::write(report, look, &mut out).context("cannot write to the terminal")?;
+        if self.format == Format::Github {
+            github::write(report, &mut out).context("cannot write the annotations")?;
+        }
+        if let Some(path) = &self.json {
+            json::write(report, path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Some(path) = &self.junit {
+            junit::write(report, path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything that is not a plain success leaves something to look at.
+fn worth_keeping(lanes: &[LaneReport]) -> bool {
+    lanes.iter().any(|l| !matches!(l.verdict, Verdict::Passed | Verdict::Unsupported))
+}
+
+/// Finds all programs and builds the image, before anything is made.
+pub(super) fn lab(
+    kernel: &str,
+    modules: Option<PathBuf>,
+    qemu: Option<&std::path::Path>,
+    live: &Live,
+) -> anyhow::Result<RealLab> {
+    let tornblkd = find_tornblkd()?;
+    let qemu = match qemu {
+        Some(path) => Qemu::at(path)?,
+        None => Qemu::find()?,
+    };
+    let kernel: KernelSource = kernel.parse()?;
+    let request = Request { modules, ..Request::new(kernel) };
+    let image = tornblk_image::build(&request, &mut |text| live.note(text))
+        .context("the guest's image cannot be built")?;
+    live.note("trying the accelerator");
+    let accel = Accel::probe(&qemu, &image, Some(&image.dir));
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) as u16;
+    Ok(RealLab { tornblkd, image, qemu, accel, cpus })
+}
+
+/// The lanes that are meant, with their suites' names.
+fn select(suites: &[Suite], names: &[String]) -> anyhow::Result<Vec<(String, Lane)>> {
+    let all: Vec<(String, Lane)> = suites
+        .iter()
+        .flat_map(|s| s.lanes.iter().map(|lane| (s.name.clone(), lane.clone())))
+        .collect();
+    if names.is_empty() {
+        return Ok(all);
+    }
+    let meant = |lane: &Lane, name: &String| {
+        lane.name == *name || lane.name.strip_prefix(name).is_some_and(|r| r.starts_with('-'))
+    };
+    for name in names {
+        if !all.iter().any(|(_, lane)| meant(lane, name)) {
+            let known: Vec<&str> = all.iter().map(|(_, lane)| lane.name.as_str()).collect();
+            bail!("there is no lane \"{name}\"; there are {}", known.join(", "));
+        }
+    }
+    Ok(all.into_iter().filter(|(_, lane)| names.iter().any(|n| meant(lane, n))).collect())
+}
+
+fn check_profile(name: &str, lanes: &[(String, Lane)]) -> anyhow::Result<()> {
+    let profile: Profile = name.parse()?;
+    for (_, lane) in lanes {
+        let disk = Disk { capacity: lane.capacity, lb_size: lane.logical_block_size };
+        profile.check(&disk).with_context(|| format!("--profile on lane {}", lane.name))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn parse(line: &str) -> Result<RunArgs, clap::Error> {
+        let words = ["tornblk", "run"].into_iter().chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| match cli.command {
+            Command::Run(args) => args,
+            _ => panic!("not a run"),
+        })
+    }
+
+    #[test]
+    fn nothing_given_is_the_quick_run_of_the_first_suite() {
+        let args = parse("").unwrap();
+        let suites = args.load().unwrap();
+        assert_eq!(suites[0].name, "direct-atomic");
+        let settings = args.settings(&suites);
+        assert_eq!((settings.seed, settings.cuts), (DEFAULT_SEED, suites[0].quick.cuts));
+        assert_eq!(settings.time, Some(suites[0].quick.time));
+        assert!(settings.faults.is_empty() && settings.only.is_none());
+    }
+
+    #[test]
+    fn options_change_the_budget() {
+        let suites = [suite::load("direct-atomic").unwrap()];
+        let soak = parse("--soak").unwrap().settings(&suites);
+        assert_eq!((soak.cuts, soak.time), (suites[0].soak.cuts, Some(suites[0].soak.time)));
+        let some = parse("--crashes 9 --cut 0 --seed 3").unwrap().settings(&suites);
+        assert_eq!((some.cuts, some.only, some.seed), (9, Some(0), 3));
+        assert_eq!(some.time, None);
+        let timed = parse("--crashes 9 --time 2m").unwrap().settings(&suites);
+        assert_eq!(timed.time, Some(Duration::from_secs(120)));
+    }
+
+    #[test]
+    fn bad_values_are_usage_errors() {
+        for line in ["--crashes 0", "--time soon", "--fault tear", "--format xml", "--bogus"] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn lanes_are_selected_by_name_or_by_how_they_begin() {
+        let suites = [suite::load("direct-atomic").unwrap()];
+        let names = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|s| (*s).to_owned()).collect();
+            select(&suites, &given)
+                .map(|lanes| lanes.into_iter().map(|(_, lane)| lane.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["raw"]).unwrap(), ["raw"]);
+        assert_eq!(names(&["xfs-cow"]).unwrap(), ["xfs-cow-lb512", "xfs-cow-lb4k"]);
+        assert_eq!(names(&[]).unwrap().len(), suites[0].lanes.len());
+        let error = names(&["ra"]).unwrap_err().to_string();
+        assert!(error.contains("there are raw, "), "{error}");
+    }
+
+    #[test]
+    fn a_profile_that_does_not_fit_is_refused_with_the_lane() {
+        let suites = [suite::load("direct-atomic").unwrap()];
+        let lanes = select(&suites, &[]).unwrap();
+        assert!(check_profile("req16k", &lanes).is_ok());
+        assert!(check_profile("nonsense", &lanes).is_err());
+        let error = format!("{:#}", check_profile("lb4k", &lanes).unwrap_err());
+        assert!(error.contains("--profile on lane raw"), "{error}");
+    }
+
+    #[test]
+    fn folders_are_kept_unless_all_is_well() {
+        let mut lanes = crate::report::testing::report().lanes;
+        assert!(worth_keeping(&lanes));
+        lanes.retain(|l| matches!(l.verdict, Verdict::Passed | Verdict::Unsupported));
+        assert!(!worth_keeping(&lanes));
+    }
+}

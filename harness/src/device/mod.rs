@@ -1,0 +1,125 @@
+//! Runs `tornblkd` as a process: starts it, waits for its sockets, stops it, keeps its log.
+//!
+//! The sockets live in a temporary folder (a socket's path has at most 107 bytes, the run's folder
+//! may have more). The process is killed when this one dies, however that happens.
+
+mod process;
+
+pub use process::find_tornblkd;
+
+use process::Process;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tornblk_proto::{Client, ClientError};
+
+/// How long the device may take from its start to its sockets.
+const START: Duration = Duration::from_secs(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "tornblkd was not found (looked in {}): build it with `cargo build -p tornblk-backend`, or name it in $TORNBLKD",
+        .looked.join(", ")
+    )]
+    NoProgram { looked: Vec<String> },
+    #[error("cannot run {}: {source}", program.display())]
+    Spawn { program: PathBuf, source: std::io::Error },
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: std::io::Error },
+    /// It ended by itself: what it said last.
+    #[error("tornblkd ended ({status}): {said} (its log: {})", log.display())]
+    Ended { status: String, said: String, log: PathBuf },
+    #[error("tornblkd made no sockets within {} s (its log: {})", START.as_secs(), log.display())]
+    Slow { log: PathBuf },
+    #[error(transparent)]
+    Control(#[from] ClientError),
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    pub image: PathBuf,
+    /// `None`: the image itself is written.
+    pub recording: Option<PathBuf>,
+    pub profile: String,
+    pub logical_block_size: u32,
+    pub serial: String,
+    pub seed: u64,
+    /// Armed from the start.
+    pub faults: Vec<String>,
+    /// Gets everything that the device says.
+    pub log: PathBuf,
+}
+
+/// A device that runs. Killed when dropped.
+#[derive(Debug)]
+pub struct Device {
+    client: Client,
+    // Below the client: its sockets go after it, and the folder after the process.
+    process: Process,
+    folder: tempfile::TempDir,
+}
+
+impl Device {
+    /// Starts `tornblkd` and waits until both sockets are there.
+    pub fn start(program: &Path, spec: &DiskSpec) -> Result<Device, DeviceError> {
+        let folder = tempfile::Builder::new().prefix("tornblk-").tempdir().map_err(|source| {
+            DeviceError::Io { what: "make a folder in", path: std::env::temp_dir(), source }
+        })?;
+        let (socket, control) = (folder.path().join("disk"), folder.path().join("control"));
+        let mut arguments: Vec<std::ffi::OsString> = Vec::new();
+        let mut option = |name: &str, value: &std::ffi::OsStr| {
+            arguments.push(name.into());
+            arguments.push(value.to_owned());
+        };
+        option("--socket", socket.as_os_str());
+        option("--control", control.as_os_str());
+        option("--image", spec.image.as_os_str());
+        if let Some(recording) = &spec.recording {
+            option("--recording", recording.as_os_str());
+        }
+        option("--profile", spec.profile.as_ref());
+        option("--logical-block-size", spec.logical_block_size.to_string().as_ref());
+        option("--serial", spec.serial.as_ref());
+        option("--seed", spec.seed.to_string().as_ref());
+        for fault in &spec.faults {
+            option("--fault", fault.as_ref());
+        }
+        let mut process = Process::spawn(program, &arguments, &spec.log)?;
+        let client = process.wait_for(START, || {
+            if !socket.exists() {
+                return Ok(None);
+            }
+            match Client::connect(&control) {
+                Ok(client) => Ok(Some(client)),
+                Err(ClientError::NoDevice(_)) => Ok(None),
+                Err(e) => Err(DeviceError::Control(e)),
+            }
+        })?;
+        Ok(Device { client, process, folder })
+    }
+
+    /// Where QEMU connects.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    /// Where it is controlled.
+    pub fn control(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Why a call on [`Device::client`] may have failed: says so if the process is gone.
+    pub fn check(&mut self) -> Result<(), DeviceError> {
+        self.process.check()
+    }
+
+    /// Ends it in order, so that everything it has is written.
+    pub fn stop(mut self) -> Result<(), DeviceError> {
+        self.process.stop()
+    }
+}

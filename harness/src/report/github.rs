@@ -1,0 +1,54 @@
+//! Annotations that GitHub Actions shows on a workflow's page.
+
+use super::{findings, headline};
+use crate::run::{RunReport, Verdict};
+use std::io::{self, Write};
+
+pub fn write(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+    for lane in &report.lanes {
+        let title = format!("{} {}", lane.suite, lane.name);
+        let why = lane.why.clone().unwrap_or_default();
+        match lane.verdict {
+            Verdict::Passed => {}
+            Verdict::Violated => {
+                for (cut, finding) in findings(lane) {
+                    let again = cut.again.last().cloned().unwrap_or_default();
+                    let text = format!("{}\n{}\n{again}", headline(finding), finding.text);
+                    line(out, "error", &title, &text)?;
+                }
+            }
+            Verdict::Inconclusive | Verdict::Error => line(out, "error", &title, &why)?,
+            Verdict::Unsupported | Verdict::KnownRed => line(out, "notice", &title, &why)?,
+        }
+    }
+    Ok(())
+}
+
+fn line(out: &mut dyn Write, level: &str, title: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "::{level} title={}::{}", property(title), data(text))
+}
+
+fn data(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+fn property(text: &str) -> String {
+    data(text).replace(':', "%3A").replace(',', "%2C")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    #[test]
+    fn annotations_are_one_line_each() {
+        let mut out = Vec::new();
+        super::write(&crate::report::testing::report(), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 5, "{text}");
+        let first = text.lines().next().unwrap();
+        assert!(first.starts_with("::error title=direct-atomic raw::torn: /dev/vda"), "{first}");
+        assert!(first.contains("%0Atornblk repro"), "{first}");
+        assert_eq!(super::property("a:b,c%\n"), "a%3Ab%2Cc%25%0A");
+    }
+}

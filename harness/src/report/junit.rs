@@ -1,0 +1,89 @@
+//! The report as JUnit XML: a test suite a suite, a test case a lane.
+//!
+//! Unsupported and known lanes are skipped with their text, inconclusive ones and those that could
+//! not run are errors, violations are failures.
+
+use super::{findings, headline};
+use crate::run::{LaneReport, RunReport, Verdict};
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+pub fn write(report: &RunReport, path: &Path) -> io::Result<()> {
+    std::fs::write(path, render(report)?)
+}
+
+fn render(report: &RunReport) -> io::Result<String> {
+    let mut out = Report::new("tornblk");
+    out.set_time(Duration::from_secs_f64(report.seconds));
+    for name in &report.suites {
+        let mut suite = TestSuite::new(name.as_str());
+        for lane in report.lanes.iter().filter(|lane| lane.suite == *name) {
+            suite.add_test_case(case(report, lane));
+        }
+        out.add_test_suite(suite);
+    }
+    out.to_string().map_err(io::Error::other)
+}
+
+fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
+    let why = lane.why.clone().unwrap_or_default();
+    let status = match lane.verdict {
+        Verdict::Passed => TestCaseStatus::success(),
+        Verdict::Unsupported | Verdict::KnownRed => {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(why);
+            status
+        }
+        Verdict::Violated => {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            let mut text = String::new();
+            for (cut, finding) in findings(lane) {
+                text += &format!("cut {}: {}\n{}\n", cut.number, headline(finding), finding.text);
+                text += &format!("{}\nstate {}\n", finding.call, cut.state);
+                for command in &cut.again {
+                    text += &format!("again: {command}\n");
+                }
+            }
+            status.set_message(format!("{} violations", lane.violations)).set_description(text);
+            status
+        }
+        Verdict::Inconclusive | Verdict::Error => {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+            status.set_type(lane.verdict.to_string()).set_message(why);
+            status
+        }
+    };
+    let mut case = TestCase::new(lane.name.as_str(), status);
+    case.set_classname(format!("tornblk.{}", lane.suite));
+    case.set_time(Duration::from_secs_f64(lane.seconds));
+    case.set_system_out(format!(
+        "kernel {}, {} of {} cuts, profile {}, seed {}, {} eligible, {} not eligible",
+        report.kernel,
+        lane.cuts,
+        lane.planned,
+        lane.profile,
+        report.seed,
+        lane.counts.eligible,
+        lane.counts.not_eligible
+    ));
+    case
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_verdict_has_its_place() {
+        let text = render(&crate::report::testing::report()).unwrap();
+        assert!(text.contains(r#"tests="6""#), "{text}");
+        assert!(text.contains(r#"failures="1""#) && text.contains(r#"errors="2""#), "{text}");
+        assert_eq!(text.matches("<skipped").count(), 2, "{text}");
+        assert!(text.contains("RWF_ATOMIC: Operation not supported"));
+        assert!(text.contains("torn: /dev/vda unit 3 (bytes 49152..65536), generation 7"));
+        assert!(text.contains("its control was not caught"));
+    }
+}

@@ -1,0 +1,128 @@
+//! What the user sees.
+//!
+//! - [`terminal`]: progress while it works, then the table and the findings.
+//! - [`json`]: everything, for programs.
+//! - [`junit`]: for CI servers.
+//! - [`github`]: annotations on a workflow's page.
+
+pub mod github;
+pub mod json;
+pub mod junit;
+pub mod strip;
+pub mod terminal;
+
+use crate::oracle::Finding;
+use crate::run::{CutReport, LaneReport};
+
+/// Findings of a lane with the cut that showed them; of the control none.
+pub fn findings(lane: &LaneReport) -> impl Iterator<Item = (&CutReport, &Finding)> {
+    lane.reports
+        .iter()
+        .filter(|cut| cut.number != 0)
+        .flat_map(|cut| cut.judgement.findings.iter().map(move |finding| (cut, finding)))
+}
+
+/// "torn: /mnt/a unit 3 (bytes 49152..65536), generation 7"
+pub fn headline(finding: &Finding) -> String {
+    let place = if finding.len == 0 {
+        finding.path.clone()
+    } else {
+        let (from, to) = (finding.offset, finding.offset + u64::from(finding.len));
+        format!("{} unit {} (bytes {from}..{to})", finding.path, finding.unit)
+    };
+    match finding.generation {
+        Some(generation) => format!("{}: {place}, generation {generation}", finding.clause),
+        None => format!("{}: {place}", finding.clause),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use crate::oracle::{Cell, Clause, Counts, Finding, Judgement};
+    use crate::run::{ControlReport, CutReport, LaneReport, RunReport, Verdict};
+
+    pub(crate) fn finding() -> Finding {
+        let mut strip = vec![Cell::New; 3];
+        strip.resize(8, Cell::Old);
+        Finding {
+            clause: Clause::Torn,
+            file: 1,
+            path: "/dev/vda".into(),
+            unit: 3,
+            offset: 49152,
+            len: 16384,
+            generation: Some(7),
+            shown: vec![Some(6), Some(7)],
+            durable: Some(6),
+            call: "pwritev2(len 16384, offset 49152, 0, O_DIRECT)".into(),
+            strip,
+            text: "generation 7, in one request that the disk keeps whole, is there only in part: \
+                   5 of 8 blocks show generation 6"
+                .into(),
+        }
+    }
+
+    fn cut(findings: Vec<Finding>) -> CutReport {
+        CutReport {
+            number: 2,
+            plan: "from write 7 on, when request 1 was executed".into(),
+            seed: 5,
+            nonce: 9,
+            event: 120,
+            state: "req64k/p120:none,+w97.7".into(),
+            volatile_writes: 4,
+            faults: Vec::new(),
+            write: Some((1, 3, 7)),
+            judgement: Judgement { findings, ..Judgement::default() },
+            folder: Some("/tmp/run/raw/cut-002".into()),
+            again: vec!["tornblk repro '/tmp/run/raw/cut-002'".into()],
+        }
+    }
+
+    fn lane(name: &str, verdict: Verdict, why: Option<&str>) -> LaneReport {
+        let red = verdict == Verdict::Violated;
+        LaneReport {
+            suite: "direct-atomic".into(),
+            name: name.into(),
+            about: String::new(),
+            profile: "req64k".into(),
+            verdict,
+            why: why.map(str::to_owned),
+            cuts: 4,
+            planned: 4,
+            counts: Counts { eligible: 1200, not_eligible: 3, ..Counts::default() },
+            violations: u64::from(red),
+            control: Some(ControlReport {
+                fault: "tear-atomic".into(),
+                caught: verdict != Verdict::Inconclusive,
+                text: "torn".into(),
+            }),
+            seconds: 12.5,
+            reports: if red { vec![cut(vec![finding()])] } else { Vec::new() },
+        }
+    }
+
+    /// One lane of each kind.
+    pub(crate) fn report() -> RunReport {
+        let lanes = vec![
+            lane("raw", Verdict::Violated, None),
+            lane("xfs-cow", Verdict::Passed, None),
+            lane("old", Verdict::Unsupported, Some("RWF_ATOMIC: Operation not supported")),
+            lane("weak", Verdict::Inconclusive, Some("its control was not caught")),
+            lane("known", Verdict::KnownRed, Some("known: bug 7")),
+            lane("sick", Verdict::Error, Some("the guest did not answer")),
+        ];
+        RunReport {
+            version: "0.1.0".into(),
+            suites: vec!["direct-atomic".into()],
+            seed: 1,
+            accelerator: "tcg".into(),
+            qemu: "7.2.0".into(),
+            kernel: "7.2.12".into(),
+            seconds: 75.0,
+            exit: RunReport::exit_code(&lanes),
+            folder: Some("/tmp/run".into()),
+            lanes,
+        }
+    }
+}

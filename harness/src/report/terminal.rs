@@ -1,0 +1,357 @@
+//! The terminal: progress while it works, then a table, the findings, and what to do next.
+
+use super::{findings, headline, strip};
+use crate::oracle::Finding;
+use crate::run::{CutReport, LaneReport, Phase, Progress, RunReport, Verdict};
+use comfy_table::{
+    CellAlignment, Table,
+    presets::{ASCII_BORDERS_ONLY_CONDENSED, UTF8_FULL_CONDENSED},
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+/// Findings of a lane that are told in full; the rest is counted.
+const TOLD: usize = 3;
+
+/// What the terminal can show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    pub colour: bool,
+    pub utf8: bool,
+}
+
+impl Look {
+    /// Colour only on a terminal and without `NO_COLOR`.
+    pub fn detect() -> Look {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        Look { colour: io::stdout().is_terminal() && !no_colour, utf8: strip::utf8_locale() }
+    }
+
+    fn paint(self, text: &str, code: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn verdict(self, verdict: Verdict) -> String {
+        let code = match verdict {
+            Verdict::Passed => "32",
+            Verdict::Violated => "1;31",
+            Verdict::KnownRed | Verdict::Unsupported => "2",
+            Verdict::Inconclusive | Verdict::Error => "33",
+        };
+        self.paint(&verdict.to_string(), code)
+    }
+}
+
+/// A bar on a terminal; elsewhere a line for every lane and cut, on stderr.
+#[derive(Debug)]
+pub struct Live {
+    bar: Option<ProgressBar>,
+    look: Look,
+    last: Option<(String, u32)>,
+}
+
+impl Live {
+    pub fn new(look: Look) -> Live {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Live { bar, look, last: None }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Something that is done before the lanes.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Progress for Live {
+    fn phase(&mut self, at: &Phase<'_>) {
+        let line = phase_line(at);
+        match &self.bar {
+            Some(bar) => bar.set_message(line),
+            None => {
+                // A line a cut is enough for a log.
+                let place = (at.lane.to_owned(), at.cut);
+                if self.last.as_ref() != Some(&place) {
+                    eprintln!("{line}");
+                    self.last = Some(place);
+                }
+            }
+        }
+    }
+
+    fn cut(&mut self, lane: &str, report: &CutReport) {
+        if report.number == 0 {
+            return;
+        }
+        for finding in report.judgement.findings.iter().take(1) {
+            let text = format!("{lane}, cut {}: {}", report.number, headline(finding));
+            self.say(&self.look.paint(&text, "31"));
+        }
+    }
+
+    fn lane_done(&mut self, report: &LaneReport) {
+        let why = report.why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+        let verdict = self.look.verdict(report.verdict);
+        self.say(&format!("{} {verdict} ({:.0} s){why}", report.name, report.seconds));
+    }
+}
+
+fn phase_line(at: &Phase<'_>) -> String {
+    let cut = match at.cut {
+        0 => "control".to_owned(),
+        n => format!("cut {n} of {}", at.of),
+    };
+    let left = at.left.map(|left| format!(", {} left", duration(left))).unwrap_or_default();
+    format!("{}: {cut}, {}{left}", at.lane, at.what)
+}
+
+fn duration(time: Duration) -> String {
+    let s = time.as_secs();
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {} s", s / 60, s % 60),
+        _ => format!("{} h {} min", s / 3600, s / 60 % 60),
+    }
+}
+
+/// Everything that is known at the end.
+pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}", table(report, look))?;
+    for lane in &report.lanes {
+        if let Some(why) = &lane.why {
+            writeln!(out, "{}: {} - {why}", lane.name, lane.verdict)?;
+        }
+        if lane.cuts < lane.planned && lane.verdict != Verdict::Unsupported {
+            let (cuts, planned) = (lane.cuts, lane.planned);
+            writeln!(out, "{}: the time was over after {cuts} of {planned} cuts", lane.name)?;
+        }
+    }
+    for lane in report.lanes.iter().filter(|l| l.violations > 0) {
+        write_findings(lane, look, out)?;
+    }
+    if let Some(folder) = &report.folder {
+        writeln!(out, "kept in {}", folder.display())?;
+    }
+    writeln!(out, "next: {}", next(report))
+}
+
+fn table(report: &RunReport, look: Look) -> String {
+    let mut table = Table::new();
+    table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
+    table.set_header(["lane", "cuts", "eligible", "violations", "control", "verdict"]);
+    for lane in &report.lanes {
+        let counts = &lane.counts;
+        let eligible = match counts.not_eligible {
+            0 => counts.eligible.to_string(),
+            n => format!("{} (+{n} not)", counts.eligible),
+        };
+        let control = match &lane.control {
+            None => "-".to_owned(),
+            Some(c) if c.caught => format!("caught ({})", c.text),
+            Some(_) => "not caught".to_owned(),
+        };
+        table.add_row([
+            lane.name.clone(),
+            lane.cuts.to_string(),
+            eligible,
+            lane.violations.to_string(),
+            control,
+            lane.verdict.to_string(),
+        ]);
+    }
+    for column in 1..4 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    // Painted afterwards: the columns' widths are those of the plain text.
+    let mut lanes = report.lanes.iter();
+    let header = 3;
+    let lines = table.to_string();
+    let painted = lines.lines().enumerate().map(|(i, line)| {
+        match (i >= header).then(|| lanes.next()).flatten() {
+            Some(lane) => paint_last(line, &lane.verdict.to_string(), &look.verdict(lane.verdict)),
+            None => line.to_owned(),
+        }
+    });
+    painted.collect::<Vec<_>>().join("\n")
+}
+
+fn paint_last(line: &str, plain: &str, painted: &str) -> String {
+    match line.rfind(plain) {
+        Some(at) => format!("{}{painted}{}", &line[..at], &line[at + plain.len()..]),
+        None => line.to_owned(),
+    }
+}
+
+fn write_findings(lane: &LaneReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let mut told = 0;
+    let mut last = None;
+    for (cut, finding) in findings(lane).take(TOLD) {
+        told += 1;
+        write_finding(lane, cut, finding, look, out)?;
+        last = Some(cut);
+    }
+    let rest = lane.violations.saturating_sub(told as u64);
+    if rest > 0 {
+        writeln!(out, "  and {rest} more in lane {}", lane.name)?;
+    }
+    if let Some(cut) = last {
+        for command in &cut.again {
+            writeln!(out, "  again: {command}")?;
+        }
+    }
+    Ok(())
+}
+
+fn write_finding(
+    lane: &LaneReport,
+    cut: &CutReport,
+    finding: &Finding,
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let title = format!("{} cut {}: {}", lane.name, cut.number, headline(finding));
+    writeln!(out, "{}", look.paint(&title, "1"))?;
+    writeln!(out, "  {}", finding.text)?;
+    if !finding.call.is_empty() {
+        writeln!(out, "  call   {}", finding.call)?;
+    }
+    if !finding.strip.is_empty() {
+        let (new, old) = if look.utf8 { ('■', '□') } else { ('#', '.') };
+        let strip = strip::strip(&finding.strip, look.utf8);
+        writeln!(out, "  blocks {strip}  ({new} new, {old} old)")?;
+    }
+    writeln!(out, "  cut    {}, event {}", cut.plan, cut.event)?;
+    writeln!(out, "  state  {}", cut.state)?;
+    for fault in &cut.faults {
+        writeln!(out, "  fault  {fault}")?;
+    }
+    Ok(())
+}
+
+/// The command to try next.
+fn next(report: &RunReport) -> String {
+    let suites = report.suites.join(" ");
+    let red = report.lanes.iter().find(|l| l.verdict == Verdict::Violated);
+    if let Some(command) =
+        red.and_then(|l| findings(l).next()).and_then(|(cut, _)| cut.again.first())
+    {
+        return command.clone();
+    }
+    if let Some(lane) =
+        report.lanes.iter().find(|l| matches!(l.verdict, Verdict::Inconclusive | Verdict::Error))
+    {
+        return format!("tornblk run {suites} --lane {} --keep, and read its console", lane.name);
+    }
+    if report.exit == 0 {
+        return format!(
+            "tornblk run {suites} --fault tear-atomic (see it notice), or --soak --seed {}",
+            report.seed.wrapping_add(1)
+        );
+    }
+    format!("tornblk run {suites} --kernel with a kernel that supports it")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::report::testing::report;
+
+    const PLAIN: Look = Look { colour: false, utf8: false };
+
+    fn text(report: &RunReport, look: Look) -> String {
+        let mut out = Vec::new();
+        write(report, look, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_table_is_as_drawn_here() {
+        let expected = "\
++----------------------------------------------------------------------------+
+| lane      cuts        eligible   violations   control         verdict      |
++============================================================================+
+| raw          4   1200 (+3 not)            1   caught (torn)   VIOLATED     |
+| xfs-cow      4   1200 (+3 not)            0   caught (torn)   passed       |
+| old          4   1200 (+3 not)            0   caught (torn)   unsupported  |
+| weak         4   1200 (+3 not)            0   not caught      inconclusive |
+| known        4   1200 (+3 not)            0   caught (torn)   known        |
+| sick         4   1200 (+3 not)            0   caught (torn)   error        |
++----------------------------------------------------------------------------+";
+        assert_eq!(table(&report(), PLAIN), expected);
+    }
+
+    #[test]
+    fn a_violation_says_everything_that_is_needed() {
+        let text = text(&report(), PLAIN);
+        for part in [
+            "raw cut 2: torn: /dev/vda unit 3 (bytes 49152..65536), generation 7",
+            "call   pwritev2(len 16384, offset 49152, 0, O_DIRECT)",
+            "blocks ###.....  (# new, . old)",
+            "state  req64k/p120:none,+w97.7",
+            "again: tornblk repro '/tmp/run/raw/cut-002'",
+            "old: unsupported - RWF_ATOMIC",
+            "kept in /tmp/run",
+            "next: tornblk repro",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn colour_and_blocks_only_where_they_can_be_seen() {
+        let text = text(&report(), Look { colour: true, utf8: true });
+        assert!(text.contains("■■■□□□□□") && text.contains("\x1b[1;31mVIOLATED\x1b[0m"));
+    }
+
+    #[test]
+    fn many_findings_are_counted_not_listed() {
+        let mut report = report();
+        let findings = &mut report.lanes[0].reports[0].judgement.findings;
+        *findings = vec![findings[0].clone(); 40];
+        report.lanes[0].violations = 40;
+        let text = text(&report, PLAIN);
+        assert!(text.contains("and 37 more in lane raw"), "{text}");
+    }
+
+    #[test]
+    fn progress_names_lane_phase_cut_and_time_left() {
+        let at = Phase {
+            lane: "raw",
+            what: "writing",
+            cut: 2,
+            of: 4,
+            left: Some(Duration::from_secs(95)),
+        };
+        assert_eq!(phase_line(&at), "raw: cut 2 of 4, writing, 1 min 35 s left");
+        let at = Phase { cut: 0, left: None, ..at };
+        assert_eq!(phase_line(&at), "raw: control, writing");
+        assert_eq!(duration(Duration::from_secs(3700)), "1 h 1 min");
+    }
+}

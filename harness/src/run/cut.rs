@@ -1,0 +1,253 @@
+//! One cut of the power, from a fresh disk to a judgement.
+
+use super::relay::{Batches, Relay};
+use super::volume::{Guest, LONG, SHORT, Volume, whole_file};
+use super::{CallError, Lab, RunError, WireQuery, check};
+use crate::device::DiskSpec;
+use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge};
+use crate::suite::{Cut, Lane, Plan};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use tornblk_agent::channel::{Command, Outcome, Readback, Workload};
+
+/// As the guest finds it: 20 bytes, of which the device may need the last 8.
+pub(super) const SERIAL: &str = "tornblk";
+
+/// What came of one cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CutReport {
+    /// From 1; 0 is the negative control.
+    pub number: u32,
+    /// Where the power was cut, in words.
+    pub plan: String,
+    pub seed: u64,
+    pub nonce: u64,
+    /// The cut lies after this event of the recording.
+    pub event: u64,
+    /// Name of the state that the disk was left in.
+    pub state: String,
+    pub volatile_writes: u64,
+    /// What the faults did.
+    pub faults: Vec<String>,
+    /// The write that the plan began at: (file, unit, generation).
+    pub write: Option<(u32, u64, u32)>,
+    pub judgement: Judgement,
+    /// `None` where it was not kept.
+    pub folder: Option<PathBuf>,
+    /// Commands that show it again.
+    pub again: Vec<String>,
+}
+
+/// How a cut ended.
+#[derive(Clone, Debug)]
+pub enum Judged {
+    Done(Box<CutReport>),
+    /// The kernel or the file system cannot do it, in its own words.
+    Unsupported(String),
+}
+
+/// All that is the same for the cuts of a lane.
+pub(super) struct Setting<'a> {
+    pub(super) lane: &'a Lane,
+    pub(super) volume: Volume,
+    pub(super) base: &'a Path,
+    pub(super) interrupted: &'a AtomicBool,
+}
+
+impl Setting<'_> {
+    fn spec(&self, dir: &Path, seed: u64, recording: Option<PathBuf>) -> DiskSpec {
+        DiskSpec {
+            image: self.base.to_owned(),
+            recording,
+            profile: self.volume.profile.clone(),
+            logical_block_size: self.lane.logical_block_size,
+            serial: SERIAL.to_owned(),
+            seed,
+            faults: Vec::new(),
+            log: dir.join("device.log"),
+        }
+    }
+
+    /// Makes the base image: sparse, formatted by a guest where the lane has a file system.
+    pub(super) fn make_base(&self, lab: &mut dyn Lab, dir: &Path) -> Result<(), RunError> {
+        let image = std::fs::File::create(self.base).map_err(RunError::io("make", self.base))?;
+        image.set_len(self.lane.capacity).map_err(RunError::io("make", self.base))?;
+        drop(image);
+        if self.lane.is_raw() {
+            return Ok(());
+        }
+        let disk = lab.disk(&self.spec(dir, 0, None))?;
+        let mut guest = self.volume.guest(lab, disk.as_ref(), dir, "mkfs", self.interrupted)?;
+        let argv = self.lane.mkfs_command(&guest.device);
+        let name = argv.join(" ");
+        let value =
+            guest.ask(&name, Command::Exec { argv, timeout_ms: LONG.as_millis() as u64 }, LONG)?;
+        if value["status"] != 0 {
+            let said = value["stderr"].as_str().unwrap_or_default().trim().to_owned();
+            return Err(RunError::Guest(format!("`{name}` failed in the guest: {said}")));
+        }
+        guest.ask("sync", Command::Sync {}, LONG)?;
+        guest.machine.kill();
+        disk.stop()
+    }
+
+    /// One cut. `dir` is its folder.
+    pub(super) fn run(
+        &self,
+        lab: &mut dyn Lab,
+        cut: &Cut,
+        dir: &Path,
+        phase: &mut dyn FnMut(&str),
+    ) -> Result<Judged, RunError> {
+        phase("starting a guest");
+        let recording = dir.join("disk.recording");
+        let mut disk = lab.disk(&self.spec(dir, cut.seed, Some(recording.clone())))?;
+        let mut guest = self.volume.guest(lab, disk.as_ref(), dir, "before", self.interrupted)?;
+        let workload = match &cut.plan {
+            Plan::Spread { .. } => self.lane.workload(cut.nonce, cut.seed, &guest.device),
+            Plan::Placed { .. } => self.lane.placed_workload(
+                cut.nonce,
+                cut.seed,
+                &guest.device,
+                cut.plan.placed_writes(),
+            ),
+        };
+        self.ready(&mut guest)?;
+
+        phase("writing");
+        let mut relay = Relay::new(
+            disk.as_mut(),
+            &workload,
+            self.lane.is_raw(),
+            &self.volume.profile,
+            cut,
+            self.interrupted,
+        );
+        let command = Command::Workload { workload: workload.clone() };
+        let ended = guest.machine.call(command, &mut relay, LONG);
+        let mut failed = None;
+        match ended {
+            Err(CallError::Stopped) => check(self.interrupted)?,
+            Err(CallError::Failed(e)) => return Err(e),
+            Ok(Outcome::Unsupported { message }) => return Ok(Judged::Unsupported(message)),
+            Ok(Outcome::Failed { message, .. }) => failed = Some(message),
+            Ok(Outcome::Ok { .. }) => {}
+        }
+        if let Some(error) = relay.error.take() {
+            return Err(error);
+        }
+        if relay.crashed.is_none() {
+            relay.cut_now()?;
+        }
+        let write = relay.write();
+        let (batches, crashed) = (std::mem::take(&mut relay.batches), relay.crashed.take());
+        let Some(crashed) = crashed else {
+            return Err(RunError::Bad("the device did not say that the power was cut".into()));
+        };
+        phase("cutting the power");
+        guest.machine.kill();
+
+        phase("recovering");
+        let (readback, broken) =
+            self.volume.recover(lab, disk.as_mut(), dir, &workload, self.interrupted, phase)?;
+        disk.stop()?;
+
+        phase("judging");
+        let evidence =
+            Evidence { volume: self.volume.clone(), workload, batches, readback, broken };
+        let judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
+        if let Some(message) = failed
+            && judgement.findings.is_empty()
+        {
+            return Err(RunError::Guest(format!("the workload failed in the guest: {message}")));
+        }
+        save(&dir.join("evidence.json"), &evidence)?;
+        Ok(Judged::Done(Box::new(CutReport {
+            number: cut.number,
+            plan: cut.plan.to_string(),
+            seed: cut.seed,
+            nonce: cut.nonce,
+            event: crashed.event,
+            state: crashed.state,
+            volatile_writes: crashed.volatile_writes,
+            faults: crashed.faults,
+            write: write.map(|k: Key| (k.file, k.unit, k.r#gen)),
+            judgement,
+            folder: Some(dir.to_owned()),
+            again: Vec::new(),
+        })))
+    }
+
+    /// The disk as the workload wants it.
+    fn ready(&self, guest: &mut Guest<'_>) -> Result<(), RunError> {
+        let set = self.lane.tuning(&guest.device);
+        if !set.is_empty() {
+            guest.ask("tuning the disk", Command::Tune { set }, SHORT)?;
+        }
+        if !self.lane.is_raw() {
+            let mount = self.volume.mount(&guest.device);
+            guest.ask("the first mount", mount, SHORT)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a judgement is made from, beside the recording; `evidence.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Evidence {
+    pub(super) volume: Volume,
+    pub(super) workload: Workload,
+    pub(super) batches: Batches,
+    pub(super) readback: Option<Readback>,
+    /// What could not be recovered.
+    pub(super) broken: Vec<Finding>,
+}
+
+impl Evidence {
+    /// Judges it, with the disk in this state after this event of the recording.
+    pub(super) fn judge(
+        &self,
+        lab: &mut dyn Lab,
+        recording: &Path,
+        state: &str,
+        event: u64,
+    ) -> Result<Judgement, RunError> {
+        let ledger = ledger(&self.workload, &self.batches, event);
+        let query = WireQuery {
+            nonce: self.workload.nonce,
+            profile: self.volume.profile.clone(),
+            event,
+            state: Some(state.to_owned()),
+        };
+        let wire = lab.wire(recording, &query)?;
+        let lb_size = self.volume.logical_block_size;
+        let mut judgement = match &self.readback {
+            Some(found) => judge(&self.workload, lb_size, &ledger, &wire, found),
+            None => Judgement::default(),
+        };
+        judgement.findings.extend(self.broken.iter().cloned());
+        for (file, result) in &ledger.failed_syncs {
+            let error = std::io::Error::from_raw_os_error(-*result as i32);
+            let text = format!("fdatasync failed: {error}");
+            judgement.findings.push(whole_file(&self.workload, *file, Clause::Failed, text));
+        }
+        Ok(judgement)
+    }
+}
+
+pub(super) fn save<T: Serialize>(path: &Path, what: &T) -> Result<(), RunError> {
+    let mut bytes = serde_json::to_vec(what)
+        .map_err(|e| RunError::Bad(format!("cannot write {}: {e}", path.display())))?;
+    bytes.push(b'\n');
+    std::fs::write(path, bytes).map_err(RunError::io("write", path))
+}
+
+/// The promises that count: those whose marks lie before the cut.
+fn ledger(workload: &Workload, batches: &Batches, cut: u64) -> Ledger {
+    let mut builder = LedgerBuilder::new(workload);
+    for batch in batches {
+        builder.batch(batch.iter().filter(|(event, _)| *event <= cut).cloned());
+    }
+    builder.finish()
+}

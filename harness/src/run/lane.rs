@@ -1,0 +1,446 @@
+//! A lane: its base disk, its negative control, its cuts, its verdict.
+
+use super::cut::{CutReport, Judged, Setting, save};
+use super::volume::Volume;
+use super::{Lab, Phase, Progress, RunError, RunFolder, Settings};
+use crate::oracle::{Clause, Counts};
+use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use tornblk_model::crash::{Fault, FaultKind};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As expected.
+    Passed,
+    /// Red, as the suite expects: told, but no failure.
+    KnownRed,
+    Violated,
+    Inconclusive,
+    Unsupported,
+    /// Could not be run.
+    Error,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Passed => "passed",
+            Verdict::KnownRed => "known",
+            Verdict::Violated => "VIOLATED",
+            Verdict::Inconclusive => "inconclusive",
+            Verdict::Unsupported => "unsupported",
+            Verdict::Error => "error",
+        })
+    }
+}
+
+/// Whether the lane can notice what it is for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControlReport {
+    pub fault: String,
+    pub caught: bool,
+    /// As what it was caught, or why it was not.
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaneReport {
+    pub suite: String,
+    pub name: String,
+    pub about: String,
+    pub profile: String,
+    pub verdict: Verdict,
+    /// Why, where the verdict alone does not say it.
+    pub why: Option<String>,
+    /// Cuts that were made, of how many.
+    pub cuts: u32,
+    pub planned: u32,
+    pub counts: Counts,
+    /// Findings of all cuts.
+    pub violations: u64,
+    /// `None`: not asked for.
+    pub control: Option<ControlReport>,
+    pub seconds: f64,
+    /// Cuts with findings, and all where they are kept.
+    pub reports: Vec<CutReport>,
+}
+
+/// Runs the lanes one after another.
+///
+/// # Errors
+/// It was interrupted, or nothing at all could be run. What goes wrong later is the lane's verdict.
+pub fn run_lanes(
+    lab: &mut dyn Lab,
+    lanes: &[(String, Lane)],
+    settings: &Settings,
+    folder: &RunFolder,
+    interrupted: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Vec<LaneReport>, RunError> {
+    let mut reports = Vec::new();
+    let mut clock = Clock::new(settings, lanes.len());
+    for (i, (suite, lane)) in lanes.iter().enumerate() {
+        clock.lane(i);
+        let mut run = LaneRun {
+            lane,
+            suite,
+            settings,
+            folder,
+            interrupted,
+            progress: &mut *progress,
+            clock: &mut clock,
+            report: LaneReport::new(suite, lane, settings),
+            supported: None,
+        };
+        let started = Instant::now();
+        match run.all(lab) {
+            Ok(()) => {}
+            Err(error @ RunError::Interrupted) => return Err(error),
+            Err(error) if reports.is_empty() && run.report.cuts == 0 => return Err(error),
+            Err(error) => {
+                run.report.verdict = Verdict::Error;
+                run.report.why = Some(error.to_string());
+            }
+        }
+        let mut report = run.report;
+        report.seconds = started.elapsed().as_secs_f64();
+        progress.lane_done(&report);
+        save(&folder.lane(&lane.name)?.join("verdict.json"), &report)?;
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+impl LaneReport {
+    fn new(suite: &str, lane: &Lane, settings: &Settings) -> LaneReport {
+        LaneReport {
+            suite: suite.to_owned(),
+            name: lane.name.clone(),
+            about: lane.about.clone(),
+            profile: settings.profile.clone().unwrap_or_else(|| lane.profile.clone()),
+            verdict: Verdict::Inconclusive,
+            why: None,
+            cuts: 0,
+            planned: if settings.only.is_some() { 1 } else { settings.cuts },
+            counts: Counts::default(),
+            violations: 0,
+            control: None,
+            seconds: 0.0,
+            reports: Vec::new(),
+        }
+    }
+}
+
+/// Shares the time out over the lanes, and says what is left.
+struct Clock {
+    start: Instant,
+    time: Option<Duration>,
+    lanes: usize,
+    lane: usize,
+    /// Of a lane, the control among them.
+    cuts: u32,
+    done: u32,
+    done_before: u32,
+}
+
+impl Clock {
+    fn new(settings: &Settings, lanes: usize) -> Clock {
+        let control = u32::from(settings.faults.is_empty());
+        let cuts = if settings.only.is_some() { 1 } else { settings.cuts + control };
+        Clock {
+            start: Instant::now(),
+            time: settings.time,
+            lanes,
+            lane: 0,
+            cuts,
+            done: 0,
+            done_before: 0,
+        }
+    }
+
+    fn lane(&mut self, lane: usize) {
+        self.lane = lane;
+        self.done_before = self.cuts * lane as u32;
+        self.done = self.done_before;
+    }
+
+    fn cut_done(&mut self) {
+        self.done += 1;
+    }
+
+    /// Has this lane's share ended? What one lane leaves goes to those after it.
+    fn is_over(&self) -> bool {
+        let part = (self.lane + 1) as f64 / self.lanes.max(1) as f64;
+        self.time.is_some_and(|time| self.start.elapsed() > time.mul_f64(part))
+    }
+
+    /// An estimate from the mean so far, never more than the budget.
+    fn left(&self) -> Option<Duration> {
+        let all = self.cuts * self.lanes as u32;
+        (self.done > 0).then(|| {
+            let mean = self.start.elapsed().div_f64(f64::from(self.done));
+            let left = mean * all.saturating_sub(self.done);
+            match self.time {
+                Some(time) => left.min(time.saturating_sub(self.start.elapsed())),
+                None => left,
+            }
+        })
+    }
+}
+
+struct LaneRun<'a> {
+    lane: &'a Lane,
+    suite: &'a str,
+    settings: &'a Settings,
+    folder: &'a RunFolder,
+    interrupted: &'a AtomicBool,
+    progress: &'a mut dyn Progress,
+    clock: &'a mut Clock,
+    report: LaneReport,
+    /// What the guest said it cannot do.
+    supported: Option<String>,
+}
+
+impl LaneRun<'_> {
+    fn all(&mut self, lab: &mut dyn Lab) -> Result<(), RunError> {
+        let planned = self.report.planned;
+        self.progress.lane(&self.lane.name, planned);
+        let dir = self.folder.lane(&self.lane.name)?;
+        let base = dir.join("base.img");
+        let profile = self.report.profile.clone();
+        let setting = Setting {
+            lane: self.lane,
+            volume: Volume::new(self.lane, &profile),
+            base: &base,
+            interrupted: self.interrupted,
+        };
+        let what = if self.lane.is_raw() { "making the disk" } else { "formatting the disk" };
+        self.phase(what, 0);
+        setting.make_base(lab, &dir)?;
+        let mut applied = false;
+        let numbers: Vec<u32> = match self.settings.only {
+            Some(number) => vec![number],
+            None if self.settings.faults.is_empty() => (0..=planned).collect(),
+            None => (1..=planned).collect(),
+        };
+        for number in numbers {
+            // The control and one cut are made whatever it takes.
+            if number > 1 && self.settings.only.is_none() && self.clock.is_over() {
+                break;
+            }
+            let Some(report) = self.cut(lab, &setting, number)? else {
+                self.report.verdict = Verdict::Unsupported;
+                self.report.why = self.supported.clone();
+                return Ok(());
+            };
+            applied |= !report.faults.is_empty();
+            if number == 0 {
+                self.control(&report);
+            } else {
+                self.report.cuts += 1;
+                self.report.counts += report.judgement.counts;
+                self.report.violations += report.judgement.findings.len() as u64;
+            }
+            self.keep(report)?;
+            self.clock.cut_done();
+        }
+        self.judge(applied);
+        Ok(())
+    }
+
+    fn phase(&mut self, what: &str, cut: u32) {
+        let of = self.report.planned;
+        let left = self.clock.left();
+        self.progress.phase(&Phase { lane: &self.lane.name, what, cut, of, left });
+    }
+
+    /// `None`: not supported.
+    fn cut(
+        &mut self,
+        lab: &mut dyn Lab,
+        setting: &Setting<'_>,
+        number: u32,
+    ) -> Result<Option<CutReport>, RunError> {
+        let seed = self.settings.seed;
+        let cut = if number == 0 {
+            let fault = PlacedFault {
+                fault: self.lane.control.fault.clone(),
+                place: self.lane.control.place,
+            };
+            plan_control(self.lane, seed, 0, fault)
+        } else if let Some(fault) = self.fault_for(number) {
+            let place = place_of(&fault);
+            plan_control(self.lane, seed, number, PlacedFault { fault, place })
+        } else {
+            plan_cut(self.lane, seed, number, self.settings.cuts)
+        };
+        let dir = self.folder.cut(&self.lane.name, number)?;
+        let (of, left) = (self.report.planned, self.clock.left());
+        let (lane, progress) = (self.lane, &mut self.progress);
+        let mut phase = |what: &str| {
+            progress.phase(&Phase { lane: &lane.name, what, cut: number, of, left });
+        };
+        match setting.run(lab, &cut, &dir, &mut phase)? {
+            Judged::Done(mut report) => {
+                report.again = self.again(&report);
+                Ok(Some(*report))
+            }
+            Judged::Unsupported(message) => {
+                self.supported = Some(message);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The user's faults in turn.
+    fn fault_for(&self, number: u32) -> Option<Fault> {
+        let faults = &self.settings.faults;
+        let n = faults.len().max(1);
+        faults.get((number.max(1) - 1) as usize % n).cloned()
+    }
+
+    /// Commands that show a cut again.
+    fn again(&self, report: &CutReport) -> Vec<String> {
+        let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+        let mut run = format!(
+            "tornblk run {} --lane {} --seed {} --crashes {} --cut {}",
+            self.suite, self.lane.name, self.settings.seed, self.settings.cuts, report.number
+        );
+        if let Some(profile) = &self.settings.profile {
+            run += &format!(" --profile {profile}");
+        }
+        for fault in &self.settings.faults {
+            run += &format!(" --fault {}", quote(&fault.to_string()));
+        }
+        let mut again = Vec::new();
+        if let Some(folder) = &report.folder {
+            again.push(format!("tornblk repro {}", quote(&folder.display().to_string())));
+            let recording = folder.join("disk.recording");
+            again.push(format!(
+                "tornblk recording export {} --state {} --hash",
+                quote(&recording.display().to_string()),
+                quote(&report.state)
+            ));
+        }
+        again.push(run);
+        again
+    }
+
+    fn control(&mut self, report: &CutReport) {
+        let caught_as = &self.lane.control.caught_as;
+        let findings = &report.judgement.findings;
+        let there = |file, unit| report.write.is_some_and(|(f, u, _)| (f, u) == (file, unit));
+        let found = findings
+            .iter()
+            .find(|f| caught_as.contains(&f.clause) && there(f.file, f.unit))
+            .map(|f| f.clause);
+        let text = match found {
+            Some(clause) => clause.to_string(),
+            None if report.faults.is_empty() => "the fault found nothing to break".to_owned(),
+            None if findings.is_empty() => "nothing was noticed".to_owned(),
+            None => {
+                let mut clauses: Vec<Clause> = findings.iter().map(|f| f.clause).collect();
+                clauses.sort();
+                clauses.dedup();
+                let clauses: Vec<&str> = clauses.iter().map(|c| c.name()).collect();
+                format!("only {} was noticed, or elsewhere", clauses.join(", "))
+            }
+        };
+        let fault = self.lane.control.fault.to_string();
+        self.report.control = Some(ControlReport { fault, caught: found.is_some(), text });
+    }
+
+    /// Writes the verdict beside the evidence, and drops the evidence where nothing is wrong.
+    fn keep(&mut self, mut report: CutReport) -> Result<(), RunError> {
+        let bad = if report.number == 0 {
+            self.report.control.as_ref().is_some_and(|c| !c.caught)
+        } else {
+            !report.judgement.findings.is_empty()
+        };
+        self.progress.cut(&self.lane.name, &report);
+        if let Some(folder) = &report.folder {
+            save(&folder.join("verdict.json"), &report)?;
+            if !bad && !self.settings.keep {
+                self.folder.remove(folder);
+                report.folder = None;
+                report.again.retain(|command| command.starts_with("tornblk run"));
+            }
+        }
+        if bad || self.settings.keep || self.settings.only.is_some() {
+            self.report.reports.push(report);
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, applied: bool) {
+        let report = &mut self.report;
+        let mut why = None;
+        report.verdict = if report.violations > 0 {
+            match &self.lane.expect {
+                Expect::Violated(reason) if self.settings.faults.is_empty() => {
+                    why = Some(format!("known: {reason}"));
+                    Verdict::KnownRed
+                }
+                _ => Verdict::Violated,
+            }
+        } else if let Some(control) = report.control.as_ref().filter(|c| !c.caught) {
+            why = Some(format!(
+                "its control ({}) was not caught: {}; so nothing is proved",
+                control.fault, control.text
+            ));
+            Verdict::Inconclusive
+        } else if !self.settings.faults.is_empty() {
+            why = Some(if applied {
+                "the fault was not noticed".to_owned()
+            } else {
+                "the fault found nothing to break here".to_owned()
+            });
+            Verdict::Inconclusive
+        } else if self.settings.only.is_some() {
+            Verdict::Passed
+        } else if let Some(missing) = missing(self.lane, &report.counts) {
+            why = Some(missing.to_owned());
+            Verdict::Inconclusive
+        } else if matches!(self.lane.expect, Expect::Violated(_)) {
+            why = Some("it passed, but the suite expects it to be violated".to_owned());
+            Verdict::Inconclusive
+        } else {
+            Verdict::Passed
+        };
+        report.why = why;
+    }
+}
+
+/// What was not put to the test.
+fn missing(lane: &Lane, counts: &Counts) -> Option<&'static str> {
+    lane.exercise.iter().find_map(|what| match what {
+        Exercise::Whole if counts.eligible == 0 => {
+            Some("no write had to be whole: nothing is proved")
+        }
+        Exercise::Whole if counts.at_risk == 0 => {
+            Some("no cut caught a write that had to be whole: try more cuts (--crashes)")
+        }
+        Exercise::Durable if counts.durable == 0 => {
+            Some("nothing had to survive: nothing is proved")
+        }
+        _ => None,
+    })
+}
+
+/// Where a fault of the user's shows.
+fn place_of(fault: &Fault) -> Place {
+    match fault.kind {
+        FaultKind::TearAtomic => Place::InFlight,
+        FaultKind::IgnoreFlush
+        | FaultKind::LoseWrite
+        | FaultKind::ReorderFlush
+        | FaultKind::Misdirect
+        | FaultKind::Corrupt
+        | FaultKind::StaleRead
+        | FaultKind::Eio => Place::Acknowledged,
+    }
+}

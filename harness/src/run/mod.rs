@@ -1,0 +1,210 @@
+//! Runs suites: base disk, negative control, cuts, verdicts.
+//!
+//! [`Lab`] is all that a run needs from the outside world: disks, machines and recordings. The real
+//! one is [`RealLab`]; the tests bring a simulated one.
+//!
+//! One cut:
+//! 1. a fresh device with a recording on the lane's base image, which is never written;
+//! 2. a guest from the saved state, the disk attached, the file system mounted;
+//! 3. the workload, whose marks are recorded on the device ([`Relay`](relay)); the cut is armed from
+//!    there;
+//! 4. the power is cut: the device goes silent, QEMU is killed;
+//! 5. a new guest on the state that the device chose: mount, read back;
+//! 6. the oracle.
+
+mod cut;
+mod folder;
+mod lane;
+mod real;
+mod relay;
+mod repro;
+
+mod volume;
+mod wire;
+
+pub use cut::{CutReport, Judged};
+pub use folder::RunFolder;
+pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
+pub use real::RealLab;
+pub use repro::{Reproduced, repro};
+pub use volume::Volume;
+pub use wire::{WireQuery, read_wire};
+
+use crate::device::{DeviceError, DiskSpec};
+use crate::oracle::Wire;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_model::crash::Fault;
+use tornblk_proto::{Crashed, Trigger};
+
+/// Why something could not be run. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("{0}")]
+    Guest(String),
+    /// The guest's kernel died; what it said.
+    #[error("the guest's kernel crashed: {0}")]
+    Panic(String),
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("the recording {}: {message}", path.display())]
+    Recording { path: PathBuf, message: String },
+    #[error("{0}")]
+    Bad(String),
+    /// By Ctrl-C or a signal.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl RunError {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
+        let path = path.to_owned();
+        move |source| RunError::Io { what, path, source }
+    }
+}
+
+/// What a machine's command did beside its answer. Called in order, from one thread.
+pub trait Host {
+    /// A batch of marks, to be recorded before the guest goes on.
+    fn marks(&mut self, marks: &[MarkText]);
+    fn progress(&mut self, text: &str);
+    /// Give up on the command?
+    fn stop(&mut self) -> bool;
+}
+
+/// How a command on a machine ended that has no outcome.
+#[derive(Debug)]
+pub enum CallError {
+    /// [`Host::stop`] said so.
+    Stopped,
+    Failed(RunError),
+}
+
+/// A guest that runs. Killed when dropped.
+pub trait Machine {
+    fn attach(&mut self, socket: &Path, serial: &str, queues: u16) -> Result<(), RunError>;
+    fn call(
+        &mut self,
+        command: Command,
+        host: &mut dyn Host,
+        deadline: Duration,
+    ) -> Result<Outcome, CallError>;
+    /// The power cut's half of the guest: SIGKILL.
+    fn kill(self: Box<Self>);
+}
+
+/// A device that runs. Killed when dropped.
+pub trait Disk {
+    fn socket(&self) -> PathBuf;
+    /// → the event that recorded it; `None`: the power is off.
+    fn mark(&mut self, line: &str) -> Result<Option<u64>, RunError>;
+    fn fault(&mut self, spec: &str) -> Result<(), RunError>;
+    /// Tells it to cut the power; armed when this returns.
+    fn arm(&mut self, cut: &Arm) -> Result<(), RunError>;
+    /// Was the power cut? Waits that long for it.
+    fn crashed(&mut self, wait: Duration) -> Result<Option<Crashed>, RunError>;
+    /// Whatever was armed is off.
+    fn disarm(&mut self);
+    fn stop(self: Box<Self>) -> Result<(), RunError>;
+}
+
+/// When to cut, and what shall survive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arm {
+    pub at: Trigger,
+    pub seed: u64,
+    pub profile: String,
+    /// What is kept of what the disk may lose; `None`: drawn with the seed.
+    pub state: Option<String>,
+}
+
+pub trait Lab {
+    fn disk(&mut self, spec: &DiskSpec) -> Result<Box<dyn Disk>, RunError>;
+    /// A booted guest that answers. `dir` gets its console.
+    fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError>;
+    /// What a recording says about a workload's blocks.
+    fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError>;
+}
+
+/// What a run is told on the command line.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub seed: u64,
+    /// Of each lane.
+    pub cuts: u32,
+    /// Of everything; no cut begins after that. `None`: as long as it takes.
+    pub time: Option<Duration>,
+    /// Only this cut of each lane.
+    pub only: Option<u32>,
+    /// Broken on purpose: every cut is placed on a write, and no control is run.
+    pub faults: Vec<Fault>,
+    /// Instead of the lanes' own.
+    pub profile: Option<String>,
+    /// Keep recordings and consoles of cuts that passed.
+    pub keep: bool,
+}
+
+/// Told while it works.
+pub trait Progress {
+    fn lane(&mut self, _name: &str, _cuts: u32) {}
+    fn phase(&mut self, _at: &Phase<'_>) {}
+    fn cut(&mut self, _lane: &str, _report: &CutReport) {}
+    fn lane_done(&mut self, _report: &LaneReport) {}
+}
+
+/// Where a run is.
+#[derive(Clone, Debug)]
+pub struct Phase<'a> {
+    pub lane: &'a str,
+    pub what: &'a str,
+    /// The cut that is being made, of how many; 0 is the control.
+    pub cut: u32,
+    pub of: u32,
+    /// Of the whole run; `None` where nothing is known yet.
+    pub left: Option<Duration>,
+}
+
+/// Was it stopped from outside?
+pub fn check(interrupted: &AtomicBool) -> Result<(), RunError> {
+    if interrupted.load(Ordering::Relaxed) { Err(RunError::Interrupted) } else { Ok(()) }
+}
+
+/// The whole run, as `--json` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    pub version: String,
+    pub suites: Vec<String>,
+    pub seed: u64,
+    pub accelerator: String,
+    pub qemu: String,
+    pub kernel: String,
+    pub seconds: f64,
+    /// 0 as expected, 1 a violation, 2 could not run, 3 inconclusive.
+    pub exit: u8,
+    /// `None` where it was removed, because everything passed.
+    pub folder: Option<PathBuf>,
+    pub lanes: Vec<LaneReport>,
+}
+
+impl RunReport {
+    /// 1 before 2 before 3 before 0.
+    pub fn exit_code(lanes: &[LaneReport]) -> u8 {
+        let any = |v: Verdict| lanes.iter().any(|l| l.verdict == v);
+        let all_unsupported =
+            !lanes.is_empty() && lanes.iter().all(|l| l.verdict == Verdict::Unsupported);
+        if any(Verdict::Violated) {
+            1
+        } else if any(Verdict::Error) {
+            2
+        } else if any(Verdict::Inconclusive) || all_unsupported || lanes.is_empty() {
+            3
+        } else {
+            0
+        }
+    }
+}

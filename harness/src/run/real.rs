@@ -1,0 +1,182 @@
+//! The real lab: `tornblkd`, QEMU, recordings.
+
+use super::{Arm, CallError, Disk, Host, Lab, Machine, RunError, WireQuery, read_wire};
+use crate::device::{Device, DeviceError, DiskSpec};
+use crate::oracle::Wire;
+use crate::vm::{self, Accel, Qemu, Vm, VmConfig, VmError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_image::Image;
+use tornblk_proto::{Client, ClientError, Crashed, Pending, RefusalKind};
+
+/// For a guest: enough for every suite.
+const MEMORY_MIB: u32 = 512;
+
+#[derive(Debug)]
+pub struct RealLab {
+    pub tornblkd: PathBuf,
+    pub image: Image,
+    pub qemu: Qemu,
+    pub accel: Accel,
+    pub cpus: u16,
+}
+
+impl Lab for RealLab {
+    fn disk(&mut self, spec: &DiskSpec) -> Result<Box<dyn Disk>, RunError> {
+        let device = Device::start(&self.tornblkd, spec)?;
+        Ok(Box::new(RealDisk { armed: None, device }))
+    }
+
+    fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
+        let config = VmConfig {
+            image: &self.image,
+            qemu: self.qemu.clone(),
+            accel: self.accel,
+            memory_mib: MEMORY_MIB,
+            cpus: self.cpus,
+            dir,
+            use_saved: true,
+        };
+        Ok(Box::new(RealMachine(Vm::start(&config).map_err(vm_error)?)))
+    }
+
+    fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError> {
+        read_wire(recording, query)
+    }
+}
+
+struct RealDisk {
+    /// An armed cut belongs to a connection of its own: it is disarmed by closing that.
+    armed: Option<(Pending<Crashed>, Client)>,
+    device: Device,
+}
+
+impl RealDisk {
+    /// A broken connection mostly means that the process is gone.
+    fn explain(&mut self, error: ClientError) -> RunError {
+        if matches!(error, ClientError::Gone | ClientError::NoDevice(_)) {
+            // It closes its sockets a moment before it is gone.
+            for _ in 0..100 {
+                if let Err(better) = self.device.check() {
+                    return better.into();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        DeviceError::Control(error).into()
+    }
+}
+
+impl Disk for RealDisk {
+    fn socket(&self) -> PathBuf {
+        self.device.socket()
+    }
+
+    fn mark(&mut self, line: &str) -> Result<Option<u64>, RunError> {
+        match self.device.client().mark(line) {
+            Ok(marked) => Ok(Some(marked.event)),
+            Err(ClientError::Refused(r)) if r.kind == RefusalKind::Busy => Ok(None),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    fn fault(&mut self, spec: &str) -> Result<(), RunError> {
+        match self.device.client().fault(spec) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    fn arm(&mut self, cut: &Arm) -> Result<(), RunError> {
+        let armed = (|| {
+            let client = Client::connect(self.device.control())?;
+            let pending = client.crash_start(
+                cut.at.clone(),
+                cut.state.as_deref(),
+                Some(cut.seed),
+                Some(&cut.profile),
+            )?;
+            // Answered after the crash was armed or refused: commands are taken in order.
+            client.status()?;
+            Ok((pending, client))
+        })();
+        self.armed = Some(armed.map_err(|e| self.explain(e))?);
+        Ok(())
+    }
+
+    fn crashed(&mut self, wait: Duration) -> Result<Option<Crashed>, RunError> {
+        let Some((pending, _)) = &self.armed else { return Ok(None) };
+        let answer = pending.wait_for(wait);
+        match answer {
+            Ok(None) => Ok(None),
+            Ok(Some(crashed)) => {
+                self.armed = None;
+                Ok(Some(crashed))
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    fn disarm(&mut self) {
+        self.armed = None;
+    }
+
+    fn stop(self: Box<Self>) -> Result<(), RunError> {
+        drop(self.armed);
+        Ok(self.device.stop()?)
+    }
+}
+
+struct RealMachine(Vm);
+
+impl Machine for RealMachine {
+    fn attach(&mut self, socket: &Path, serial: &str, queues: u16) -> Result<(), RunError> {
+        self.0.attach_disk(socket, serial, queues).map_err(vm_error)?;
+        Ok(())
+    }
+
+    fn call(
+        &mut self,
+        command: Command,
+        host: &mut dyn Host,
+        deadline: Duration,
+    ) -> Result<Outcome, CallError> {
+        let deadline = Instant::now() + deadline;
+        self.0.call(command, &mut Adapter(host), deadline).map_err(|e| match e {
+            VmError::Stopped => CallError::Stopped,
+            other => CallError::Failed(vm_error(other)),
+        })
+    }
+
+    fn kill(self: Box<Self>) {
+        self.0.kill();
+    }
+}
+
+struct Adapter<'a>(&'a mut dyn Host);
+
+impl vm::Host for Adapter<'_> {
+    fn marks(&mut self, marks: &[MarkText]) -> Result<(), String> {
+        self.0.marks(marks);
+        Ok(())
+    }
+
+    fn progress(&mut self, text: &str) {
+        self.0.progress(text);
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0.stop()
+    }
+}
+
+fn vm_error(error: VmError) -> RunError {
+    match error {
+        VmError::Panic { ref line, .. } => {
+            log::error!("{error}");
+            RunError::Panic(line.clone())
+        }
+        other => RunError::Guest(other.to_string()),
+    }
+}

@@ -1,0 +1,241 @@
+//! Between the guest's marks and the device: records each mark, and cuts the power where the plan
+//! says so.
+
+use super::{Arm, Disk, Host, RunError};
+use crate::oracle::{Key, LedgerBuilder};
+use crate::suite::{Cut, CutKind, Place, Plan};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tornblk_agent::channel::{MarkText, Target, Workload};
+use tornblk_model::crash::{Fault, FaultKind};
+use tornblk_proto::{Crashed, Match, OpKind, Range, Trigger};
+
+/// Marks with the events that recorded them, batch by batch.
+pub(crate) type Batches = Vec<Vec<(u64, MarkText)>>;
+
+pub(super) struct Relay<'a> {
+    disk: &'a mut dyn Disk,
+    workload: &'a Workload,
+    /// The target is the disk itself, so a unit's bytes are known.
+    raw: bool,
+    profile: &'a str,
+    cut: &'a Cut,
+    interrupted: &'a AtomicBool,
+    live: LedgerBuilder<'a>,
+    intents: u32,
+    stage: Stage,
+    write: Option<Key>,
+    pub(super) batches: Batches,
+    pub(super) crashed: Option<Crashed>,
+    pub(super) error: Option<RunError>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The write that it begins at was not asked for yet.
+    Before,
+    /// The device cuts by itself.
+    Armed,
+    /// Cut when this write has returned.
+    UntilTold {
+        file: u32,
+        unit: u64,
+        r#gen: u32,
+    },
+    /// Cut when this write is durable.
+    UntilDurable {
+        file: u32,
+        unit: u64,
+        r#gen: u32,
+    },
+    Over,
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(
+        disk: &'a mut dyn Disk,
+        workload: &'a Workload,
+        raw: bool,
+        profile: &'a str,
+        cut: &'a Cut,
+        interrupted: &'a AtomicBool,
+    ) -> Relay<'a> {
+        Relay {
+            disk,
+            workload,
+            raw,
+            profile,
+            cut,
+            interrupted,
+            live: LedgerBuilder::new(workload),
+            intents: 0,
+            stage: Stage::Before,
+            write: None,
+            batches: Vec::new(),
+            crashed: None,
+            error: None,
+        }
+    }
+
+    /// The write that the plan began at.
+    pub(super) fn write(&self) -> Option<Key> {
+        self.write
+    }
+
+    /// The workload ended and the power is still on: cuts it now.
+    pub(super) fn cut_now(&mut self) -> Result<(), RunError> {
+        self.disk.disarm();
+        self.arm(Trigger::Now)?;
+        self.crashed = self.disk.crashed(Duration::from_secs(60))?;
+        self.stage = Stage::Over;
+        Ok(())
+    }
+
+    fn record(&mut self, marks: &[MarkText]) -> Result<(), RunError> {
+        let mut batch = Vec::with_capacity(marks.len());
+        for mark in marks {
+            // `None`: the power is off, and what comes now never happened.
+            let Some(event) = self.disk.mark(&mark.to_line())? else { break };
+            batch.push((event, mark.clone()));
+        }
+        self.live.batch(batch.iter().cloned());
+        self.batches.push(batch);
+        // The whole batch is on record before anything is armed: its writes begin together, when
+        // it is acknowledged.
+        for mark in marks {
+            self.look(mark)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, mark: &MarkText) -> Result<(), RunError> {
+        match (self.stage, mark) {
+            (Stage::Before, MarkText::Intent { file, unit, r#gen, .. })
+                if self.live.ledger().load_done.is_some() =>
+            {
+                self.intents += 1;
+                if self.intents >= self.cut.plan.write() {
+                    self.begin(*file, *unit, *r#gen)?;
+                }
+            }
+            (
+                Stage::UntilTold { file, unit, r#gen },
+                MarkText::Done { file: f, unit: u, r#gen: g, .. },
+            ) if (*f, *u, *g) == (file, unit, r#gen) => {
+                self.arm(Trigger::Now)?;
+                self.stage = Stage::Armed;
+            }
+            (Stage::UntilDurable { file, unit, r#gen }, _) => {
+                let durable = self.live.ledger().unit(file, unit).and_then(|u| u.durable);
+                if durable >= Some(r#gen) {
+                    self.arm(Trigger::Now)?;
+                    self.stage = Stage::Armed;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The write that the plan begins at is about to be asked for.
+    fn begin(&mut self, file: u32, unit: u64, r#gen: u32) -> Result<(), RunError> {
+        self.write = Some(Key { file, unit, r#gen });
+        let op = |op, nth| Match { op: Some(op), nth: Some(nth), ..Match::default() };
+        let trigger = match &self.cut.plan {
+            Plan::Spread { kind, .. } => match kind {
+                CutKind::Submitted(n) => Trigger::Submit(op(OpKind::Write, u64::from(*n))),
+                CutKind::Executed(n) => Trigger::Complete(op(OpKind::Write, u64::from(*n))),
+                CutKind::FlushSubmitted => Trigger::Submit(op(OpKind::Flush, 1)),
+                CutKind::FlushExecuted => Trigger::Complete(op(OpKind::Flush, 1)),
+                CutKind::Told => {
+                    self.stage = Stage::UntilTold { file, unit, r#gen };
+                    return Ok(());
+                }
+            },
+            Plan::Placed { fault, .. } => {
+                let range = self.range(file, unit);
+                let spec = placed(&fault.fault, range);
+                self.disk.fault(&spec.to_string())?;
+                if fault.place == Place::Acknowledged {
+                    self.stage = Stage::UntilDurable { file, unit, r#gen };
+                    return Ok(());
+                }
+                let eligible = spec.kind == FaultKind::TearAtomic;
+                let range = range.map(|(offset, len)| Range { offset, len });
+                Trigger::Complete(Match { range, eligible, ..op(OpKind::Write, 1) })
+            }
+        };
+        self.arm(trigger)?;
+        self.stage = Stage::Armed;
+        Ok(())
+    }
+
+    /// Where a unit lies on the disk, if that is known.
+    fn range(&self, file: u32, unit: u64) -> Option<(u64, u64)> {
+        let target: &Target = self.workload.files.iter().find(|t| t.file == file)?;
+        self.raw.then(|| (target.offset_of(unit), u64::from(target.unit)))
+    }
+
+    fn arm(&mut self, at: Trigger) -> Result<(), RunError> {
+        // A placed loss of what was acknowledged keeps nothing that may be lost, so that it shows
+        // for certain.
+        let nothing = matches!(&self.cut.plan, Plan::Placed { fault, .. }
+            if fault.place == Place::Acknowledged && fault.fault.kind == FaultKind::IgnoreFlush);
+        self.disk.arm(&Arm {
+            at,
+            seed: self.cut.seed,
+            profile: self.profile.to_owned(),
+            state: nothing.then(|| "none".to_owned()),
+        })
+    }
+}
+
+/// The fault on the one write that is meant; a range or count that the user gave is left as it is.
+fn placed(fault: &Fault, range: Option<(u64, u64)>) -> Fault {
+    let mut fault = fault.clone();
+    let of_writes = !matches!(fault.kind, FaultKind::IgnoreFlush | FaultKind::ReorderFlush);
+    if of_writes && fault.range.is_none() && fault.nth.is_none() && fault.probability.is_none() {
+        fault.range = range;
+    }
+    fault
+}
+
+impl Host for Relay<'_> {
+    fn marks(&mut self, marks: &[MarkText]) {
+        if self.crashed.is_some() || self.error.is_some() {
+            return;
+        }
+        if let Err(error) = self.record(marks) {
+            self.error = Some(error);
+        }
+    }
+
+    fn progress(&mut self, text: &str) {
+        log::debug!("guest: {text}");
+    }
+
+    fn stop(&mut self) -> bool {
+        if self.crashed.is_none() && self.error.is_none() && self.stage == Stage::Armed {
+            match self.disk.crashed(Duration::ZERO) {
+                Ok(crashed) => self.crashed = crashed,
+                Err(error) => self.error = Some(error),
+            }
+        }
+        self.crashed.is_some() || self.error.is_some() || self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+/// For commands that make no marks.
+pub(super) struct Quiet<'a>(pub(super) &'a AtomicBool);
+
+impl Host for Quiet<'_> {
+    fn marks(&mut self, _: &[MarkText]) {}
+
+    fn progress(&mut self, text: &str) {
+        log::debug!("guest: {text}");
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

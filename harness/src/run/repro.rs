@@ -1,0 +1,141 @@
+//! A kept cut again: the same disk, byte for byte, built from the recording by its state's name,
+//! read and judged anew. A raw disk is read in place; a file system is mounted by a guest.
+
+use super::cut::{CutReport, Evidence, SERIAL};
+use super::{Lab, RunError};
+use crate::device::DiskSpec;
+use crate::oracle::Judgement;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use tornblk_agent::channel::{Found, Readback, UnitFound, Workload};
+use tornblk_agent::payload::{self, SECTOR};
+use tornblk_model::crash::{History, StateName};
+use tornblk_model::recording::{Reader, StateReader, Trust};
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Reproduced {
+    /// As it was then.
+    pub then: CutReport,
+    pub now: Judgement,
+    /// Sha256 of the disk, in hexadecimal.
+    pub sha256: String,
+}
+
+/// `dir` is the folder of a kept cut. `lab` is only asked for where a guest is needed.
+pub fn repro(
+    dir: &Path,
+    lab: &mut dyn FnMut() -> Result<Box<dyn Lab>, RunError>,
+    interrupted: &AtomicBool,
+    phase: &mut dyn FnMut(&str),
+) -> Result<Reproduced, RunError> {
+    let then: CutReport = load(&dir.join("verdict.json"))?;
+    let mut evidence: Evidence = load(&dir.join("evidence.json"))?;
+    let recording = dir.join("disk.recording");
+    phase("building the state");
+    let state = state(&recording, &then.state, dir)?;
+    let sha256 = state.sha256().map_err(bad)?.iter().map(|b| format!("{b:02x}")).collect();
+    if evidence.volume.is_raw() {
+        phase("reading the disk");
+        evidence.readback = Some(read(&state, &evidence.workload)?);
+        let now = evidence.judge(&mut Offline, &recording, &then.state, then.event)?;
+        return Ok(Reproduced { then, now, sha256 });
+    }
+    let mut lab = lab()?;
+    let temp = tempfile::Builder::new()
+        .prefix("tornblk-repro-")
+        .tempdir()
+        .map_err(RunError::io("make a folder in", &std::env::temp_dir()))?;
+    let image = temp.path().join("disk.img");
+    phase("writing the image");
+    state.export(&image).map_err(bad)?;
+    let volume = evidence.volume.clone();
+    let mut disk = lab.disk(&DiskSpec {
+        image,
+        recording: None,
+        profile: volume.profile.clone(),
+        logical_block_size: volume.logical_block_size,
+        serial: SERIAL.to_owned(),
+        seed: then.seed,
+        faults: Vec::new(),
+        log: temp.path().join("device.log"),
+    })?;
+    phase("recovering");
+    let (readback, broken) = volume.recover(
+        lab.as_mut(),
+        disk.as_mut(),
+        temp.path(),
+        &evidence.workload,
+        interrupted,
+        phase,
+    )?;
+    disk.stop()?;
+    (evidence.readback, evidence.broken) = (readback, broken);
+    let now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
+    Ok(Reproduced { then, now, sha256 })
+}
+
+/// Judging needs recordings, and nothing else of a lab.
+struct Offline;
+
+impl Lab for Offline {
+    fn disk(&mut self, _: &DiskSpec) -> Result<Box<dyn super::Disk>, RunError> {
+        Err(RunError::Bad("no disk is started where only a recording is judged".into()))
+    }
+
+    fn machine(&mut self, _: &Path) -> Result<Box<dyn super::Machine>, RunError> {
+        Err(RunError::Bad("no guest is started where only a recording is judged".into()))
+    }
+
+    fn wire(
+        &mut self,
+        recording: &Path,
+        query: &super::WireQuery,
+    ) -> Result<crate::oracle::Wire, RunError> {
+        super::read_wire(recording, query)
+    }
+}
+
+fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, RunError> {
+    let bytes = std::fs::read(path).map_err(RunError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        RunError::Bad(format!("{} is not what a run of this version keeps: {e}", path.display()))
+    })
+}
+
+fn bad(error: impl std::fmt::Display) -> RunError {
+    RunError::Bad(error.to_string())
+}
+
+/// The base image is where it was, or beside the cut where the run's folder was moved.
+fn state(recording: &Path, name: &str, dir: &Path) -> Result<StateReader, RunError> {
+    let reader = Arc::new(Reader::open(recording).map_err(bad)?);
+    let events: Result<Vec<_>, _> = reader.events().collect();
+    let history = History::new(reader.header().disk.clone(), events.map_err(bad)?).map_err(bad)?;
+    let content = history.build(&StateName(name.to_owned())).map_err(bad)?;
+    let beside = dir.join("..").join("base.img");
+    let base = beside.is_file().then_some(beside.as_path());
+    StateReader::new(reader, base, Trust::SameContent, content).map_err(bad)
+}
+
+/// What a guest would read from the raw disk.
+fn read(state: &StateReader, workload: &Workload) -> Result<Readback, RunError> {
+    let mut readback = Readback::default();
+    for target in &workload.files {
+        let mut bytes = vec![0; target.unit as usize];
+        for unit in 0..u64::from(target.units) {
+            state.read_at(target.offset_of(unit), &mut bytes).map_err(bad)?;
+            let mut runs: Vec<(u32, Found)> = Vec::new();
+            for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
+                let found = payload::classify(sector, workload.nonce, target.file, unit, i as u32);
+                match runs.last_mut() {
+                    Some((n, last)) if *last == found => *n += 1,
+                    _ => runs.push((1, found)),
+                }
+            }
+            readback.units.push(UnitFound { file: target.file, unit, runs });
+        }
+    }
+    Ok(readback)
+}

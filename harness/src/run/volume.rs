@@ -1,0 +1,197 @@
+//! The guest's view of the disk under test: attached, mounted, read back.
+
+use super::cut::SERIAL;
+use super::relay::Quiet;
+use super::{CallError, Disk, Host, Lab, Machine, RunError, check};
+use crate::oracle::{Clause, Finding};
+use crate::suite::{Lane, MOUNT};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tornblk_agent::channel::{Command, Outcome, Readback, Workload};
+
+pub(super) const SHORT: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(300);
+
+/// What a kernel says when a file system is broken.
+const BROKEN: [&str; 4] =
+    ["Corruption", "Metadata corruption", "EXT4-fs error", "JBD2: recovery failed"];
+
+/// What a guest has to know to use the disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Empty: the raw disk.
+    pub fstype: String,
+    pub mount_options: String,
+    pub queues: u16,
+    pub logical_block_size: u32,
+    pub profile: String,
+}
+
+impl Volume {
+    pub(super) fn new(lane: &Lane, profile: &str) -> Volume {
+        Volume {
+            fstype: lane.fstype.clone(),
+            mount_options: lane.mount_options.clone(),
+            queues: lane.queues,
+            logical_block_size: lane.logical_block_size,
+            profile: profile.to_owned(),
+        }
+    }
+
+    pub fn is_raw(&self) -> bool {
+        self.fstype.is_empty()
+    }
+
+    /// A guest that has the disk.
+    pub(super) fn guest<'a>(
+        &self,
+        lab: &mut dyn Lab,
+        disk: &dyn Disk,
+        dir: &Path,
+        name: &str,
+        interrupted: &'a AtomicBool,
+    ) -> Result<Guest<'a>, RunError> {
+        check(interrupted)?;
+        let dir = dir.join(name);
+        std::fs::create_dir_all(&dir).map_err(RunError::io("make the folder", &dir))?;
+        let mut machine = lab.machine(&dir)?;
+        check(interrupted)?;
+        machine.attach(&disk.socket(), SERIAL, self.queues)?;
+        let mut guest = Guest { machine, device: String::new(), interrupted };
+        let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
+        let value = guest.ask("the wait for the disk", wait, SHORT)?;
+        guest.device = value["device"].as_str().unwrap_or_default().to_owned();
+        if guest.device.is_empty() {
+            return Err(RunError::Guest("the guest did not say which disk it found".into()));
+        }
+        Ok(guest)
+    }
+
+    pub(super) fn mount(&self, device: &str) -> Command {
+        Command::Mount {
+            device: device.to_owned(),
+            target: MOUNT.to_owned(),
+            fstype: self.fstype.clone(),
+            options: self.mount_options.clone(),
+        }
+    }
+
+    /// A new guest on what is left: what it reads, and what it could not recover.
+    pub(super) fn recover(
+        &self,
+        lab: &mut dyn Lab,
+        disk: &mut dyn Disk,
+        dir: &Path,
+        workload: &Workload,
+        interrupted: &AtomicBool,
+        phase: &mut dyn FnMut(&str),
+    ) -> Result<(Option<Readback>, Vec<Finding>), RunError> {
+        let mut guest = self.guest(lab, disk, dir, "after", interrupted)?;
+        let file = workload.files.first().map_or(0, |t| t.file);
+        let mut broken = Vec::new();
+        let mut readable = true;
+        if !self.is_raw() {
+            let mount = self.mount(&guest.device);
+            match guest.call(mount, LONG) {
+                Ok(Outcome::Ok { .. }) => {}
+                Ok(Outcome::Failed { message, .. } | Outcome::Unsupported { message }) => {
+                    let text =
+                        format!("the file system cannot be mounted after the cut: {message}");
+                    broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
+                    readable = false;
+                }
+                Err(CallError::Failed(RunError::Panic(text))) => {
+                    let text = format!("mounting after the cut crashed the kernel: {text}");
+                    broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
+                    return Ok((None, broken));
+                }
+                Err(e) => return Err(e.into_error(interrupted)),
+            }
+        }
+        let mut readback = None;
+        if readable {
+            phase("reading back");
+            let command = Command::Readback { workload: workload.clone() };
+            let value = guest.ask("reading back", command, LONG)?;
+            readback = Some(serde_json::from_value(value).map_err(|e| {
+                RunError::Guest(format!("what the guest read back is not understood: {e}"))
+            })?);
+        }
+        let dmesg = guest.ask("reading the kernel's messages", Command::Dmesg {}, SHORT)?;
+        let text = dmesg["text"].as_str().unwrap_or_default();
+        let log = dir.join("after").join("dmesg.txt");
+        std::fs::write(&log, text).map_err(RunError::io("write", &log))?;
+        if !self.is_raw()
+            && readable
+            && let Some(line) = text.lines().find(|l| BROKEN.iter().any(|b| l.contains(b)))
+        {
+            let text = format!("the kernel found the file system broken: {}", line.trim());
+            broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
+        }
+        guest.machine.kill();
+        Ok((readback, broken))
+    }
+}
+
+/// A finding about a file as a whole.
+pub(super) fn whole_file(workload: &Workload, file: u32, clause: Clause, text: String) -> Finding {
+    let path = workload.files.iter().find(|t| t.file == file).map(|t| t.path.clone());
+    Finding {
+        clause,
+        file,
+        path: path.unwrap_or_default(),
+        unit: 0,
+        offset: 0,
+        len: 0,
+        generation: None,
+        shown: Vec::new(),
+        durable: None,
+        call: String::new(),
+        strip: Vec::new(),
+        text,
+    }
+}
+
+pub(super) struct Guest<'a> {
+    pub(super) machine: Box<dyn Machine>,
+    /// `/dev/vda`
+    pub(super) device: String,
+    interrupted: &'a AtomicBool,
+}
+
+impl Guest<'_> {
+    pub(super) fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, CallError> {
+        let mut host = Quiet(self.interrupted);
+        self.machine.call(command, &mut host as &mut dyn Host, time)
+    }
+
+    /// A command that must succeed.
+    pub(super) fn ask(
+        &mut self,
+        what: &str,
+        command: Command,
+        time: Duration,
+    ) -> Result<serde_json::Value, RunError> {
+        match self.call(command, time) {
+            Ok(Outcome::Ok { value }) => Ok(value),
+            Ok(Outcome::Failed { message, .. } | Outcome::Unsupported { message }) => {
+                Err(RunError::Guest(format!("{what} failed in the guest: {message}")))
+            }
+            Err(e) => Err(e.into_error(self.interrupted)),
+        }
+    }
+}
+
+impl CallError {
+    fn into_error(self, interrupted: &AtomicBool) -> RunError {
+        match self {
+            CallError::Failed(error) => error,
+            CallError::Stopped => match check(interrupted) {
+                Err(error) => error,
+                Ok(()) => RunError::Guest("the guest was stopped in the middle".into()),
+            },
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Suites: what is tried, as TOML.
+//!
+//! A suite has lanes. A lane says which disk (profile, logical block, capacity), what is on it
+//! (`mkfs`, `fstype`; a raw disk without), which writes a guest makes (targets), and its negative
+//! control: a fault that must be caught right there, or the lane's green means nothing.
+//!
+//! `{device}`, `{disk}` and `{mount}` stand for `/dev/vda`, `vda` and where the file system is
+//! mounted.
+
+mod load;
+mod plan;
+
+pub use load::{SuiteError, builtin, load, parse, parse_time};
+pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut};
+
+use crate::oracle::Clause;
+use serde::Deserialize;
+use std::time::Duration;
+use tornblk_agent::channel::{Target, Workload, WriteFlags};
+use tornblk_model::crash::Fault;
+
+/// Where a lane's file system is mounted in the guest.
+pub const MOUNT: &str = "/mnt";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Suite {
+    pub name: String,
+    pub about: String,
+    pub quick: Budget,
+    pub soak: Budget,
+    pub lanes: Vec<Lane>,
+}
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Of each lane.
+    pub cuts: u32,
+    /// Of all lanes together: no cut begins after that.
+    pub time: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lane {
+    pub name: String,
+    pub about: String,
+    /// Which disk this is, as the crash model names it.
+    pub profile: String,
+    /// Bytes.
+    pub capacity: u64,
+    pub logical_block_size: u32,
+    pub queues: u16,
+    /// Makes the file system; empty: the raw disk.
+    pub mkfs: Vec<String>,
+    pub fstype: String,
+    pub mount_options: String,
+    /// Files under /sys and what is written into them before the workload.
+    pub tune: Vec<(String, String)>,
+    pub writes: u32,
+    pub sync_every: u32,
+    pub targets: Vec<Target>,
+    pub control: Control,
+    /// What must have been put to the test, or the lane is inconclusive.
+    pub exercise: Vec<Exercise>,
+    pub expect: Expect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exercise {
+    /// A write that had to be whole was at risk at a cut.
+    Whole,
+    /// A unit had something durable to lose.
+    Durable,
+}
+
+/// What the lane's authors say it does today.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Expect {
+    #[default]
+    Passed,
+    /// Red, for a reason that is known: told, but no failure; green is inconclusive.
+    Violated(String),
+}
+
+/// The negative control.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Control {
+    pub fault: Fault,
+    pub place: Place,
+    /// It is caught by a finding of one of these.
+    pub caught_as: Vec<Clause>,
+}
+
+/// Where a fault and its cut are placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// Right after the write's request was executed, before anything makes it stable.
+    InFlight,
+    /// Right after the guest was told that the write is durable.
+    Acknowledged,
+}
+
+impl Lane {
+    pub fn is_raw(&self) -> bool {
+        self.mkfs.is_empty()
+    }
+
+    /// The workload of one cut on the disk `device`.
+    pub fn workload(&self, nonce: u64, seed: u64, device: &str) -> Workload {
+        let disk = device.rsplit('/').next().unwrap_or(device);
+        let files = self
+            .targets
+            .iter()
+            .map(|t| Target { path: substitute(&t.path, device, disk), ..t.clone() })
+            .collect();
+        Workload {
+            nonce,
+            seed,
+            files,
+            load: true,
+            writes: self.writes,
+            sync_every: self.sync_every,
+            skip_sync: false,
+        }
+    }
+
+    /// The workload of a placed fault: the first target alone, one thread, one write at a time, so
+    /// that the same seed makes the same requests in the same order.
+    pub fn placed_workload(&self, nonce: u64, seed: u64, device: &str, writes: u32) -> Workload {
+        let mut workload = self.workload(nonce, seed, device);
+        workload.files.truncate(1);
+        for target in &mut workload.files {
+            target.threads = 1;
+            target.depth = 1;
+        }
+        workload.writes = writes;
+        workload
+    }
+
+    pub fn mkfs_command(&self, device: &str) -> Vec<String> {
+        let disk = device.rsplit('/').next().unwrap_or(device);
+        self.mkfs.iter().map(|arg| substitute(arg, device, disk)).collect()
+    }
+
+    pub fn tuning(&self, device: &str) -> Vec<(String, String)> {
+        let disk = device.rsplit('/').next().unwrap_or(device);
+        self.tune.iter().map(|(path, v)| (substitute(path, device, disk), v.clone())).collect()
+    }
+}
+
+fn substitute(text: &str, device: &str, disk: &str) -> String {
+    text.replace("{device}", device).replace("{disk}", disk).replace("{mount}", MOUNT)
+}
+
+/// `"direct atomic dsync"`, in any order; empty: a plain buffered write.
+pub(crate) fn parse_flags(text: &str) -> Result<WriteFlags, String> {
+    let mut flags = WriteFlags::default();
+    for word in text.split_whitespace() {
+        match word {
+            "direct" => flags.direct = true,
+            "atomic" => flags.atomic = true,
+            "dsync" => flags.dsync = true,
+            other => return Err(format!("\"{other}\" is no flag: direct, atomic, dsync")),
+        }
+    }
+    Ok(flags)
+}
