@@ -36,16 +36,16 @@ impl Cut<'_> {
         self.paint_within(state, 0..u64::MAX)
     }
 
-    /// Which fragment shows in each of these blocks: the writes are laid down in submission order,
-    /// each over what is there, unless the state says otherwise.
+    /// Which fragment shows in each of these blocks: the writes are pushed under one another, the
+    /// last submitted first, unless the state says that one lies over what is there.
     fn paint_within(&self, state: &State, within: Range<u64>) -> BTreeMap<u64, Fragment> {
         let mut top: BTreeMap<u64, Fragment> = BTreeMap::new();
-        for (i, write) in self.writes.iter().enumerate() {
+        for (i, write) in self.writes.iter().enumerate().rev() {
             if self.is_void(write) && state.discards.is_empty() {
                 continue;
             }
             let i = i as u32;
-            for extent in &write.extents {
+            for extent in write.extents.iter().rev() {
                 let start = extent.blocks.start.max(within.start);
                 for block in start..extent.blocks.end.min(within.end) {
                     let Some(fragment) = self.persisted(state, i, extent, block) else { continue };
@@ -54,7 +54,7 @@ impl Cut<'_> {
                             entry.insert((i, fragment));
                         }
                         Entry::Occupied(mut entry) => {
-                            if !state.says_over(*entry.get(), (i, fragment)) {
+                            if state.says_over((i, fragment), *entry.get()) {
                                 entry.insert((i, fragment));
                             }
                         }
@@ -65,11 +65,18 @@ impl Cut<'_> {
         top
     }
 
-    /// The blocks of write `i` that show.
+    /// The blocks of write `i` that show, and are neither garbage nor hidden by a write that landed
+    /// at the wrong place.
     pub(super) fn shown(&self, state: &State, i: u32) -> BTreeSet<u64> {
         let extents = self.writes[i as usize].extents.iter();
         let tops = extents.flat_map(|extent| self.paint_within(state, extent.blocks.clone()));
-        tops.filter(|(_, top)| top.0 == i).map(|(block, _)| block).collect()
+        let hidden = |block: &u64| {
+            let landed = state.misdirected.iter().any(|(other, at)| {
+                (*at..*at + self.writes[*other as usize].length() as u64).contains(block)
+            });
+            landed || state.garbage.contains_key(block)
+        };
+        tops.filter(|(block, top)| top.0 == i && !hidden(block)).map(|(block, _)| block).collect()
     }
 
     pub(super) fn content(&self, state: &State) -> Result<Content, ModelError> {

@@ -15,9 +15,27 @@ pub struct Cut<'a> {
     pub profile: &'a Profile,
     /// Every write up to here that the content is made of, in submission order (of `id`).
     pub(super) writes: Vec<Write<'a>>,
-    /// The blocks whose content is not settled: for each, the writes that may show there, in
-    /// submission order. Every other block shows the last write over it.
-    pub(super) open: BTreeMap<u64, SmallVec<[u32; 4]>>,
+    /// The blocks whose content is not settled. Every other block shows the last write over it.
+    pub(super) open: BTreeMap<u64, Unsettled>,
+}
+
+/// The writes over a block whose content is not settled, each list in submission order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unsettled {
+    /// What may show.
+    pub(super) shows: SmallVec<[u32; 4]>,
+    /// What a later stable write hides for ever, but was in flight together with one of the above:
+    /// it takes part in their order.
+    pub(super) hidden: SmallVec<[u32; 4]>,
+}
+
+impl Unsettled {
+    /// All of them, in submission order.
+    pub(super) fn all(&self) -> SmallVec<[u32; 4]> {
+        let mut all: SmallVec<[u32; 4]> = self.shows.iter().chain(&self.hidden).copied().collect();
+        all.sort_unstable();
+        all
+    }
 }
 
 /// What is written in one go: a write; a segment of a discard or of a write zeroes.
@@ -178,58 +196,73 @@ impl<'a> Cut<'a> {
         write.units == 0 || write.is_discard() && self.profile.discard == DiscardReads::Old
     }
 
-    /// Over the blocks of volatile writes, of discards that may show through, and of writes that
-    /// were in flight together: whatever may show there.
-    fn unsettled(&self) -> BTreeMap<u64, SmallVec<[u32; 4]>> {
-        let mut open = BTreeMap::new();
+    /// The blocks of volatile writes, of discards that may show through, and of writes that were in
+    /// flight together: what may show there.
+    fn unsettled(&self) -> BTreeMap<u64, Unsettled> {
+        let mut open: BTreeMap<u64, Unsettled> = BTreeMap::new();
         // The earliest submission from each write on: what ended before it is before all of them.
         let mut earliest: Vec<Seq> = self.writes.iter().map(|w| w.request.submitted).collect();
         for i in (1..earliest.len()).rev() {
             earliest[i - 1] = earliest[i - 1].min(earliest[i]);
         }
-        let mut together: Vec<&Write<'_>> = Vec::new();
-        for (write, earliest) in self.writes.iter().zip(earliest) {
-            if self.is_void(write) {
-                continue;
-            }
+        let may_matter = |i: u32, from: usize| {
+            let end = self.writes[i as usize].request.end;
+            end.is_none_or(|end| end.at() >= earliest[from])
+        };
+        let mut together: Vec<u32> = Vec::new();
+        let numbered = || (0u32..).zip(&self.writes).filter(|(_, w)| !self.is_void(w));
+        for (i, write) in numbered() {
             if write.stable.is_none() || self.may_show_through(write) {
-                open.extend(write.blocks().map(|block| (block, SmallVec::new())));
+                open.extend(write.blocks().map(|block| (block, Unsettled::default())));
             }
-            together.retain(|w| w.request.end.is_none_or(|end| end.at() >= earliest));
-            for other in together.iter().filter(|w| !w.request.is_before(write.request)) {
+            together.retain(|other| may_matter(*other, i as usize));
+            for other in together.iter().filter(|other| !self.is_before(**other, i)) {
                 for a in &write.extents {
-                    for b in &other.extents {
+                    for b in &self.writes[*other as usize].extents {
                         let start = a.blocks.start.max(b.blocks.start);
                         let end = a.blocks.end.min(b.blocks.end);
-                        open.extend((start..end).map(|block| (block, SmallVec::new())));
+                        open.extend((start..end).map(|block| (block, Unsettled::default())));
                     }
                 }
             }
-            together.push(write);
+            together.push(i);
         }
-        for (i, write) in self.writes.iter().enumerate().filter(|(_, w)| !self.is_void(w)) {
+        for (i, write) in numbered() {
             let settles = write.stable.is_some() && !self.may_show_through(write);
             for extent in &write.extents {
-                for (_, list) in open.range_mut(extent.blocks.clone()) {
+                for (_, Unsettled { shows, hidden }) in open.range_mut(extent.blocks.clone()) {
+                    if shows.last() == Some(&i) {
+                        continue;
+                    }
                     if settles {
-                        list.retain(|old: &mut u32| {
-                            !self.writes[*old as usize].request.is_before(write.request)
-                        });
+                        let settled = |old: &&u32| self.is_before(**old, i);
+                        hidden.extend(shows.iter().filter(settled).copied());
+                        shows.retain(|old| !self.is_before(*old, i));
                     }
-                    if list.last() != Some(&(i as u32)) {
-                        list.push(i as u32);
-                    }
+                    shows.push(i);
+                    hidden.retain(|old| {
+                        may_matter(*old, i as usize)
+                            || shows.iter().any(|new| !self.is_before(*old, *new))
+                    });
                 }
             }
         }
+        for Unsettled { shows, hidden } in open.values_mut() {
+            hidden.retain(|old| shows.iter().any(|new| !self.is_before(*old, *new)));
+        }
         open
+    }
+
+    /// Did write `a` end before write `b` was submitted?
+    pub(super) fn is_before(&self, a: u32, b: u32) -> bool {
+        self.writes[a as usize].request.is_before(self.writes[b as usize].request)
     }
 
     /// The volatile fragments that may show somewhere, in order.
     pub(super) fn open_fragments(&self) -> BTreeSet<Fragment> {
         let mut fragments = BTreeSet::new();
-        for (block, list) in &self.open {
-            for i in list {
+        for (block, open) in &self.open {
+            for i in &open.shows {
                 let write = &self.writes[*i as usize];
                 if write.stable.is_none() {
                     fragments.extend(write.fragments_over(*block).map(|f| (*i, f)));

@@ -60,7 +60,8 @@ impl Cut<'_> {
     /// at this point in a way that shows. Faults that are live are passed over.
     ///
     /// # Errors
-    /// The name is no state of this crash point and profile.
+    /// The name is no state of this crash point and profile, or has inverted bits already where a
+    /// fault takes the data away.
     pub fn break_with(
         &self,
         name: &StateName,
@@ -69,7 +70,14 @@ impl Cut<'_> {
     ) -> Result<(StateName, Vec<String>), ModelError> {
         let mut state = self.state(name)?;
         let mut words = Vec::new();
-        for fault in faults.iter().filter(|fault| !fault.kind.is_live()) {
+        let mut faults: Vec<&Fault> = faults.iter().filter(|fault| !fault.kind.is_live()).collect();
+        // Where data lies is settled before it is moved, and moved before it is corrupted.
+        faults.sort_by_key(|fault| match fault.kind {
+            FaultKind::Misdirect => 1,
+            FaultKind::Corrupt => 2,
+            _ => 0,
+        });
+        for fault in faults {
             let picked = self.picked(fault, seed);
             let done = match fault.kind {
                 FaultKind::TearAtomic => self.tear_atomic(&mut state, fault, seed, &picked),
@@ -90,6 +98,7 @@ impl Cut<'_> {
         if words.is_empty() {
             return Ok((name.clone(), words));
         }
+        self.content(&state)?;
         Ok((self.name_of(&state), words))
     }
 
@@ -224,8 +233,7 @@ impl Cut<'_> {
             let Some(flush) = self.history.request(*id) else { continue };
             let survivor = (0..self.writes.len() as u32).find(|i| {
                 let write = &self.writes[*i as usize];
-                flush.succeeded().is_some_and(|at| at < write.request.submitted)
-                    && write.fragments() > 0
+                flush.submitted < write.request.submitted && !self.is_void(write)
             });
             let Some(survivor) = survivor else { continue };
             let mut there = state.clone();
@@ -234,7 +242,8 @@ impl Cut<'_> {
             let before: Vec<u32> = (0..self.writes.len() as u32)
                 .filter(|i| {
                     let write = &self.writes[*i as usize];
-                    write.stable == Some(Stable::Flushed { flush: *id })
+                    *i != survivor
+                        && write.stable == Some(Stable::Flushed { flush: *id })
                         && fault.in_range(write.request)
                         && !self.shown(&there, *i).is_empty()
                 })
@@ -288,8 +297,7 @@ impl Cut<'_> {
         let mut done: BTreeMap<u64, String> = BTreeMap::new();
         for (i, write) in self.writes_of(picked) {
             let shown = self.shown(state, i);
-            let covered = |block: &&u64| !state.garbage.contains_key(block);
-            let shown: Vec<u64> = shown.iter().filter(covered).copied().collect();
+            let shown: Vec<u64> = shown.into_iter().collect();
             if shown.is_empty() {
                 continue;
             }

@@ -184,7 +184,8 @@ impl Cut<'_> {
     /// Only under a profile with garbage, and where a volatile write may show.
     pub(super) fn may_be_garbage(&self, block: u64) -> bool {
         let volatile = |i: &u32| self.writes[*i as usize].stable.is_none();
-        self.profile.garbage && self.open.get(&block).is_some_and(|list| list.iter().any(volatile))
+        self.profile.garbage
+            && self.open.get(&block).is_some_and(|open| open.shows.iter().any(volatile))
     }
 
     fn judge_order(&self, state: &State, found: &mut Vec<Violation>) {
@@ -208,8 +209,9 @@ impl Cut<'_> {
         for (block, list) in &layers {
             let Some(winner) = list
                 .iter()
+                .rev()
                 .copied()
-                .reduce(|top, next| if state.says_over(top, next) { top } else { next })
+                .reduce(|top, next| if state.says_over(next, top) { next } else { top })
             else {
                 continue;
             };

@@ -8,8 +8,10 @@
 //! its bytes come from.
 
 mod build;
+mod coverage;
 mod cut;
 mod damage;
+mod exhaustive;
 mod fault;
 mod history;
 mod legal;
@@ -17,15 +19,20 @@ mod mask;
 mod name;
 mod profile;
 mod random;
+mod shrink;
 pub mod size;
 mod state;
+mod strategy;
 
+pub use coverage::{Coverage, Covered, Outcome};
 pub use cut::Cut;
 pub use history::{End, Request, Stable};
 pub use legal::{Clause, Violation};
 pub use mask::Mask;
 pub use name::{Choice, Parsed, Part, Selection};
 pub use random::discard_reads_zeroes;
+pub use shrink::Shrunk;
+pub use strategy::Strategy;
 
 use crate::event::{Disk, Seq};
 

@@ -62,13 +62,9 @@ impl Cut<'_> {
     pub(super) fn sample(&self, seed: u64, n: u64) -> State {
         let mut rng = Rng::new(xxh3_64(self.random(seed, n).0.as_bytes()));
         let mut state = State { all: true, ..State::default() };
-        let mut open: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for (i, fragment) in self.open_fragments() {
-            open.entry(i).or_default().push(fragment);
-        }
         // A cache that is nearly written back, nearly not, and in between.
         let keep = [16, 64, 128, 192, 240][rng.below(5) as usize];
-        for (i, fragments) in open {
+        for (i, fragments) in self.open_writes() {
             let write = &self.writes[i as usize];
             let mut lost = vec![false; fragments.len()];
             if fragments.len() > 1 && rng.chance(96) {
@@ -85,9 +81,8 @@ impl Cut<'_> {
         }
         self.sample_discards(seed, &mut state);
         if self.profile.garbage {
-            for (block, list) in &self.open {
-                if list.iter().any(|i| self.writes[*i as usize].stable.is_none()) && rng.chance(64)
-                {
+            for block in self.open.keys() {
+                if self.may_be_garbage(*block) && rng.chance(64) {
                     state.garbage.insert(*block, rng.next());
                 }
             }
@@ -99,8 +94,8 @@ impl Cut<'_> {
     }
 
     fn sample_discards(&self, seed: u64, state: &mut State) {
-        for (block, list) in &self.open {
-            for i in list {
+        for (block, open) in &self.open {
+            for i in &open.shows {
                 let write = &self.writes[*i as usize];
                 if !self.may_show_through(write) || discard_reads_zeroes(seed, write.id(), *block) {
                     continue;
@@ -118,8 +113,8 @@ impl Cut<'_> {
     fn sample_order(&self, rng: &mut Rng, state: &mut State) {
         let mut moments: BTreeMap<Fragment, (u64, u64)> = BTreeMap::new();
         let mut winners = Vec::new();
-        for (block, list) in self.open.iter().filter(|(_, list)| list.len() > 1) {
-            let layers = self.layers(state, list, *block);
+        for (block, open) in &self.open {
+            let layers = self.layers(state, &open.all(), *block);
             for fragment in &layers {
                 moments.entry(*fragment).or_insert_with(|| {
                     let request = self.writes[fragment.0 as usize].request;

@@ -109,7 +109,7 @@ impl<'a> Cut<'a> {
     ) {
         let mut pairs: BTreeMap<(u32, u32), BTreeSet<(usize, usize)>> = BTreeMap::new();
         for (winner, losers) in winners {
-            for loser in losers.iter().filter(|loser| loser.0 > winner.0) {
+            for loser in losers.iter().filter(|loser| **loser > winner) {
                 pairs.entry((winner.0, loser.0)).or_default().insert((winner.1, loser.1));
             }
         }
@@ -189,10 +189,6 @@ impl<'a> Cut<'a> {
         let mut over: BTreeMap<(u32, u32), Vec<Over>> = BTreeMap::new();
         for (above, below) in &selection.order {
             let ((a, above), (b, below)) = (parts(above)?, parts(below)?);
-            if a == b {
-                let id = self.writes[a as usize].id();
-                return Err(bad(format!("request {id} cannot lie over itself")));
-            }
             over.entry((a, b)).or_default().push((above, below));
         }
         state.over = over;
