@@ -5,7 +5,8 @@
 //! `{"id": N, "error": {"kind": "...", "message": "..."}}`. Answers may come in any order: a
 //! [`Command::Crash`] that waits for its trigger is answered when the power is cut. An unknown
 //! command or field is an error, never ignored. Stalls belong to the client that asked for them,
-//! and are released when it disconnects.
+//! and are released when it disconnects; a crash that it armed and that has not happened is
+//! disarmed. Faults stay until they are released.
 //!
 //! - [`message`](Command): what can be asked, and what is answered.
 //! - [`codec`]: messages in a stream of bytes.

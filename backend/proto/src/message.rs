@@ -63,9 +63,10 @@ pub enum Command {
     Mark { name: String },
     /// Holds requests. → [`Token`]
     Stall { which: Match, when: StallWhen },
-    /// Lets go what a stall holds, and ends the stall. → [`Released`]
+    /// Lets go what a stall holds, and ends the stall; or disarms a fault. → [`Released`]
     Release { token: u64 },
-    /// Arms a fault, written as on the command line (`--fault`). → [`Token`]
+    /// Arms a fault, written as on the command line (`--fault`); its `nth` counts from now on.
+    /// → [`Token`]
     Fault { spec: String },
     /// Cuts the power: from the trigger on no request is executed or answered. → [`Crashed`]
     Crash {

@@ -206,3 +206,88 @@ impl Power {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::Op;
+    use crate::store::testing::origin;
+    use tornblk_proto::{Match, OpKind};
+
+    fn plan(trigger: Trigger) -> Plan {
+        let disk = Disk { capacity: 1 << 20, lb_size: 512 };
+        Plan { trigger, state: None, seed: 0, profile: Profile::PLAIN, disk }
+    }
+
+    fn ctx(id: u64, op: &Op) -> GateContext<'_> {
+        GateContext {
+            id,
+            origin: origin(0),
+            op,
+            len: 512,
+            seq: None,
+            eligible: false,
+            again: false,
+        }
+    }
+
+    const WRITE: Op = Op::Write { offset: 0, fua: false, atomic: false };
+
+    fn second_write() -> Match {
+        Match { op: Some(OpKind::Write), nth: Some(2), ..Match::default() }
+    }
+
+    #[test]
+    fn only_the_nth_match_at_the_right_point_fires() {
+        let power = Power::default();
+        assert!(!power.cut_after(&ctx(1, &WRITE), Point::Submit), "nothing is armed");
+        power.arm(9, plan(Trigger::Submit(second_write()))).unwrap();
+        assert_eq!(power.arm(10, plan(Trigger::Now)), Err(NotArmed::Armed));
+        for (id, op, point, fires) in [
+            (2, &Op::Flush, Point::Submit, false),
+            (3, &WRITE, Point::Submit, false),
+            (3, &WRITE, Point::Complete, false),
+            (4, &WRITE, Point::Submit, true),
+        ] {
+            assert_eq!(power.cut_after(&ctx(id, op), point), fires, "{id}");
+            power.submitted(id);
+        }
+        power.disarm(9);
+        assert!(power.is_cut().is_none(), "it fires: too late to disarm");
+        power.cut(Seq(17), Vec::new());
+        assert_eq!(power.wait(9).unwrap().after, Seq(17));
+        assert_eq!(power.arm(11, plan(Trigger::Now)), Err(NotArmed::Cut(Seq(17))));
+        assert!(power.wait(10).is_none());
+    }
+
+    #[test]
+    fn where_the_nth_got_no_event_the_next_one_is_it() {
+        let power = Power::default();
+        power.arm(9, plan(Trigger::Submit(second_write()))).unwrap();
+        assert!(!power.cut_after(&ctx(1, &WRITE), Point::Submit));
+        // It was refused, for want of space, before it was recorded.
+        power.ended(1);
+        assert!(power.cut_after(&ctx(2, &WRITE), Point::Submit));
+        power.ended(2);
+        assert!(power.cut_after(&ctx(3, &WRITE), Point::Submit));
+        power.cut(Seq(5), Vec::new());
+        power.ended(3);
+        assert!(power.is_cut().is_some());
+    }
+
+    #[test]
+    fn those_that_match_are_counted_one_at_a_time() {
+        let power = Power::default();
+        power.arm(9, plan(Trigger::Submit(second_write()))).unwrap();
+        assert!(!power.cut_after(&ctx(1, &WRITE), Point::Submit));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| power.cut_after(&ctx(2, &WRITE), Point::Submit));
+            // What does not match waits for nobody.
+            assert!(!power.cut_after(&ctx(3, &Op::Flush), Point::Submit));
+            assert!(!waiting.is_finished());
+            power.submitted(1);
+            assert!(waiting.join().unwrap());
+        });
+    }
+}

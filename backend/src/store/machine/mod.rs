@@ -47,6 +47,8 @@ pub struct Options {
     /// Bytes: a power of two, not below the logical block size.
     pub physical_block_size: u32,
     pub read_only: bool,
+    /// Without a recording. With one, nothing of the guest's is synced: what survives a power cut
+    /// is up to the model, and what the guest sees of a cache is up to the device.
     pub cache: Cache,
     /// Of every draw: crash states, faults with a probability, held completions.
     pub seed: u64,

@@ -1,9 +1,10 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::store::Failure;
-use crate::store::testing::{ask, flush, image, read, reap, write};
+use crate::store::testing::{ask, discard, flush, image, read, reap, write, zeroes};
+use proptest::prelude::*;
 use std::path::Path;
-use tornblk_model::crash::{History, StateName};
+use tornblk_model::crash::{History, Source, StateName};
 use tornblk_model::recording::Reader;
 use tornblk_proto::{
     Counters, Crashed, Match, OpKind, Range, RefusalKind, StallWhen, Trigger, nonce_of,
@@ -524,4 +525,73 @@ fn options_that_cannot_be_are_refused() {
     assert!(error(&|o| o.image = dir.path().join("none")).contains("truncate"));
     assert!(error(&|o| o.faults = vec!["eio,range=1g+4k".parse().unwrap()]).contains("end"));
     assert!(error(&|o| o.recording = Some(dir.path().join("disk.img"))).contains("recording"));
+}
+
+/// What a guest might do: (queue, what, first sector, sectors, is it held?).
+type Step = (u16, u8, u64, u64, bool);
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = (0..2u16, 0..6u8, 0..64u64, 1..=16u64, any::<bool>());
+    prop::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever was asked and held, and wherever it is cut: what is left is legal, and each block
+    /// reads as the model says that it does.
+    #[test]
+    fn what_is_left_is_legal_and_reads_as_the_model_says(
+        steps in steps(),
+        seed in any::<u64>(),
+        profile in prop::sample::select(vec!["lb512", "req4k", "piece4k", "req8k+b8k"]),
+    ) {
+        let rig = rig(profile, |_| {});
+        let mut queues = [rig.machine.queue(0), rig.machine.queue(1)];
+        let mut data = Vec::new();
+        for (position, (queue, what, at, n, held)) in steps.into_iter().enumerate() {
+            let (position, offset, len) = (position as u16, at * 512, n * 512);
+            let bytes: Vec<u8> =
+                (0..len).map(|i| (position as u8).wrapping_mul(7) ^ (i / 512) as u8).collect();
+            let mut request = match what {
+                0 => flush(position),
+                1 => discard(position, offset, len),
+                2 => zeroes(position, offset, len, held),
+                _ => write(position, offset, bytes.clone()),
+            };
+            request.origin.queue = queue;
+            data.push(bytes);
+            let when = if n % 2 == 0 { StallWhen::BeforeIo } else { StallWhen::BeforeCompletion };
+            let which = Match { nth: Some(1), ..Match::default() };
+            let stall = held.then(|| rig.machine.stall(1, which, when).unwrap());
+            queues[usize::from(queue)].submit(request);
+            reap(&mut *queues[usize::from(queue)]);
+            // Each second one that is held comes back before the next.
+            if let Some(token) = stall && at % 2 == 0 {
+                rig.machine.release(token).unwrap();
+                reap(&mut *queues[usize::from(queue)]);
+            }
+        }
+        let crashed = rig.crash(Trigger::Now, seed);
+        rig.machine.client_gone(1);
+        drop(queues);
+        let found = rig.restart();
+        let history = rig.history();
+        let name = StateName(crashed.state);
+        prop_assert_eq!(history.violations(&name).unwrap(), []);
+        let content = history.build(&name).unwrap();
+        for (block, sector) in found.chunks(512).enumerate() {
+            let expected = match content.of(block as u64) {
+                Source::Base => rig.base[block * 512..][..512].to_vec(),
+                Source::Zeroes => vec![0; 512],
+                Source::Written { request, block } => {
+                    let request = history.request(request).unwrap();
+                    let at = block as usize * 512;
+                    data[usize::from(request.position)][at..at + 512].to_vec()
+                }
+                other => panic!("{other:?} without a fault"),
+            };
+            prop_assert_eq!(sector, &expected[..], "block {}", block);
+        }
+    }
 }
