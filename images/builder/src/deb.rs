@@ -67,7 +67,7 @@ fn read_tar(from: impl Read, wanted: &dyn Fn(&str) -> bool) -> std::io::Result<F
 }
 
 /// No `./`, and below `usr/` what merged-/usr has there.
-fn normal(path: &str) -> String {
+pub(crate) fn normal(path: &str) -> String {
     let path = path.trim_start_matches("./").trim_start_matches('/').trim_end_matches('/');
     let first = path.split('/').next().unwrap_or_default();
     if ["bin", "sbin", "lib", "lib64"].contains(&first) {

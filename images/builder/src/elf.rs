@@ -17,24 +17,37 @@ pub(crate) fn needed(data: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Whether the program has no interpreter, so that it runs where there are no libraries.
-pub(crate) fn is_static_program(data: &[u8]) -> bool {
+/// The program that loads this one (`/lib64/ld-linux-x86-64.so.2`), if it is a dynamic one.
+pub(crate) fn interpreter(data: &[u8]) -> Option<String> {
     use object::read::elf::ProgramHeader as _;
-    let Ok(elf) = Elf::parse(data) else { return false };
+    let elf = Elf::parse(data).ok()?;
     let endian = elf.endian();
-    elf.elf_header().e_entry.get(endian) != 0
-        && !elf.elf_program_headers().iter().any(|p| p.p_type(endian) == object::elf::PT_INTERP)
+    let path = elf
+        .elf_program_headers()
+        .iter()
+        .find_map(|p| p.interpreter(endian, data).ok().flatten())?;
+    Some(String::from_utf8_lossy(path).trim_end_matches('\0').to_owned())
 }
 
-/// A field of a kernel module's `.modinfo` section (`name=value`, NUL-terminated, one after the
-/// other).
-pub(crate) fn modinfo(data: &[u8], field: &str) -> Option<String> {
-    let elf = Elf::parse(data).ok()?;
-    let section = elf.section_by_name(".modinfo")?;
-    section.data().ok()?.split(|b| *b == 0).find_map(|entry| {
-        let entry = std::str::from_utf8(entry).ok()?;
-        Some(entry.strip_prefix(field)?.strip_prefix('=')?.to_owned())
-    })
+/// Whether the program has no interpreter, so that it runs where there are no libraries.
+pub(crate) fn is_static_program(data: &[u8]) -> bool {
+    let Ok(elf) = Elf::parse(data) else { return false };
+    let endian = elf.endian();
+    elf.elf_header().e_entry.get(endian) != 0 && interpreter(data).is_none()
+}
+
+/// The values of a field in a kernel module's `.modinfo` section (`name=value`, NUL-terminated, one
+/// after the other).
+pub(crate) fn modinfo(data: &[u8], field: &str) -> Vec<String> {
+    let Ok(elf) = Elf::parse(data) else { return Vec::new() };
+    let Some(section) = elf.section_by_name(".modinfo") else { return Vec::new() };
+    let entries = section.data().unwrap_or_default().split(|b| *b == 0);
+    entries
+        .filter_map(|entry| {
+            let entry = std::str::from_utf8(entry).ok()?;
+            Some(entry.strip_prefix(field)?.strip_prefix('=')?.to_owned())
+        })
+        .collect()
 }
 
 /// Whether QEMU can enter the kernel directly: an ELF note of Xen's, type 18
@@ -64,9 +77,10 @@ mod tests {
         // The test program itself.
         let me = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert!(needed(&me).iter().any(|n| n == "libc.so.6"), "{:?}", needed(&me));
+        assert!(interpreter(&me).unwrap().ends_with(".so.2"));
         assert!(!is_static_program(&me));
         assert!(!has_pvh_entry(&me));
-        assert_eq!(modinfo(&me, "depends"), None);
+        assert!(modinfo(&me, "depends").is_empty());
     }
 
     #[test]

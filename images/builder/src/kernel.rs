@@ -27,8 +27,14 @@ pub(crate) struct Kernel {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resolved {
-    pub(crate) format: u32,
+    /// Of what made it: another version of this program may make something else.
+    pub(crate) format: String,
     pub(crate) key: String,
+}
+
+/// Changes with all that is not in the packages: which modules are taken, and how.
+fn format() -> String {
+    key(&[&FORMAT.to_string(), &modules::lists()])
 }
 
 /// A kernel that was built before, if the request still means it.
@@ -37,7 +43,7 @@ pub(crate) fn cached(cache: &Cache, request: &Request) -> Result<Option<Kernel>,
         KernelSource::Debian(wanted) => {
             let path = cache.path(&["resolved", &format!("kernel-{wanted}.json")]);
             match read_json::<Resolved>(&path) {
-                Some(r) if r.format == FORMAT => r.key,
+                Some(r) if r.format == format() => r.key,
                 _ => return Ok(None),
             }
         }
@@ -86,7 +92,7 @@ fn debian(
     let packages: Vec<Package> = stanzas.iter().map(|s| Package::from(*s)).collect();
     let size = stanzas.iter().map(|s| s.size()).sum();
     let hashes: Vec<&str> = packages.iter().map(|p| p.sha256.as_str()).collect();
-    let key = key(&[&[FORMAT.to_string().as_str()], hashes.as_slice()].concat());
+    let key = key(&[&[format().as_str()], hashes.as_slice()].concat());
     if open(cache, &key).is_none() {
         apt.fetch(&packages, size, progress)?;
         progress("unpacking the kernel");
@@ -114,7 +120,7 @@ fn debian(
         store(cache, &key, &kernel, &source, packages, None)?;
     }
     let path = cache.path(&["resolved", &format!("kernel-{wanted}.json")]);
-    cache.write_json(&path, &Resolved { format: FORMAT, key: key.clone() })?;
+    cache.write_json(&path, &Resolved { format: format(), key: key.clone() })?;
     open(cache, &key).ok_or(ImageError::NoPackage { name: wanted.to_owned() })
 }
 
@@ -230,7 +236,7 @@ impl Own {
     /// The kernel's content, and of the modules what tells a new build.
     fn key(&self) -> Result<String, ImageError> {
         let data = fs::read(&self.kernel).at("cannot read the kernel", &self.kernel)?;
-        let mut parts = vec![FORMAT.to_string(), sha256(&data)];
+        let mut parts = vec![format(), sha256(&data)];
         for path in &self.modules {
             let meta = fs::metadata(path).at("cannot read the module", path)?;
             let modified = meta.modified().at("cannot read the module", path)?;

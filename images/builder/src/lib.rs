@@ -42,7 +42,7 @@ pub use gc::{Collected, Listed, gc, list};
 pub use modules::Module;
 
 /// Counts up when the same inputs would give another image.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 3;
 
 /// The kernel that `tornblk image build` takes when none is named: the oldest series on which
 /// everything that the suites try is there.

@@ -22,6 +22,11 @@ const AT_START: [&str; 5] = ["virtio_pci", "virtio_console", "virtio_blk", "virt
 /// Where the agent finds what to load: a path a line, in order.
 const LIST: &str = "etc/tornblk/modules";
 
+/// Names the lists above.
+pub(crate) fn lists() -> String {
+    format!("{WANTED:?} {AT_START:?} {LIST}")
+}
+
 /// A module in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,12 +90,13 @@ impl<'a> Source<'a> {
             Some(unpacked) => unpacked.at("cannot unpack the module", path)?,
         };
         let bad = |why: String| ImageError::Module { path: path.clone(), why };
-        let magic = elf::modinfo(&data, "vermagic").ok_or_else(|| bad("no ELF module".into()))?;
+        let magic = elf::modinfo(&data, "vermagic");
+        let magic = magic.first().ok_or_else(|| bad("it is no ELF module".into()))?;
         let built_for = magic.split(' ').next().unwrap_or_default();
         if built_for != release {
             return Err(bad(format!("it was built for {built_for}, not for {release}")));
         }
-        let needs = needs(&elf::modinfo(&data, "depends").unwrap_or_default());
+        let needs = needs(&elf::modinfo(&data, "depends").concat());
         for need in &needs {
             if !self.paths.contains_key(need) {
                 return Err(bad(format!("it needs the module {need}, which is not there")));
@@ -112,11 +118,17 @@ impl<'a> Source<'a> {
 pub(crate) fn archive(release: &str, modules: &[(Module, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Archive::default();
     let dir = format!("usr/lib/modules/{release}");
+    let mut aliases = String::new();
     for (module, data) in modules {
         archive.file(module.path.trim_start_matches('/'), 0o644, data);
+        // By these the kernel asks for a module: fs-xfs.
+        for alias in elf::modinfo(data, "alias") {
+            aliases += &format!("alias {alias} {}\n", module.name);
+        }
     }
     let modules: Vec<Module> = modules.iter().map(|(m, _)| m.clone()).collect();
     archive.file(&format!("{dir}/modules.dep"), 0o644, dep(&modules).as_bytes());
+    archive.file(&format!("{dir}/modules.alias"), 0o644, aliases.as_bytes());
     let list: String =
         load_order(&modules, &AT_START).iter().map(|m| format!("{}\n", m.path)).collect();
     archive.file(LIST, 0o644, list.as_bytes());

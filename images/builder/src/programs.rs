@@ -180,7 +180,7 @@ pub(crate) fn build<'c>(
         cache.write_json(&dir.join("lock.json"), &ProgramsLock { packages: packages.clone() })
     })?;
     let resolved = cache.path(&["resolved", &format!("programs-{}.json", request())]);
-    cache.write_json(&resolved, &Resolved { format: FORMAT, key: key.clone() })?;
+    cache.write_json(&resolved, &Resolved { format: request(), key: key.clone() })?;
     open(cache, &key).ok_or(ImageError::NoPackage { name: "programs".into() })
 }
 
@@ -341,12 +341,13 @@ impl Closure<'_, '_> {
         }
     }
 
-    /// Package and path of a library.
+    /// Package and path of a library, given by name or path.
     fn find(&self, library: &str) -> Option<(String, String)> {
         let suffix = format!("/{library}");
         self.opened.iter().find_map(|(package, files)| {
-            let path =
-                files.keys().find(|p| p.ends_with(&suffix) && deb::resolve(files, p).is_some())?;
+            let path = files.keys().find(|p| {
+                (*p == library || p.ends_with(&suffix)) && deb::resolve(files, p).is_some()
+            })?;
             Some((package.clone(), path.clone()))
         })
     }
@@ -363,7 +364,9 @@ impl Closure<'_, '_> {
         let Some(node @ Node::File { data, .. }) = files.get(&content) else {
             return Err(missing());
         };
-        let needed = elf::needed(data);
+        let mut needed = elf::needed(data);
+        // Wanted at its very path, for which a library's name is not enough.
+        needed.extend(elf::interpreter(data).map(|path| deb::normal(&path)));
         let node = node.clone();
         if content != path {
             let target = format!("/{content}");
