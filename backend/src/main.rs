@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
         .init();
+    end_on_panic();
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) => return refused(&error),
@@ -35,6 +36,16 @@ fn main() -> ExitCode {
             ExitCode::from(CANNOT_RUN)
         }
     }
+}
+
+/// A queue whose thread died would leave its guest waiting for ever, without a word: better that
+/// the front-end sees the connection end.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 /// A mistake on the command line: one line, and where to read on.

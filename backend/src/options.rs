@@ -35,11 +35,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH", help_heading = "Disk")]
     pub(crate) socket: PathBuf,
 
-    /// The disk: a file or a block device; with --recording it is only read
+    /// The disk: a file or a block device
     #[arg(long, value_name = "FILE", help_heading = "Disk")]
     pub(crate) image: PathBuf,
 
-    /// Record every request to this file, which must not exist yet or be empty
+    /// Record every request to this new file; the image stays as it is
     #[arg(long, value_name = "FILE", help_heading = "Disk")]
     pub(crate) recording: Option<PathBuf>,
 

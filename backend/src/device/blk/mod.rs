@@ -5,12 +5,12 @@
 //!
 //! | form | what it is | where |
 //! | --- | --- | --- |
-//! | head | an index from the available ring | [`queue`] |
+//! | head | an index from the available ring | `queue` |
 //! | [`chain::Chain`] | well-formed descriptors inside the guest's memory | [`chain`] |
-//! | `Parsed` | a request that makes sense on this disk | [`request`] |
-//! | [`Request`](crate::store::Request) | the store's; `Submitted` stays behind with the status address | [`queue`] |
-//! | [`Done`](crate::store::Done) | what the store made of it | [`queue`] |
-//! | `Answer` | a head and a length for the used ring | [`queue`] |
+//! | `Parsed` | a request that makes sense on this disk | `request` |
+//! | [`Request`](crate::store::Request) | the store's; `Submitted` stays behind with the status address | `queue` |
+//! | [`Done`](crate::store::Done) | what the store made of it | `queue` |
+//! | `Answer` | a head and a length for the used ring | `queue` |
 //!
 //! A chain that is malformed skips to its answer: IOERR, or UNSUPP for what was not offered, where
 //! it has a status byte; returned without one where it has none. Nothing that a guest sends makes
