@@ -18,7 +18,10 @@ mod lane;
 mod real;
 mod relay;
 mod repro;
-
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod volume;
 mod wire;
 

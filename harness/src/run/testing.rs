@@ -1,0 +1,390 @@
+//! A simulated disk, guest and recording, for tests of the runner.
+//!
+//! The guest writes each unit in turn, with marks as the agent sends them. The disk keeps every
+//! write since the last flush volatile, and its power cut resolves them as a test says.
+
+use super::{Arm, CallError, Disk, Host, Lab, Machine, RunError, WireQuery};
+use crate::device::DiskSpec;
+use crate::oracle::{Wire, WireBuilder};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+use tornblk_agent::channel::{
+    Command, Found, MarkText, Outcome, Readback, UnitFound, Workload, WriteFlags,
+};
+use tornblk_agent::payload::{self, Stamp};
+use tornblk_model::event::Seq;
+use tornblk_proto::{Crashed, Match, OpKind, Trigger};
+
+/// What goes wrong in the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bug {
+    None,
+    /// A cut leaves half of the newest write, fault or not.
+    Tears,
+    /// Armed faults do nothing.
+    DeafToFaults,
+    /// The workload is refused.
+    Unsupported,
+    /// The guest never answers to the workload.
+    Hangs,
+    /// The file system cannot be mounted after a cut.
+    Unmountable,
+    /// The kernel dies when it mounts after a cut.
+    PanicsOnMount,
+    /// `mkfs` ends with an error.
+    MkfsFails,
+    /// Requests are split, so that nothing is eligible.
+    Splits,
+}
+
+#[derive(Debug)]
+struct State {
+    bug: Bug,
+    events: u64,
+    armed: Option<Arm>,
+    matched: u64,
+    faults: Vec<String>,
+    /// Its profile keeps requests whole.
+    keeps_whole: bool,
+    crashed: Option<Crashed>,
+    /// What each unit shows: halves of it.
+    stable: BTreeMap<(u32, u64), [Option<u32>; 2]>,
+    volatile: Vec<(u32, u64, u32)>,
+    /// Every write: (event, file, unit, generation, bytes).
+    writes: Vec<(u64, u32, u64, u32, u32)>,
+    /// Called for each guest and disk that was started and not ended.
+    alive: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct FakeLab {
+    state: Rc<RefCell<State>>,
+    /// Commands that guests were asked for.
+    pub(super) asked: Rc<RefCell<Vec<String>>>,
+}
+
+impl FakeLab {
+    pub(super) fn new(bug: Bug) -> FakeLab {
+        let state = State {
+            bug,
+            events: 0,
+            armed: None,
+            matched: 0,
+            faults: Vec::new(),
+            keeps_whole: false,
+            crashed: None,
+            stable: BTreeMap::new(),
+            volatile: Vec::new(),
+            writes: Vec::new(),
+            alive: 0,
+        };
+        FakeLab { state: Rc::new(RefCell::new(state)), asked: Rc::default() }
+    }
+
+    /// Machines and disks that nobody ended.
+    pub(super) fn alive(&self) -> i64 {
+        self.state.borrow().alive
+    }
+}
+
+struct Alive(Rc<RefCell<State>>);
+
+impl Alive {
+    fn new(state: &Rc<RefCell<State>>) -> Alive {
+        state.borrow_mut().alive += 1;
+        Alive(Rc::clone(state))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.borrow_mut().alive -= 1;
+    }
+}
+
+impl Lab for FakeLab {
+    fn disk(&mut self, spec: &DiskSpec) -> Result<Box<dyn Disk>, RunError> {
+        let mut state = self.state.borrow_mut();
+        if spec.recording.is_some() {
+            state.events = 0;
+            state.armed = None;
+            state.matched = 0;
+            state.faults.clear();
+            state.keeps_whole = spec.profile.starts_with("req");
+            state.crashed = None;
+            state.stable.clear();
+            state.volatile.clear();
+            state.writes.clear();
+        }
+        drop(state);
+        Ok(Box::new(FakeDisk(Alive::new(&self.state))))
+    }
+
+    fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
+        assert!(dir.is_dir(), "its console goes there");
+        let asked = Rc::clone(&self.asked);
+        Ok(Box::new(FakeMachine { alive: Alive::new(&self.state), asked, attached: false }))
+    }
+
+    fn wire(&mut self, _: &Path, query: &WireQuery) -> Result<Wire, RunError> {
+        let state = self.state.borrow();
+        let mut builder = WireBuilder::new(query.nonce, 512);
+        for &(event, file, unit, r#gen, len) in &state.writes {
+            if event > query.event {
+                break;
+            }
+            let mut bytes = vec![0; len as usize];
+            let stamp =
+                Stamp { nonce: query.nonce, unit, file, generation: r#gen, sector: 0, sectors: 0 };
+            payload::fill(&mut bytes, stamp);
+            let whole = if state.bug == Bug::Splits { bytes.len() / 2 } else { bytes.len() };
+            let eligible = query.profile.starts_with("req");
+            builder.write(Seq(event), 0, whole as u64, &bytes[..whole], eligible, true);
+        }
+        Ok(builder.finish())
+    }
+}
+
+impl State {
+    fn event(&mut self) -> u64 {
+        self.events += 1;
+        self.events
+    }
+
+    /// Carries out what is armed, where a request matches.
+    fn request(&mut self, op: OpKind, complete: bool) {
+        let Some(arm) = &self.armed else { return };
+        let which: &Match = match &arm.at {
+            Trigger::Submit(which) if !complete => which,
+            Trigger::Complete(which) if complete => which,
+            _ => return,
+        };
+        if which.op.is_some_and(|o| o != op) {
+            return;
+        }
+        self.matched += 1;
+        if which.nth.is_none_or(|n| n == self.matched) {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let mut done = Vec::new();
+        if self.bug != Bug::DeafToFaults {
+            for fault in self.faults.clone() {
+                if fault.starts_with("ignore-flush") {
+                    self.stable.clear();
+                    self.volatile.clear();
+                    done.push(format!("{fault}: everything is lost"));
+                } else if fault.starts_with("tear-atomic") && self.keeps_whole && self.tear() {
+                    done.push(format!("{fault}: the newest write is torn"));
+                }
+            }
+        }
+        if self.bug == Bug::Tears {
+            self.tear();
+        }
+        let volatile_writes = self.volatile.len() as u64;
+        self.crashed = Some(Crashed {
+            event: self.events,
+            state: format!("fake/p{}:none", self.events),
+            faults: done,
+            volatile_writes,
+        });
+    }
+
+    /// Half of the newest volatile write is there.
+    fn tear(&mut self) -> bool {
+        let Some(&(file, unit, r#gen)) = self.volatile.last() else { return false };
+        self.stable.entry((file, unit)).or_default()[0] = Some(r#gen);
+        true
+    }
+
+    fn flush(&mut self) {
+        self.request(OpKind::Flush, false);
+        if self.crashed.is_some() {
+            return;
+        }
+        self.event();
+        for (file, unit, r#gen) in std::mem::take(&mut self.volatile) {
+            self.stable.insert((file, unit), [Some(r#gen); 2]);
+        }
+        self.request(OpKind::Flush, true);
+    }
+
+    fn write(&mut self, file: u32, unit: u64, r#gen: u32, len: u32) {
+        let event = self.event();
+        self.writes.push((event, file, unit, r#gen, len));
+        self.request(OpKind::Write, false);
+        if self.crashed.is_some() {
+            return;
+        }
+        self.event();
+        self.volatile.push((file, unit, r#gen));
+        self.request(OpKind::Write, true);
+    }
+}
+
+struct FakeDisk(Alive);
+
+impl Disk for FakeDisk {
+    fn socket(&self) -> PathBuf {
+        PathBuf::from("/fake/socket")
+    }
+
+    fn mark(&mut self, _: &str) -> Result<Option<u64>, RunError> {
+        let mut state = self.0.0.borrow_mut();
+        Ok(if state.crashed.is_some() { None } else { Some(state.event()) })
+    }
+
+    fn fault(&mut self, spec: &str) -> Result<(), RunError> {
+        self.0.0.borrow_mut().faults.push(spec.to_owned());
+        Ok(())
+    }
+
+    fn arm(&mut self, cut: &Arm) -> Result<(), RunError> {
+        let mut state = self.0.0.borrow_mut();
+        assert!(state.armed.is_none(), "armed twice");
+        state.matched = 0;
+        state.armed = Some(cut.clone());
+        if cut.at == Trigger::Now {
+            state.cut();
+        }
+        Ok(())
+    }
+
+    fn crashed(&mut self, _: Duration) -> Result<Option<Crashed>, RunError> {
+        Ok(self.0.0.borrow().crashed.clone())
+    }
+
+    fn disarm(&mut self) {
+        self.0.0.borrow_mut().armed = None;
+    }
+
+    fn stop(self: Box<Self>) -> Result<(), RunError> {
+        Ok(())
+    }
+}
+
+struct FakeMachine {
+    alive: Alive,
+    asked: Rc<RefCell<Vec<String>>>,
+    attached: bool,
+}
+
+impl FakeMachine {
+    fn state(&self) -> std::cell::RefMut<'_, State> {
+        self.alive.0.borrow_mut()
+    }
+
+    fn workload(&self, workload: &Workload, host: &mut dyn Host) -> Result<Outcome, CallError> {
+        for target in workload.files.iter().filter(|t| t.is_loaded(workload.load)) {
+            for unit in 0..u64::from(target.units) {
+                self.state().stable.insert((target.file, unit), [Some(0); 2]);
+            }
+        }
+        host.marks(&[MarkText::Phase { name: "load-done".into() }]);
+        let mut generations = BTreeMap::new();
+        for n in 0..workload.writes as usize {
+            let target = &workload.files[n % workload.files.len()];
+            let nth = n / workload.files.len();
+            let unit = (nth % target.units as usize) as u64;
+            let flags: WriteFlags = target.flags[nth % target.flags.len()];
+            let r#gen: &mut u32 = generations.entry((target.file, unit)).or_default();
+            *r#gen += 1;
+            let (file, len, offset) = (target.file, target.unit, target.offset_of(unit));
+            let r#gen = *r#gen;
+            host.marks(&[MarkText::Intent { file, unit, r#gen, offset, len, flags }]);
+            self.state().write(file, unit, r#gen, len);
+            if flags.dsync {
+                self.state().flush();
+            }
+            if host.stop() {
+                return Err(CallError::Stopped);
+            }
+            host.marks(&[MarkText::Done { file, unit, r#gen, result: i64::from(len) }]);
+            if host.stop() {
+                return Err(CallError::Stopped);
+            }
+        }
+        Ok(Outcome::Ok { value: serde_json::json!({}) })
+    }
+
+    fn readback(&self, workload: &Workload) -> Readback {
+        let state = self.state();
+        let mut readback = Readback::default();
+        for target in &workload.files {
+            for unit in 0..u64::from(target.units) {
+                let halves = state.stable.get(&(target.file, unit)).copied().unwrap_or_default();
+                let sectors = target.unit / 512;
+                let found =
+                    |half: Option<u32>| half.map_or(Found::Zero {}, |r#gen| Found::Own { r#gen });
+                let runs = vec![
+                    (sectors / 2, found(halves[0])),
+                    (sectors - sectors / 2, found(halves[1])),
+                ];
+                readback.units.push(UnitFound { file: target.file, unit, runs });
+            }
+        }
+        readback
+    }
+}
+
+impl Machine for FakeMachine {
+    fn attach(&mut self, socket: &Path, serial: &str, _: u16) -> Result<(), RunError> {
+        assert_eq!(socket, Path::new("/fake/socket"));
+        assert!(!serial.is_empty() && !self.attached);
+        self.attached = true;
+        Ok(())
+    }
+
+    fn call(
+        &mut self,
+        command: Command,
+        host: &mut dyn Host,
+        deadline: Duration,
+    ) -> Result<Outcome, CallError> {
+        assert!(self.attached && !deadline.is_zero());
+        if host.stop() {
+            return Err(CallError::Stopped);
+        }
+        let word = format!("{command:?}");
+        let word = word.split([' ', '{']).next().unwrap_or_default().to_owned();
+        self.asked.borrow_mut().push(word);
+        let bug = self.state().bug;
+        let after_cut = self.state().crashed.is_some();
+        let ok = |value| Ok(Outcome::Ok { value });
+        match command {
+            Command::WaitDisk { .. } => ok(serde_json::json!({"device": "/dev/vda"})),
+            Command::Exec { .. } if bug == Bug::MkfsFails => {
+                ok(serde_json::json!({"status": 1, "stdout": "", "stderr": "too small\n"}))
+            }
+            Command::Exec { .. } => {
+                ok(serde_json::json!({"status": 0, "stdout": "", "stderr": ""}))
+            }
+            Command::Mount { .. } if after_cut && bug == Bug::Unmountable => {
+                Ok(Outcome::Failed { message: "Structure needs cleaning".into(), errno: Some(117) })
+            }
+            Command::Mount { .. } if after_cut && bug == Bug::PanicsOnMount => {
+                Err(CallError::Failed(RunError::Panic("kernel BUG at fs/xfs".into())))
+            }
+            Command::Workload { .. } if bug == Bug::Unsupported => {
+                Ok(Outcome::Unsupported { message: "RWF_ATOMIC: not supported".into() })
+            }
+            Command::Workload { .. } if bug == Bug::Hangs => {
+                Err(CallError::Failed(RunError::Guest("the guest did not answer".into())))
+            }
+            Command::Workload { workload } => self.workload(&workload, host),
+            Command::Readback { workload } => {
+                ok(serde_json::to_value(self.readback(&workload)).unwrap_or_default())
+            }
+            Command::Dmesg {} => ok(serde_json::json!({"text": "quiet\n"})),
+            _ => ok(serde_json::json!({})),
+        }
+    }
+
+    fn kill(self: Box<Self>) {}
+}

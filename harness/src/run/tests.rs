@@ -1,0 +1,264 @@
+//! The runner on a simulated disk and guest.
+
+#![allow(clippy::unwrap_used)]
+
+use super::testing::{Bug, FakeLab};
+use super::*;
+use crate::oracle::Clause;
+use crate::suite::{Lane, load, parse};
+
+const SUITE: &str = r#"
+    name = "s"
+    [quick]
+    cuts = 3
+    time = "1h"
+    [soak]
+    cuts = 5
+    time = "1h"
+    [[lane]]
+    name = "raw"
+    profile = "req64k"
+    capacity = "1m"
+    writes = 60
+    sync-every = 8
+    exercise = ["whole", "durable"]
+    [[lane.target]]
+    path = "{device}"
+    unit = "16k"
+    units = 8
+    flags = ["direct", "direct dsync"]
+    [lane.control]
+    fault = "tear-atomic"
+    place = "in-flight"
+    caught-as = ["torn"]
+    [[lane]]
+    name = "fs"
+    profile = "lb512"
+    capacity = "1m"
+    mkfs = ["mkfs.fake", "{device}"]
+    fstype = "fake"
+    writes = 60
+    exercise = ["durable"]
+    [[lane.target]]
+    path = "{mount}/a"
+    unit = "16k"
+    units = 8
+    flags = ["direct atomic dsync"]
+    [lane.control]
+    fault = "ignore-flush"
+    place = "acknowledged"
+    caught-as = ["lost"]
+"#;
+
+struct Ran {
+    result: Result<Vec<LaneReport>, RunError>,
+    lab: FakeLab,
+    dir: tempfile::TempDir,
+}
+
+fn lanes() -> Vec<(String, Lane)> {
+    parse(SUITE, "s").unwrap().lanes.into_iter().map(|lane| ("s".to_owned(), lane)).collect()
+}
+
+fn settings() -> Settings {
+    Settings {
+        seed: 1,
+        cuts: 3,
+        time: None,
+        only: None,
+        faults: Vec::new(),
+        profile: None,
+        keep: false,
+    }
+}
+
+fn run_with(bug: Bug, lanes: &[(String, Lane)], settings: &Settings, stop: bool) -> Ran {
+    struct Silent;
+    impl Progress for Silent {}
+    let dir = tempfile::tempdir().unwrap();
+    let folder = RunFolder::create(Some(&dir.path().join("run")), settings.seed).unwrap();
+    let mut lab = FakeLab::new(bug);
+    let interrupted = AtomicBool::new(stop);
+    let result = run_lanes(&mut lab, lanes, settings, &folder, &interrupted, &mut Silent);
+    assert_eq!(lab.alive(), 0, "everything that was started has ended");
+    Ran { result, lab, dir }
+}
+
+fn run(bug: Bug) -> Vec<LaneReport> {
+    run_with(bug, &lanes(), &settings(), false).result.unwrap()
+}
+
+fn verdicts(reports: &[LaneReport]) -> Vec<Verdict> {
+    reports.iter().map(|r| r.verdict).collect()
+}
+
+#[test]
+fn a_good_disk_passes_and_its_controls_are_caught() {
+    let ran = run_with(Bug::None, &lanes(), &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Passed; 2], "{reports:#?}");
+    for report in &reports {
+        assert_eq!(report.cuts, 3);
+        assert!(report.control.as_ref().unwrap().caught);
+        assert!(report.counts.durable > 0 && report.reports.is_empty());
+    }
+    assert!(reports[0].counts.eligible > 0 && reports[0].counts.at_risk > 0);
+    assert_eq!(RunReport::exit_code(&reports), 0);
+    assert!(!ran.dir.path().join("run/raw/cut-001").exists(), "what passed is not kept");
+    assert!(ran.lab.asked.borrow().iter().any(|c| c == "Exec"), "the file system was made");
+}
+
+#[test]
+fn a_disk_that_tears_is_named_with_the_write() {
+    let ran = run_with(Bug::Tears, &lanes()[..1], &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Violated]);
+    assert_eq!(RunReport::exit_code(&reports), 1);
+    let cut = &reports[0].reports[0];
+    let finding = &cut.judgement.findings[0];
+    assert_eq!(finding.clause, Clause::Torn);
+    assert_eq!((finding.path.as_str(), finding.file), ("/dev/vda", 1));
+    assert!(cut.again.iter().any(|c| c.contains("tornblk repro ")), "{:?}", cut.again);
+    let again = cut.again.last().unwrap();
+    assert!(again.contains(&format!("--lane raw --seed 1 --crashes 3 --cut {}", cut.number)));
+    let folder = cut.folder.as_ref().unwrap();
+    assert!(folder.join("verdict.json").is_file() && folder.join("evidence.json").is_file());
+}
+
+#[test]
+fn a_control_that_is_not_caught_proves_nothing() {
+    let reports = run(Bug::DeafToFaults);
+    assert_eq!(verdicts(&reports), [Verdict::Inconclusive; 2]);
+    assert!(reports[0].why.as_ref().unwrap().contains("found nothing to break"));
+    assert_eq!(RunReport::exit_code(&reports), 3);
+}
+
+#[test]
+fn a_lane_that_puts_nothing_to_the_test_is_inconclusive() {
+    let mut lanes = lanes();
+    // A control that needs no eligible write, so that only the count is missing.
+    lanes[0].1.control = lanes[1].1.control.clone();
+    let ran = run_with(Bug::Splits, &lanes[..1], &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Inconclusive], "{reports:#?}");
+    assert!(reports[0].why.as_ref().unwrap().contains("no write had to be whole"));
+    assert!(reports[0].counts.not_eligible > 0 && reports[0].counts.eligible == 0);
+}
+
+#[test]
+fn what_the_kernel_cannot_do_is_unsupported_in_its_own_words() {
+    let reports = run(Bug::Unsupported);
+    assert_eq!(verdicts(&reports), [Verdict::Unsupported; 2]);
+    assert_eq!(reports[0].why.as_deref(), Some("RWF_ATOMIC: not supported"));
+    assert_eq!(RunReport::exit_code(&reports), 3, "all of them: nothing was tried");
+}
+
+#[test]
+fn a_file_system_that_does_not_come_back_is_a_violation() {
+    for (bug, says) in [
+        (Bug::Unmountable, "Structure needs cleaning"),
+        (Bug::PanicsOnMount, "kernel BUG at fs/xfs"),
+    ] {
+        let ran = run_with(bug, &lanes()[1..], &settings(), false);
+        let reports = ran.result.unwrap();
+        assert_eq!(verdicts(&reports), [Verdict::Violated]);
+        let finding = &reports[0].reports.last().unwrap().judgement.findings[0];
+        assert_eq!(finding.clause, Clause::Unrecoverable);
+        assert!(finding.text.contains(says), "{}", finding.text);
+    }
+}
+
+#[test]
+fn a_guest_that_hangs_at_once_stops_the_run_and_later_only_its_lane() {
+    let ran = run_with(Bug::Hangs, &lanes(), &settings(), false);
+    assert!(ran.result.unwrap_err().to_string().contains("did not answer"));
+    let ran = run_with(Bug::MkfsFails, &lanes(), &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Passed, Verdict::Error]);
+    assert!(reports[1].why.as_ref().unwrap().contains("too small"), "{:?}", reports[1].why);
+    assert_eq!(RunReport::exit_code(&reports), 2);
+}
+
+#[test]
+fn an_interrupt_ends_everything() {
+    let ran = run_with(Bug::None, &lanes(), &settings(), true);
+    assert!(matches!(ran.result, Err(RunError::Interrupted)));
+}
+
+#[test]
+fn a_fault_of_the_users_is_found_on_the_same_write_each_time() {
+    let settings = Settings { faults: vec!["tear-atomic".parse().unwrap()], cuts: 2, ..settings() };
+    let findings = || {
+        let ran = run_with(Bug::None, &lanes(), &settings, false);
+        let reports = ran.result.unwrap();
+        assert_eq!(verdicts(&reports), [Verdict::Violated, Verdict::Inconclusive]);
+        assert!(reports[1].why.as_ref().unwrap().contains("nothing to break"));
+        assert!(reports[0].control.is_none());
+        assert_eq!(RunReport::exit_code(&reports), 1, "1 before 3");
+        let cuts = &reports[0].reports;
+        let findings = cuts.iter().flat_map(|c| &c.judgement.findings);
+        findings.map(|f| (f.clause, f.file, f.unit, f.generation)).collect::<Vec<_>>()
+    };
+    let first = findings();
+    assert_eq!(first.len(), 2);
+    assert!(first.iter().all(|f| f.0 == Clause::Torn));
+    assert_eq!(first, findings());
+}
+
+#[test]
+fn an_expected_red_is_known_and_an_unexpected_green_is_told() {
+    let mut lanes = lanes();
+    lanes.truncate(1);
+    lanes[0].1.expect = crate::suite::Expect::Violated("bug 7".into());
+    let ran = run_with(Bug::Tears, &lanes, &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::KnownRed]);
+    assert_eq!(RunReport::exit_code(&reports), 0);
+    let ran = run_with(Bug::None, &lanes, &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Inconclusive]);
+    assert!(reports[0].why.as_ref().unwrap().contains("expects it to be violated"));
+}
+
+#[test]
+fn one_cut_alone_can_be_run_again() {
+    let settings = Settings { only: Some(2), ..settings() };
+    let ran = run_with(Bug::None, &lanes()[..1], &settings, false);
+    let report = ran.result.unwrap().swap_remove(0);
+    assert_eq!((report.verdict, report.cuts, report.planned), (Verdict::Passed, 1, 1));
+    assert_eq!(report.reports[0].number, 2);
+    assert!(report.control.is_none());
+}
+
+#[test]
+fn no_cut_begins_after_the_time_is_over() {
+    let settings = Settings { time: Some(Duration::ZERO), ..settings() };
+    let ran = run_with(Bug::None, &lanes()[..1], &settings, false);
+    let report = ran.result.unwrap().swap_remove(0);
+    assert_eq!((report.cuts, report.planned), (1, 3), "the control and one cut are always made");
+}
+
+#[test]
+fn the_built_in_suites_run_in_the_simulation() {
+    let lanes: Vec<_> = load("direct-atomic").unwrap().lanes;
+    let lanes: Vec<_> = lanes.into_iter().map(|lane| ("direct-atomic".to_owned(), lane)).collect();
+    let ran = run_with(Bug::None, &lanes, &settings(), false);
+    let reports = ran.result.unwrap();
+    assert_eq!(verdicts(&reports), vec![Verdict::Passed; lanes.len()], "{reports:#?}");
+}
+
+#[test]
+fn exit_codes_rank() {
+    let lane =
+        |verdict| LaneReport { verdict, ..crate::report::testing::report().lanes[0].clone() };
+    let code = |verdicts: &[Verdict]| {
+        RunReport::exit_code(&verdicts.iter().map(|v| lane(*v)).collect::<Vec<_>>())
+    };
+    use Verdict::*;
+    assert_eq!(code(&[Passed, KnownRed, Unsupported]), 0);
+    assert_eq!(code(&[Passed, Inconclusive, Error, Violated]), 1);
+    assert_eq!(code(&[Passed, Inconclusive, Error]), 2);
+    assert_eq!(code(&[Passed, Inconclusive]), 3);
+    assert_eq!(code(&[Unsupported]), 3);
+    assert_eq!(code(&[]), 3);
+}
