@@ -201,10 +201,17 @@ impl Cut<'_> {
         for i in &lost {
             state.kept.insert(*i, Mask::new());
         }
-        if lost.is_empty() {
-            return Vec::new();
+        // A long recording may lose thousands; the state's name has them all.
+        let ids = lost.iter().map(|i| format!("write {}", self.writes[*i as usize].id()));
+        let named: Vec<String> = ids.take(5).collect();
+        match lost.len().saturating_sub(named.len()) {
+            _ if lost.is_empty() => Vec::new(),
+            0 => vec![format!("lost although a flush had made it stable: {}", named.join(", "))],
+            more => vec![format!(
+                "lost although a flush had made it stable: {} and {more} more",
+                named.join(", ")
+            )],
         }
-        vec![format!("{} writes are lost that a flush had made stable", lost.len())]
     }
 
     /// Clause 1.

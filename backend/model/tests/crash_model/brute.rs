@@ -7,7 +7,7 @@ use tornblk_model::crash::{AtomicMode, DiscardReads, Profile};
 use tornblk_model::event::{Disk, Event, Op, ResetCause, Seq, Status};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Holds {
+pub(crate) enum Holds {
     Base,
     Data(u64, u64),
     Zeroes,
@@ -15,39 +15,39 @@ pub enum Holds {
 }
 
 #[derive(Clone, Debug)]
-pub struct Req {
-    pub id: u64,
-    pub queue: u16,
-    pub position: u16,
-    pub head: u16,
-    pub op: Op,
-    pub submitted: u64,
+pub(crate) struct Req {
+    pub(crate) id: u64,
+    pub(crate) queue: u16,
+    pub(crate) position: u16,
+    pub(crate) head: u16,
+    pub(crate) op: Op,
+    pub(crate) submitted: u64,
     /// Completed or ended by a reset.
-    pub over: Option<u64>,
-    pub ok: Option<u64>,
-    pub failed: bool,
-    pub reset: Option<ResetCause>,
-    pub refetched: bool,
-    pub stable: bool,
+    pub(crate) over: Option<u64>,
+    pub(crate) ok: Option<u64>,
+    pub(crate) failed: bool,
+    pub(crate) reset: Option<ResetCause>,
+    pub(crate) refetched: bool,
+    pub(crate) stable: bool,
 }
 
 impl Req {
-    pub fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         !matches!(self.op, Op::Read { .. } | Op::Flush)
     }
 
-    pub fn before(&self, other: &Req) -> bool {
+    pub(crate) fn before(&self, other: &Req) -> bool {
         self.over.is_some_and(|over| over < other.submitted)
     }
 }
 
 #[derive(Clone, Debug)]
-pub struct Piece {
-    pub req: usize,
-    pub blocks: BTreeSet<u64>,
-    pub atomic: bool,
+pub(crate) struct Piece {
+    pub(crate) req: usize,
+    pub(crate) blocks: BTreeSet<u64>,
+    pub(crate) atomic: bool,
     /// May be there or not.
-    pub free: bool,
+    pub(crate) free: bool,
 }
 
 fn equal_but_payload(a: &Op, b: &Op) -> bool {
@@ -66,7 +66,7 @@ fn applies(queue: Option<u16>, to: u16) -> bool {
 }
 
 /// The requests as they are right after event `point`.
-pub fn requests(events: &[(Seq, Event)], point: u64) -> Vec<Req> {
+pub(crate) fn requests(events: &[(Seq, Event)], point: u64) -> Vec<Req> {
     let seen: Vec<(u64, &Event)> =
         events.iter().map(|(at, e)| (at.0, e)).filter(|(at, _)| *at <= point).collect();
     // What happened before the last power cut is in the base.
@@ -188,7 +188,7 @@ fn no_cache_between(from: u64, to: u64, seen: &[(u64, &Event)]) -> bool {
 }
 
 /// The fragments at that point, of that disk.
-pub fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
+pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
     let lb = u64::from(disk.lb_size);
     let unit = if p.tear_unit == 0 { lb } else { p.tear_unit };
     let mut pieces = Vec::new();
@@ -276,7 +276,7 @@ fn orders(
 }
 
 /// Every content that is legal after `point`.
-pub fn contents(
+pub(crate) fn contents(
     disk: &Disk,
     events: &[(Seq, Event)],
     point: u64,

@@ -6,14 +6,14 @@ use tornblk_model::event::{
 };
 
 /// xorshift64*, so that the recordings do not change when the model's own generator does.
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub fn new(seed: u64) -> Dice {
+    pub(crate) fn new(seed: u64) -> Dice {
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -21,19 +21,19 @@ impl Dice {
     }
 
     /// Once in `n` times.
-    pub fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
 
 #[derive(Debug)]
-pub struct Recording {
-    pub disk: Disk,
-    pub events: Vec<(Seq, Event)>,
+pub(crate) struct Recording {
+    pub(crate) disk: Disk,
+    pub(crate) events: Vec<(Seq, Event)>,
 }
 
 struct Ring {
@@ -62,7 +62,7 @@ struct Maker {
     wce: bool,
 }
 
-pub fn recording(seed: u64, fragments: u64) -> Recording {
+pub(crate) fn recording(seed: u64, fragments: u64) -> Recording {
     let mut dice = Dice::new(seed);
     let lb = dice.pick(&[512u32, 1024, 4096]);
     let disk = Disk { capacity: u64::from(lb) * (4 + dice.below(4)), lb_size: lb };

@@ -3,6 +3,7 @@
 
 mod brute;
 mod generate;
+mod golden;
 mod inputs;
 mod properties;
 
@@ -13,10 +14,10 @@ use tornblk_model::crash::{Content, Cut, History, Profile, Source, Strategy, siz
 use tornblk_model::event::{Disk, Seq};
 
 /// More choices than any of these recordings has.
-pub const ANY_NUMBER: Strategy = Strategy::Exhaustive { at_most: 62 };
+pub(crate) const ANY_NUMBER: Strategy = Strategy::Exhaustive { at_most: 62 };
 
 /// A content as the brute force writes it.
-pub fn held(disk: &Disk, content: &Content) -> Vec<Holds> {
+pub(crate) fn held(disk: &Disk, content: &Content) -> Vec<Holds> {
     (0..disk.blocks())
         .map(|block| match content.of(block) {
             Source::Base => Holds::Base,
@@ -28,13 +29,13 @@ pub fn held(disk: &Disk, content: &Content) -> Vec<Holds> {
         .collect()
 }
 
-pub fn exhaustive(cut: &Cut<'_>) -> BTreeSet<Vec<Holds>> {
+pub(crate) fn exhaustive(cut: &Cut<'_>) -> BTreeSet<Vec<Holds>> {
     let disk = cut.history.disk();
     cut.states(ANY_NUMBER).map(|name| held(disk, &cut.build(&name).unwrap())).collect()
 }
 
 /// Disks that a recording with this logical block is explored for.
-pub fn profiles(lb: u32) -> Vec<Profile> {
+pub(crate) fn profiles(lb: u32) -> Vec<Profile> {
     let blocks = |n: u64| size::print(n * u64::from(lb));
     [
         format!("lb{}", blocks(1)),
@@ -55,12 +56,12 @@ pub fn profiles(lb: u32) -> Vec<Profile> {
     .collect()
 }
 
-pub fn history(recording: &Recording) -> History {
+pub(crate) fn history(recording: &Recording) -> History {
     History::new(recording.disk.clone(), recording.events.clone()).unwrap()
 }
 
 /// The last event, and two others.
-pub fn some_points(recording: &Recording, seed: u64) -> BTreeSet<Seq> {
+pub(crate) fn some_points(recording: &Recording, seed: u64) -> BTreeSet<Seq> {
     let mut dice = generate::Dice::new(seed ^ 0x5eed);
     let n = recording.events.len();
     let mut points: BTreeSet<Seq> = [recording.events[n - 1].0].into();

@@ -314,7 +314,7 @@ fn the_nth_is_the_nth() {
                 Choice::Random { .. } => vec![],
             }
         };
-        let all = moved(&[everywhere.clone()]);
+        let all = moved(std::slice::from_ref(&everywhere));
         let each: BTreeSet<(Seq, u64)> = (1..=count)
             .flat_map(|n| moved(&[Fault { nth: Some(n), ..everywhere.clone() }]))
             .collect();
