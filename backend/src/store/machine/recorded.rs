@@ -25,6 +25,16 @@ pub(super) struct Recorded {
     _image: Image,
 }
 
+impl Drop for Recorded {
+    /// The cut is put on record even where nobody started again: the disk that was live must not
+    /// come back when the recording is opened anew.
+    fn drop(&mut self) {
+        if self.store.writer().is_frozen() {
+            self.power_is_back();
+        }
+    }
+}
+
 /// What a cut left.
 pub(super) struct Resolution {
     /// What the one who asked for it is told.

@@ -461,6 +461,23 @@ fn a_recording_goes_on_after_a_restart_but_not_after_a_power_cut() {
 }
 
 #[test]
+fn a_power_cut_stays_on_record_when_the_device_just_ends() {
+    let rig = rig("lb512", |_| {});
+    ask(&mut *rig.machine.queue(0), write(0, 0, bytes(0xa1))).unwrap();
+    let event = rig.crash(Trigger::Now, 0).event;
+    let Rig { machine, dir, .. } = rig;
+    drop(machine);
+    let error = Machine::open(options(dir.path(), "lb512")).unwrap_err();
+    assert!(error.to_string().contains("power was cut"), "{error}");
+    let reader = Reader::open(&dir.path().join("disk.rec")).unwrap();
+    let events = reader.events().map(Result::unwrap);
+    let disk = Disk { capacity: SIZE, lb_size: LB };
+    let history = History::new(disk, events).unwrap();
+    let point = format!("lb512/p{event}:none");
+    assert!(history.build(&StateName(point)).unwrap().blocks.is_empty());
+}
+
+#[test]
 fn a_raw_disk_says_what_needs_a_recording() {
     let rig = rig("req64k", |o| o.recording = None);
     let machine = &rig.machine;
@@ -536,7 +553,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..Default::default() })]
 
     /// Whatever was asked and held, and wherever it is cut: what is left is legal, and each block
     /// reads as the model says that it does.
@@ -544,7 +561,7 @@ proptest! {
     fn what_is_left_is_legal_and_reads_as_the_model_says(
         steps in steps(),
         seed in any::<u64>(),
-        profile in prop::sample::select(vec!["lb512"]),
+        profile in prop::sample::select(vec!["lb512", "req4k", "piece4k", "req8k+b8k"]),
     ) {
         let rig = rig(profile, |_| {});
         let mut queues = [rig.machine.queue(0), rig.machine.queue(1)];
