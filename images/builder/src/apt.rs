@@ -226,11 +226,13 @@ fn explain(stderr: &str) -> ImageError {
         "signature",
         "not valid yet",
         "expired",
-        "no longer has a Release file",
-        "does not have a Release file",
     ];
-    if let Some(detail) = has(&signature[..8]) {
+    if let Some(detail) = has(&signature) {
         return ImageError::Signature { detail };
+    }
+    // The mirror answers, but not with that: no fault of the network.
+    if let Some(detail) = has(&["404", "does not have a Release file"]) {
+        return ImageError::Apt { detail };
     }
     let network = [
         "Could not resolve",
@@ -379,6 +381,8 @@ mod tests {
         let offline = "W: Failed to fetch http://a/InRelease  Temporary failure resolving 'a'\n\
                        E: Some index files failed to download.\n";
         assert!(matches!(explain(offline), ImageError::Network { .. }));
+        let gone = "E: Failed to fetch http://a/x.deb  404  Not Found [IP: ::1 80]\n";
+        assert!(matches!(explain(gone), ImageError::Apt { .. }));
         assert!(matches!(explain("E: Something else\n"),
             ImageError::Apt { detail } if detail == "Something else"));
     }
