@@ -81,10 +81,7 @@ impl Cut<'_> {
             let picked = self.picked(fault, seed);
             let done = match fault.kind {
                 FaultKind::TearAtomic => self.tear_atomic(&mut state, fault, seed, &picked),
-                FaultKind::IgnoreFlush => {
-                    let nothing = name.0.ends_with(":none");
-                    self.ignore_flush(&mut state, fault, seed, &picked, nothing)
-                }
+                FaultKind::IgnoreFlush => self.ignore_flush(&mut state, fault, seed, &picked),
                 FaultKind::LoseWrite => self.lose_write(&mut state, &picked),
                 FaultKind::ReorderFlush => self.reorder_flush(&mut state, fault, seed, &picked),
                 FaultKind::Misdirect => self.misdirect(&mut state, fault, seed, &picked),
@@ -171,8 +168,8 @@ impl Cut<'_> {
         fault: &Fault,
         seed: u64,
         picked: &[Seq],
-        nothing: bool,
     ) -> Vec<String> {
+        let nothing = !state.all && state.kept.values().all(Mask::is_empty);
         let ignored: BTreeSet<Seq> = picked.iter().copied().collect();
         let without = self.history.stability(|flush| !ignored.contains(&flush));
         let requests = self.history.requests();

@@ -220,6 +220,7 @@ impl Maker {
         }
         let one = self.dice.below(self.flight.len() as u64) as usize;
         let request = self.flight.remove(one).id;
+        let before = self.events.len();
         self.look();
         let status = self.dice.pick(&[
             Status::Ok,
@@ -230,7 +231,11 @@ impl Maker {
             Status::IoErr,
             Status::Unsupp,
         ]);
-        self.put(Event::Complete { request, status });
+        let at = self.put(Event::Complete { request, status });
+        if self.dice.one_in(2) {
+            // What was seen right before may be recorded as one with it.
+            self.events[before..].iter_mut().for_each(|event| event.0 = at);
+        }
     }
 
     fn reset(&mut self) {
