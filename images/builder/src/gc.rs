@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::cache::{Cache, open_lock, read_json, remove};
 use crate::initrd::IN_USE;
+use crate::programs::ProgramsLock;
 use crate::{At, ImageError, KernelLock, Lock, cache};
 
 /// An image in the cache.
@@ -72,6 +73,13 @@ pub fn gc(dir: Option<&Path>, progress: &mut dyn FnMut(&str)) -> Result<Collecte
             remove(&dir)?;
         }
     }
+    for (_, dir) in folders(&cache, "programs")? {
+        let lock = read_json::<ProgramsLock>(&dir.join("lock.json"));
+        if lock.is_none_or(|lock| !locks.iter().any(|l| l.programs == lock.packages)) {
+            collected.freed += size(&dir);
+            remove(&dir)?;
+        }
+    }
     let needed: BTreeSet<String> = locks
         .iter()
         .flat_map(|l| l.programs.iter().chain(&l.kernel.packages))
@@ -122,4 +130,86 @@ fn size(path: &Path) -> u64 {
     }
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.map(|e| size(&e.path())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{KernelFormat, Package, initrd};
+
+    fn package(name: &str) -> Package {
+        Package { name: name.into(), version: "1".into(), sha256: format!("{name}-hash") }
+    }
+
+    fn lock(release: &str, kernel: &str) -> Lock {
+        Lock {
+            kernel: KernelLock {
+                release: release.into(),
+                format: KernelFormat::BzImage,
+                sha256: String::new(),
+                packages: vec![package(kernel)],
+                file: None,
+                modules: Vec::new(),
+            },
+            programs: vec![package("fio")],
+            agent_sha256: String::new(),
+        }
+    }
+
+    fn add(cache: &Cache, key: &str, lock: &Lock, age: u64) {
+        let dir = cache.path(&["images", key]);
+        fs::create_dir_all(dir.join("saved")).unwrap();
+        cache.write_json(&dir.join("lock.json"), lock).unwrap();
+        fs::write(dir.join("saved/x.state"), [0; 1000]).unwrap();
+        let used = open_lock(&dir.join(IN_USE)).unwrap();
+        used.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        let kernel = cache.path(&["kernels", key]);
+        fs::create_dir_all(&kernel).unwrap();
+        cache.write_json(&kernel.join("lock.json"), &lock.kernel).unwrap();
+        for package in lock.programs.iter().chain(&lock.kernel.packages) {
+            fs::write(cache.path(&["packages", &format!("{}.deb", package.sha256)]), "x").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_needed_or_in_use_stays() {
+        let tmp = tempfile::tempdir().unwrap();
+        let cache = Cache::open(tmp.path()).unwrap();
+        add(&cache, "new", &lock("7.2.12", "k12"), 10);
+        add(&cache, "old", &lock("7.2.12", "k12"), 1000);
+        add(&cache, "other", &lock("7.3.4", "k34"), 500);
+        add(&cache, "used", &lock("7.3.4", "k34-before"), 900);
+        fs::write(cache.path(&["packages", "nobodys.deb"]), "x").unwrap();
+        let image = initrd::open(&cache, "used").unwrap().unwrap();
+        let listed: Vec<String> =
+            list(Some(tmp.path())).unwrap().into_iter().map(|l| l.key).collect();
+        // Opening it was a use.
+        assert_eq!(listed, ["used", "new", "other", "old"]);
+        let collected = gc(Some(tmp.path()), &mut |_| ()).unwrap();
+        assert_eq!((collected.images, collected.packages), (2, 2));
+        assert!(collected.freed >= 2000, "{collected:?}");
+        let left = |sub| -> Vec<String> {
+            folders(&cache, sub).unwrap().into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(left("images"), ["new", "used"]);
+        assert_eq!(left("packages"), ["fio-hash.deb", "k12-hash.deb", "k34-before-hash.deb"]);
+        drop(image);
+        assert_eq!(gc(Some(tmp.path()), &mut |_| ()).unwrap(), Collected::default());
+    }
+
+    #[test]
+    fn an_image_in_use_is_no_hindrance_to_another_user() {
+        let tmp = tempfile::tempdir().unwrap();
+        let cache = Cache::open(tmp.path()).unwrap();
+        add(&cache, "a", &lock("7.2.12", "k12"), 10);
+        let first = initrd::open(&cache, "a").unwrap().unwrap();
+        let second = initrd::open(&cache, "a").unwrap().unwrap();
+        assert!(!unused(&first.dir).unwrap());
+        drop((first, second));
+        assert!(unused(&cache.path(&["images", "a"])).unwrap());
+        assert!(initrd::open(&cache, "nothing").unwrap().is_none());
+    }
 }

@@ -271,6 +271,9 @@ fn find_modules(dir: &Path, found: &mut Vec<PathBuf>, depth: usize) -> std::io::
 }
 
 fn own(cache: &Cache, own: &Own, progress: &mut dyn FnMut(&str)) -> Result<Kernel, ImageError> {
+    if own.modules.is_empty() {
+        progress("no modules: the kernel must have virtio_blk and file systems built in");
+    }
     progress("unpacking the kernel");
     let key = own.key()?;
     let data = fs::read(&own.kernel).at("cannot read the kernel", &own.kernel)?;

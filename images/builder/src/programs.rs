@@ -135,8 +135,8 @@ pub(crate) struct Programs {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ProgramsLock {
-    packages: Vec<Package>,
+pub(crate) struct ProgramsLock {
+    pub(crate) packages: Vec<Package>,
 }
 
 /// Names the lists above: another list is another request.

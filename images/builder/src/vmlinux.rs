@@ -16,6 +16,7 @@ pub(crate) struct Kernel {
 /// Reads a bzImage or vmlinux; the error says why it cannot boot.
 pub(crate) fn read(data: Vec<u8>) -> Result<Kernel, String> {
     if data.starts_with(b"\x7fELF") {
+        let release = release_of_vmlinux(&data).ok_or("it is an ELF file, but no Linux kernel")?;
         if !elf::has_pvh_entry(&data) {
             return Err(
                 "a vmlinux without a PVH entry point cannot be started directly: give the \
@@ -23,7 +24,6 @@ pub(crate) fn read(data: Vec<u8>) -> Result<Kernel, String> {
                     .into(),
             );
         }
-        let release = release_of_vmlinux(&data).ok_or("it does not tell its version")?;
         return Ok(Kernel { format: KernelFormat::Vmlinux, data, release });
     }
     let header = Header::read(&data).ok_or("it is neither a bzImage nor a vmlinux for x86-64")?;
