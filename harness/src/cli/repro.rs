@@ -48,7 +48,7 @@ impl ReproArgs {
             }
         }
         let (then, now) = (result.then.judgement.findings.len(), result.now.findings.len());
-        println!("{now} findings now, {then} then");
+        println!("findings: {now} now, {then} then");
         Ok(u8::from(now > 0))
     }
 }

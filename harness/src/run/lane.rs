@@ -109,6 +109,10 @@ pub fn run_lanes(
         let mut report = run.report;
         report.seconds = started.elapsed().as_secs_f64();
         progress.lane_done(&report);
+        if report.reports.is_empty() && report.verdict != Verdict::Error && !settings.keep {
+            // Nothing in there shows anything again.
+            folder.remove(&folder.lane(&lane.name)?);
+        }
         save(&folder.lane(&lane.name)?.join("verdict.json"), &report)?;
         reports.push(report);
     }

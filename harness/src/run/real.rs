@@ -10,6 +10,9 @@ use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::Image;
 use tornblk_proto::{Client, ClientError, Crashed, Pending, RefusalKind};
 
+/// For what was armed before to be forgotten.
+const DISARM: Duration = Duration::from_secs(5);
+
 /// For a guest: enough for every suite.
 const MEMORY_MIB: u32 = 512;
 
@@ -25,7 +28,7 @@ pub struct RealLab {
 impl Lab for RealLab {
     fn disk(&mut self, spec: &DiskSpec) -> Result<Box<dyn Disk>, RunError> {
         let device = Device::start(&self.tornblkd, spec)?;
-        Ok(Box::new(RealDisk { armed: None, device }))
+        Ok(Box::new(RealDisk { armed: None, crashed: None, device }))
     }
 
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
@@ -49,10 +52,29 @@ impl Lab for RealLab {
 struct RealDisk {
     /// An armed cut belongs to a connection of its own: it is disarmed by closing that.
     armed: Option<(Pending<Crashed>, Client)>,
+    /// The power was cut before anybody asked.
+    crashed: Option<Crashed>,
     device: Device,
 }
 
 impl RealDisk {
+    fn try_arm(&mut self, cut: &Arm) -> Result<(), ClientError> {
+        let client = Client::connect(self.device.control())?;
+        let pending = client.crash_start(
+            cut.at.clone(),
+            cut.state.as_deref(),
+            Some(cut.seed),
+            Some(&cut.profile),
+        )?;
+        // Answered after the crash was armed or refused: commands are taken in order.
+        client.status()?;
+        match pending.wait_for(Duration::ZERO)? {
+            Some(crashed) => self.crashed = Some(crashed),
+            None => self.armed = Some((pending, client)),
+        }
+        Ok(())
+    }
+
     /// A broken connection mostly means that the process is gone.
     fn explain(&mut self, error: ClientError) -> RunError {
         if matches!(error, ClientError::Gone | ClientError::NoDevice(_)) {
@@ -89,23 +111,25 @@ impl Disk for RealDisk {
     }
 
     fn arm(&mut self, cut: &Arm) -> Result<(), RunError> {
-        let armed = (|| {
-            let client = Client::connect(self.device.control())?;
-            let pending = client.crash_start(
-                cut.at.clone(),
-                cut.state.as_deref(),
-                Some(cut.seed),
-                Some(&cut.profile),
-            )?;
-            // Answered after the crash was armed or refused: commands are taken in order.
-            client.status()?;
-            Ok((pending, client))
-        })();
-        self.armed = Some(armed.map_err(|e| self.explain(e))?);
-        Ok(())
+        let start = Instant::now();
+        loop {
+            match self.try_arm(cut) {
+                Ok(()) => return Ok(()),
+                // What was armed before goes a moment after its connection.
+                Err(ClientError::Refused(r))
+                    if r.kind == RefusalKind::Busy && start.elapsed() < DISARM =>
+                {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(self.explain(error)),
+            }
+        }
     }
 
     fn crashed(&mut self, wait: Duration) -> Result<Option<Crashed>, RunError> {
+        if let Some(crashed) = self.crashed.take() {
+            return Ok(Some(crashed));
+        }
         let Some((pending, _)) = &self.armed else { return Ok(None) };
         let answer = pending.wait_for(wait);
         match answer {
