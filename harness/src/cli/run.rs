@@ -242,7 +242,7 @@ pub(super) fn lab(
     live.note("trying the accelerator");
     let accel = Accel::probe(&qemu, &image, Some(&image.dir));
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) as u16;
-    Ok(RealLab { tornblkd, image, qemu, accel, cpus })
+    Ok(RealLab::new(tornblkd, image, qemu, accel, cpus))
 }
 
 /// The lanes that are meant, with their suites' names.

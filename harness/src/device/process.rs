@@ -4,7 +4,6 @@ use super::DeviceError;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -68,26 +67,8 @@ impl Process {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone().map_err(io)?)
-            .stderr(file)
-            // Of its own group: Ctrl-C reaches only this program, which then ends it in order.
-            .process_group(0);
-        let parent = rustix::process::getpid();
-        // SAFETY: between fork and exec only two system calls are made, which are
-        // async-signal-safe; nothing is allocated and no lock is taken.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::set_parent_process_death_signal(Some(
-                    rustix::process::Signal::KILL,
-                ))?;
-                // The parent may have died before that.
-                if rustix::process::getppid() != Some(parent) {
-                    return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
-                }
-                Ok(())
-            });
-        }
-        let child = command
-            .spawn()
+            .stderr(file);
+        let child = crate::vm::process::spawn(command, &[])
             .map_err(|source| DeviceError::Spawn { program: program.to_owned(), source })?;
         Ok(Process { child, log: log.to_owned() })
     }

@@ -1,7 +1,7 @@
 //! One cut of the power, from a fresh disk to a judgement.
 
 use super::relay::{Batches, Relay};
-use super::volume::{Guest, LONG, SHORT, Volume, whole_file};
+use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
 use super::{CallError, Lab, RunError, WireQuery, check};
 use crate::device::DiskSpec;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge};
@@ -92,12 +92,13 @@ impl Setting<'_> {
         disk.stop()
     }
 
-    /// One cut. `dir` is its folder.
+    /// One cut. `dir` is its folder, `next` that of the one after it.
     pub(super) fn run(
         &self,
         lab: &mut dyn Lab,
         cut: &Cut,
         dir: &Path,
+        next: Option<&Path>,
         phase: &mut dyn FnMut(&str),
     ) -> Result<Judged, RunError> {
         phase("starting a guest");
@@ -114,6 +115,7 @@ impl Setting<'_> {
             ),
         };
         self.ready(&mut guest)?;
+        lab.expect(&make(dir, "after")?);
 
         phase("writing");
         let mut relay = Relay::new(
@@ -149,8 +151,8 @@ impl Setting<'_> {
         guest.machine.kill();
 
         phase("recovering");
-        let (readback, broken) =
-            self.volume.recover(lab, disk.as_mut(), dir, &workload, self.interrupted, phase)?;
+        let mut way = Way { dir, next, interrupted: self.interrupted, phase: &mut *phase };
+        let (readback, broken) = self.volume.recover(lab, disk.as_mut(), &workload, &mut way)?;
         disk.stop()?;
 
         phase("judging");

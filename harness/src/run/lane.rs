@@ -231,12 +231,15 @@ impl LaneRun<'_> {
             None if self.settings.faults.is_empty() => (0..=planned).collect(),
             None => (1..=planned).collect(),
         };
-        for number in numbers {
+        for (i, &number) in numbers.iter().enumerate() {
             // The control and one cut are made whatever it takes.
             if number > 1 && self.settings.only.is_none() && self.clock.is_over() {
+                // Its folder was made for a guest that may have been started.
+                self.folder.remove(&self.folder.cut(&self.lane.name, number)?);
                 break;
             }
-            let Some(report) = self.cut(lab, &setting, number)? else {
+            let next = numbers.get(i + 1).copied();
+            let Some(report) = self.cut(lab, &setting, number, next)? else {
                 self.report.verdict = Verdict::Unsupported;
                 self.report.why = self.supported.clone();
                 return Ok(());
@@ -268,6 +271,7 @@ impl LaneRun<'_> {
         lab: &mut dyn Lab,
         setting: &Setting<'_>,
         number: u32,
+        next: Option<u32>,
     ) -> Result<Option<CutReport>, RunError> {
         let seed = self.settings.seed;
         let cut = if number == 0 {
@@ -283,12 +287,14 @@ impl LaneRun<'_> {
             plan_cut(self.lane, seed, number, self.settings.cuts)
         };
         let dir = self.folder.cut(&self.lane.name, number)?;
+        let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
         let (of, left) = (self.report.planned, self.clock.left());
         let (lane, progress) = (self.lane, &mut self.progress);
         let mut phase = |what: &str| {
+            log::debug!("{}, cut {number}: {what}", lane.name);
             progress.phase(&Phase { lane: &lane.name, what, cut: number, of, left });
         };
-        match setting.run(lab, &cut, &dir, &mut phase)? {
+        match setting.run(lab, &cut, &dir, next.as_deref(), &mut phase)? {
             Judged::Done(mut report) => {
                 report.again = self.again(&report);
                 Ok(Some(*report))

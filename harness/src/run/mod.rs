@@ -130,6 +130,8 @@ pub trait Lab {
     fn disk(&mut self, spec: &DiskSpec) -> Result<Box<dyn Disk>, RunError>;
     /// A booted guest that answers. `dir` gets its console.
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError>;
+    /// A machine for `dir`, an existing folder, will be asked for next: it may be started already.
+    fn expect(&mut self, _dir: &Path) {}
     /// What a recording says about a workload's blocks.
     fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError>;
 }

@@ -5,6 +5,7 @@ use crate::device::{Device, DeviceError, DiskSpec};
 use crate::oracle::Wire;
 use crate::vm::{self, Accel, Qemu, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::Image;
@@ -23,6 +24,51 @@ pub struct RealLab {
     pub qemu: Qemu,
     pub accel: Accel,
     pub cpus: u16,
+    spare: Option<Spare>,
+}
+
+/// A guest that is started while another one works.
+#[derive(Debug)]
+struct Spare {
+    dir: PathBuf,
+    starting: JoinHandle<Result<Vm, VmError>>,
+}
+
+impl RealLab {
+    pub fn new(tornblkd: PathBuf, image: Image, qemu: Qemu, accel: Accel, cpus: u16) -> RealLab {
+        RealLab { tornblkd, image, qemu, accel, cpus, spare: None }
+    }
+
+    /// Starts a guest whose console goes to `dir`.
+    fn starter(&self, dir: &Path) -> impl FnOnce() -> Result<Vm, VmError> + Send + 'static {
+        let (image, qemu, dir) = (self.image.clone(), self.qemu.clone(), dir.to_owned());
+        let (accel, cpus) = (self.accel, self.cpus);
+        move || {
+            Vm::start(&VmConfig {
+                image: &image,
+                qemu,
+                accel,
+                memory_mib: MEMORY_MIB,
+                cpus,
+                dir: &dir,
+                use_saved: true,
+            })
+        }
+    }
+
+    /// The guest that was started for this folder. One for another folder is ended.
+    fn take_spare(&mut self, dir: &Path) -> Option<Result<Vm, VmError>> {
+        let spare = self.spare.take()?;
+        let vm = spare.starting.join().ok()?;
+        (spare.dir == dir).then_some(vm)
+    }
+}
+
+impl Drop for RealLab {
+    fn drop(&mut self) {
+        // It must be gone before its folder is.
+        drop(self.take_spare(Path::new("")));
+    }
 }
 
 impl Lab for RealLab {
@@ -32,16 +78,19 @@ impl Lab for RealLab {
     }
 
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
-        let config = VmConfig {
-            image: &self.image,
-            qemu: self.qemu.clone(),
-            accel: self.accel,
-            memory_mib: MEMORY_MIB,
-            cpus: self.cpus,
-            dir,
-            use_saved: true,
+        let vm = match self.take_spare(dir) {
+            // One that failed may have lacked the time: the machine was busy with another.
+            Some(Ok(vm)) => vm,
+            _ => self.starter(dir)().map_err(vm_error)?,
         };
-        Ok(Box::new(RealMachine(Vm::start(&config).map_err(vm_error)?)))
+        Ok(Box::new(RealMachine(vm)))
+    }
+
+    fn expect(&mut self, dir: &Path) {
+        drop(self.take_spare(Path::new("")));
+        let starting = std::thread::Builder::new().name("spare".into()).spawn(self.starter(dir));
+        // Without the thread it is started when it is asked for.
+        self.spare = starting.ok().map(|starting| Spare { dir: dir.to_owned(), starting });
     }
 
     fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError> {

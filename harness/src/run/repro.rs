@@ -2,6 +2,7 @@
 //! read and judged anew. A raw disk is read in place; a file system is mounted by a guest.
 
 use super::cut::{CutReport, Evidence, SERIAL};
+use super::volume::Way;
 use super::{Lab, RunError};
 use crate::device::DiskSpec;
 use crate::oracle::Judgement;
@@ -62,14 +63,9 @@ pub fn repro(
         log: temp.path().join("device.log"),
     })?;
     phase("recovering");
-    let (readback, broken) = volume.recover(
-        lab.as_mut(),
-        disk.as_mut(),
-        temp.path(),
-        &evidence.workload,
-        interrupted,
-        phase,
-    )?;
+    let mut way = Way { dir: temp.path(), next: None, interrupted, phase: &mut *phase };
+    let (readback, broken) =
+        volume.recover(lab.as_mut(), disk.as_mut(), &evidence.workload, &mut way)?;
     disk.stop()?;
     (evidence.readback, evidence.broken) = (readback, broken);
     let now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;

@@ -6,7 +6,7 @@ use super::{CallError, Disk, Host, Lab, Machine, RunError, check};
 use crate::oracle::{Clause, Finding};
 use crate::suite::{Lane, MOUNT};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tornblk_agent::channel::{Command, Outcome, Readback, Workload};
@@ -54,8 +54,7 @@ impl Volume {
         interrupted: &'a AtomicBool,
     ) -> Result<Guest<'a>, RunError> {
         check(interrupted)?;
-        let dir = dir.join(name);
-        std::fs::create_dir_all(&dir).map_err(RunError::io("make the folder", &dir))?;
+        let dir = make(dir, name)?;
         let mut machine = lab.machine(&dir)?;
         check(interrupted)?;
         machine.attach(&disk.socket(), SERIAL, self.queues)?;
@@ -83,12 +82,13 @@ impl Volume {
         &self,
         lab: &mut dyn Lab,
         disk: &mut dyn Disk,
-        dir: &Path,
         workload: &Workload,
-        interrupted: &AtomicBool,
-        phase: &mut dyn FnMut(&str),
+        way: &mut Way<'_>,
     ) -> Result<(Option<Readback>, Vec<Finding>), RunError> {
-        let mut guest = self.guest(lab, disk, dir, "after", interrupted)?;
+        let mut guest = self.guest(lab, disk, way.dir, "after", way.interrupted)?;
+        if let Some(next) = way.next {
+            lab.expect(&make(next, "before")?);
+        }
         let file = workload.files.first().map_or(0, |t| t.file);
         let mut broken = Vec::new();
         let mut readable = true;
@@ -107,12 +107,12 @@ impl Volume {
                     broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
                     return Ok((None, broken));
                 }
-                Err(e) => return Err(e.into_error(interrupted)),
+                Err(e) => return Err(e.into_error(way.interrupted)),
             }
         }
         let mut readback = None;
         if readable {
-            phase("reading back");
+            (way.phase)("reading back");
             let command = Command::Readback { workload: workload.clone() };
             let value = guest.ask("reading back", command, LONG)?;
             readback = Some(serde_json::from_value(value).map_err(|e| {
@@ -121,7 +121,7 @@ impl Volume {
         }
         let dmesg = guest.ask("reading the kernel's messages", Command::Dmesg {}, SHORT)?;
         let text = dmesg["text"].as_str().unwrap_or_default();
-        let log = dir.join("after").join("dmesg.txt");
+        let log = way.dir.join("after").join("dmesg.txt");
         std::fs::write(&log, text).map_err(RunError::io("write", &log))?;
         if !self.is_raw()
             && readable
@@ -152,6 +152,22 @@ pub(super) fn whole_file(workload: &Workload, file: u32, clause: Clause, text: S
         strip: Vec::new(),
         text,
     }
+}
+
+/// How a recovery is gone about.
+pub(super) struct Way<'a> {
+    pub(super) dir: &'a Path,
+    /// The folder of the cut after this.
+    pub(super) next: Option<&'a Path>,
+    pub(super) interrupted: &'a AtomicBool,
+    pub(super) phase: &'a mut dyn FnMut(&str),
+}
+
+/// The folder of one guest.
+pub(super) fn make(dir: &Path, name: &str) -> Result<PathBuf, RunError> {
+    let dir = dir.join(name);
+    std::fs::create_dir_all(&dir).map_err(RunError::io("make the folder", &dir))?;
+    Ok(dir)
 }
 
 pub(super) struct Guest<'a> {
