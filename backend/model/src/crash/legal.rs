@@ -274,8 +274,7 @@ impl Cut<'_> {
 }
 
 impl Profile {
-    /// The clauses that this profile can break at all are the same for every profile; this says
-    /// what it promises above the logical block, in words.
+    /// What it promises above the logical block, in words.
     pub fn promise(&self) -> String {
         use super::{AtomicMode, size};
         let limits = |max: u64, boundary: u64| match boundary {

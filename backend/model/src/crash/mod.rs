@@ -6,6 +6,12 @@
 //! crash point with one [`Profile`] (which disk is this?), and yields states; a state is a
 //! [`StateName`], which is enough to build its [`Content`] again: for every logical block, where
 //! its bytes come from.
+//!
+//! The rules are in the crate's README. Where they are, in the order to read them: `history` (when
+//! things happen, what is stable), `profile` (what is promised), `cut` (fragments, and what may
+//! show), `state`, `name` and `build` (what a state's name says, and its content), `legal` (what is
+//! allowed), `strategy`, `exhaustive` and `random` (which states to try), `damage` (faults),
+//! `shrink` and `coverage` (what to say in the end).
 
 mod build;
 mod coverage;

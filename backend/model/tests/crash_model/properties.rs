@@ -216,7 +216,11 @@ fn shrinking_ends_in_a_failing_state_where_every_change_matters() {
             }
             // Again: nothing is left to take away.
             let again = cut.shrink(&shrunk.failing, fails).unwrap().unwrap();
-            assert_eq!(again.changes, shrunk.changes.min(again.changes));
+            if again.passing == shrunk.passing {
+                assert_eq!(again.failing, shrunk.failing);
+                assert_eq!(again.changes, shrunk.changes);
+            }
+            assert!(again.changes <= shrunk.changes);
             assert!(cut.shrink(&from, |_| Ok::<_, ModelError>(false)).unwrap().is_none());
         }
     });
