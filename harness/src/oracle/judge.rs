@@ -116,8 +116,12 @@ impl View<'_> {
                 Found::Own { .. } | Found::Zero {} | Found::Missing {} => continue,
             };
             if told.insert(clause) {
-                let newest = self.unit.writes.keys().next_back().copied();
-                out.findings.push(self.finding(clause, newest, 0, text));
+                let own = |f: &Found| match f {
+                    Found::Own { r#gen } if self.unit.writes.contains_key(r#gen) => Some(*r#gen),
+                    _ => None,
+                };
+                let about = self.sectors.iter().filter_map(own).max().or(self.unit.durable);
+                out.findings.push(self.finding(clause, about, 0, text));
             }
         }
     }

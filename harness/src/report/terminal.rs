@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Findings of a lane that are told in full; the rest is counted.
 const TOLD: usize = 3;
 
+/// Characters of a state or a fault that are shown.
+const LONGEST: usize = 160;
+
 /// What the terminal can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
@@ -220,7 +223,7 @@ fn write_findings(lane: &LaneReport, look: Look, out: &mut dyn Write) -> io::Res
         writeln!(out, "  and {rest} more in lane {}", lane.name)?;
     }
     if let Some(cut) = last {
-        for command in &cut.again {
+        for command in cut.again.iter().filter(|c| c.len() <= LONGEST * 2) {
             writeln!(out, "  again: {command}")?;
         }
     }
@@ -246,11 +249,19 @@ fn write_finding(
         writeln!(out, "  blocks {strip}  ({new} new, {old} old)")?;
     }
     writeln!(out, "  cut    {}, event {}", cut.plan, cut.event)?;
-    writeln!(out, "  state  {}", cut.state)?;
+    writeln!(out, "  state  {}", shortened(&cut.state))?;
     for fault in &cut.faults {
-        writeln!(out, "  fault  {fault}")?;
+        writeln!(out, "  fault  {}", shortened(fault))?;
     }
     Ok(())
+}
+
+/// The whole of it stands in the report.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 /// The command to try next.
@@ -328,6 +339,17 @@ mod tests {
     fn colour_and_blocks_only_where_they_can_be_seen() {
         let text = text(&report(), Look { colour: true, utf8: true });
         assert!(text.contains("■■■□□□□□") && text.contains("\x1b[1;31mVIOLATED\x1b[0m"));
+    }
+
+    #[test]
+    fn long_states_are_shortened_and_not_offered_for_typing() {
+        let mut report = report();
+        let cut = &mut report.lanes[0].reports[0];
+        cut.state = format!("lb512/p1:all{}", ",-w1".repeat(200));
+        cut.again.push(format!("tornblk recording export r --state {}", cut.state));
+        let text = text(&report, PLAIN);
+        assert!(text.lines().all(|l| l.len() < 200), "{text}");
+        assert!(text.contains("-w1,-w1 ..."), "{text}");
     }
 
     #[test]

@@ -190,12 +190,21 @@ impl<'a> Relay<'a> {
     }
 }
 
-/// The fault on the one write that is meant; a range or count that the user gave is left as it is.
+/// The fault on the one write that is meant: the first request from now on that carries it. A
+/// range or count that the user gave is left as it is.
 fn placed(fault: &Fault, range: Option<(u64, u64)>) -> Fault {
     let mut fault = fault.clone();
-    let of_writes = !matches!(fault.kind, FaultKind::IgnoreFlush | FaultKind::ReorderFlush);
-    if of_writes && fault.range.is_none() && fault.nth.is_none() && fault.probability.is_none() {
-        fault.range = range;
+    let given = fault.range.is_some() || fault.nth.is_some() || fault.probability.is_some();
+    match fault.kind {
+        _ if given => {}
+        // Of flushes there are several for one write, and a later one makes good for all.
+        FaultKind::IgnoreFlush | FaultKind::ReorderFlush => {}
+        FaultKind::StaleRead => fault.range = range,
+        FaultKind::TearAtomic
+        | FaultKind::LoseWrite
+        | FaultKind::Misdirect
+        | FaultKind::Corrupt
+        | FaultKind::Eio => (fault.range, fault.nth) = (range, Some(1)),
     }
     fault
 }
@@ -237,5 +246,23 @@ impl Host for Quiet<'_> {
 
     fn stop(&mut self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_fault_is_placed_on_one_write_unless_the_user_placed_it() {
+        let place = |text: &str, range| placed(&text.parse().unwrap(), range).to_string();
+        let unit = Some((425_984, 16384));
+        assert_eq!(place("tear-atomic", unit), "tear-atomic,range=416k+16k,nth=1");
+        assert_eq!(place("tear-atomic", None), "tear-atomic,nth=1");
+        assert_eq!(place("corrupt,p=0.5", unit), "corrupt,p=0.5");
+        assert_eq!(place("lose-write,nth=3", unit), "lose-write,nth=3");
+        assert_eq!(place("lose-write,range=0+4k", unit), "lose-write,range=0+4k");
+        assert_eq!(place("ignore-flush", unit), "ignore-flush");
     }
 }

@@ -127,7 +127,8 @@ impl Lane {
     }
 
     /// The workload of a placed fault: the first target alone, one thread, one write at a time, so
-    /// that the same seed makes the same requests in the same order.
+    /// that the same seed makes the same requests in the same order. Each is durable before the
+    /// next, so that only the one that is meant can be in between.
     pub fn placed_workload(&self, nonce: u64, seed: u64, device: &str, writes: u32) -> Workload {
         let mut workload = self.workload(nonce, seed, device);
         workload.files.truncate(1);
@@ -136,6 +137,7 @@ impl Lane {
             target.depth = 1;
         }
         workload.writes = writes;
+        workload.sync_every = 1;
         workload
     }
 
