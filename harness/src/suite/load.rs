@@ -44,7 +44,11 @@ pub fn load(what: &str) -> Result<Suite, SuiteError> {
 /// `origin` names the text in errors.
 pub fn parse(text: &str, origin: &str) -> Result<Suite, SuiteError> {
     let bad = |message: String| SuiteError::Bad { origin: origin.to_owned(), message };
-    let file: File = toml::from_str(text).map_err(|e| bad(e.to_string().trim_end().to_owned()))?;
+    let file: File = toml::from_str(text).map_err(|e| {
+        let line = e.span().map(|span| text[..span.start].matches('\n').count() + 1);
+        let at = line.map(|n| format!("line {n}: ")).unwrap_or_default();
+        bad(format!("{at}{}", e.message()))
+    })?;
     let suite = file.build().map_err(bad)?;
     Ok(suite)
 }
@@ -421,12 +425,12 @@ mod tests {
             ("[\"torn\"]", "[\"burnt\"]", "unknown variant"),
             ("{device}", "{mount}/a", "target 1: without `mkfs`"),
             ("direct dsync", "direct sync", "\"sync\" is no flag"),
-            ("writes = 10", "writes = 10\nwrite = 3", "unknown field"),
+            ("writes = 10", "writes = 10\nwrite = 3", "line 14: unknown field `write`"),
             ("name = \"raw\"", "name = \"../raw\"", "a lane's name"),
             ("units = 8", "units = 8\nthreads = 3\ndepth = 4", "need as many `units`"),
         ] {
             let message = error(from, to);
-            assert!(message.starts_with("x.toml: "), "{message}");
+            assert!(message.starts_with("x.toml: ") && !message.contains('\n'), "{message}");
             assert!(message.contains(says), "{from} -> {to}: {message}");
         }
     }
