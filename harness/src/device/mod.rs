@@ -87,7 +87,7 @@ impl Device {
         }
         let mut process = Process::spawn(program, &arguments, &spec.log)?;
         let client = process.wait_for(START, || {
-            if !socket.exists() {
+            if !is_listening(&socket) {
                 return Ok(None);
             }
             match Client::connect(&control) {
@@ -121,5 +121,40 @@ impl Device {
     /// Ends it in order, so that everything it has is written.
     pub fn stop(mut self) -> Result<(), DeviceError> {
         self.process.stop()
+    }
+}
+
+/// Does somebody listen at this path? A socket has its name a moment before that. Connecting would
+/// tell, too, but the device would take it for its front-end.
+fn is_listening(path: &Path) -> bool {
+    /// `__SO_ACCEPTCON`, as /proc/net/unix shows it (proc_net_unix(5)).
+    const LISTENS: u64 = 1 << 16;
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    // Num RefCount Protocol Flags Type St Inode Path
+    table.lines().skip(1).any(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let flags = words.nth(3).and_then(|flags| u64::from_str_radix(flags, 16).ok());
+        flags.is_some_and(|flags| flags & LISTENS != 0) && words.nth(3) == path.to_str()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+    #[test]
+    fn a_socket_is_ready_when_it_is_listened_at_not_when_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert!(!is_listening(&path));
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        assert!(path.exists() && !is_listening(&path));
+        rustix::net::listen(&socket, 1).unwrap();
+        assert!(is_listening(&path));
+        drop(socket);
+        assert!(path.exists() && !is_listening(&path));
     }
 }
