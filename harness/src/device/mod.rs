@@ -132,9 +132,10 @@ fn is_listening(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
     // Num RefCount Protocol Flags Type St Inode Path
     table.lines().skip(1).any(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let flags = words.nth(3).and_then(|flags| u64::from_str_radix(flags, 16).ok());
-        flags.is_some_and(|flags| flags & LISTENS != 0) && words.nth(3) == path.to_str()
+        let flags = line.split_ascii_whitespace().nth(3);
+        let flags = flags.and_then(|flags| u64::from_str_radix(flags, 16).ok());
+        let rest = path.to_str().and_then(|path| line.strip_suffix(path));
+        flags.is_some_and(|flags| flags & LISTENS != 0) && rest.is_some_and(|r| r.ends_with(' '))
     })
 }
 
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn a_socket_is_ready_when_it_is_listened_at_not_when_it_has_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
+        let path = dir.path().join("with a space");
         assert!(!is_listening(&path));
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
         rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
