@@ -29,7 +29,7 @@ pub fn judge(
             let unit = ledger.unit(target.file, number).unwrap_or(&empty);
             let runs = found.get(&(target.file, number)).map_or(&[][..], |u| &u.runs);
             judgement.counts.units += 1;
-            judgement.counts.durable += u64::from(unit.durable.is_some());
+            judgement.counts.durable += u64::from(unit.acknowledged());
             let view = View { target, number, unit, wire, lb_size, sectors: expand(target, runs) };
             view.judge(&mut judgement);
         }
@@ -43,11 +43,14 @@ fn count_writes(ledger: &Ledger, wire: &Wire, counts: &mut Counts) {
             let key = Key { file, unit, r#gen };
             counts.writes += 1;
             let seen = wire.eligibility(key);
-            if asked.flags.atomic || seen == Eligibility::Eligible {
-                counts.eligible += 1;
-                counts.at_risk += u64::from(asked.result.is_none() || wire.volatile(key));
-            } else if matches!(seen, Eligibility::NotEligible(_)) {
-                counts.not_eligible += 1;
+            match seen {
+                // This cut could do nothing to it, whatever was promised.
+                Eligibility::Unseen => {}
+                Eligibility::NotEligible(_) if !asked.flags.atomic => counts.not_eligible += 1,
+                Eligibility::Eligible | Eligibility::NotEligible(_) => {
+                    counts.eligible += 1;
+                    counts.at_risk += u64::from(wire.volatile(key));
+                }
             }
         }
     }
@@ -530,6 +533,42 @@ pub(super) mod tests {
         assert_eq!(j.findings, []);
         assert_eq!(j.counts.units, 4);
         assert_eq!(j.counts.durable, 0);
+    }
+
+    #[test]
+    fn what_the_load_made_durable_exercises_nothing() {
+        let mut w = workload();
+        w.load = true;
+        let mut b = LedgerBuilder::new(&w);
+        b.batch([(1, MarkText::Phase { name: "load-done".into() })]);
+        let loaded = Readback {
+            units: (0..4)
+                .map(|unit| UnitFound { file: 1, unit, runs: vec![(32, own(0))] })
+                .collect(),
+        };
+        let j = judge(&w, 512, b.ledger(), &Wire::default(), &loaded);
+        assert_eq!((j.findings.len(), j.counts.durable), (0, 0));
+        b.batch([(2, intent(0, 1, dsync()))]);
+        b.batch([(3, MarkText::Done { file: 1, unit: 0, r#gen: 1, result: 16384 })]);
+        let j = judge(&w, 512, b.ledger(), &Wire::default(), &loaded);
+        assert_eq!((j.findings.len(), j.counts.durable), (1, 1));
+    }
+
+    #[test]
+    fn only_what_is_volatile_on_the_wire_is_at_risk() {
+        let w = workload();
+        let atomic = WriteFlags { direct: true, atomic: true, dsync: false };
+        let counts = |wire: &Wire, r#gen| {
+            let mut b = LedgerBuilder::new(&w);
+            b.batch([(1, intent(0, r#gen, atomic))]);
+            let c = judge(&w, 512, b.ledger(), wire, &found(&[(32, own(r#gen))])).counts;
+            (c.writes, c.eligible, c.at_risk)
+        };
+        // Asked for and not answered, but no request of it was seen.
+        assert_eq!(counts(&Wire::default(), 2), (1, 0, 0));
+        // Seen and stable; seen and volatile.
+        assert_eq!(counts(&wire(false), 1), (1, 1, 0));
+        assert_eq!(counts(&wire(false), 2), (1, 1, 1));
     }
 
     #[test]

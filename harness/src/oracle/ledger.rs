@@ -35,6 +35,14 @@ pub struct UnitLedger {
     pub durable: Option<u32>,
 }
 
+impl UnitLedger {
+    /// Did the workload proper write what had to survive? What the load wrote was stable long
+    /// before any cut, so it shows nothing.
+    pub fn acknowledged(&self) -> bool {
+        self.durable.and_then(|g| self.writes.get(&g)).is_some_and(|asked| !asked.load)
+    }
+}
+
 /// The state of all promises at the cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {

@@ -148,12 +148,12 @@ pub struct Counts {
     pub writes: u64,
     /// Writes that had to be whole...
     pub eligible: u64,
-    /// ...of which so many were not yet stable, or not yet answered, at the cut: these are the ones
-    /// that this cut could have torn.
+    /// ...of which so many had a request that was volatile at the cut: these are the ones that
+    /// this cut could have torn.
     pub at_risk: u64,
     /// Writes seen on the wire that nobody promised to keep whole.
     pub not_eligible: u64,
-    /// Units with a generation that had to survive.
+    /// Units where a write of the workload (not of its load) had to survive.
     pub durable: u64,
     /// Units torn where that is allowed.
     pub legal_tears: u64,

@@ -3,7 +3,7 @@
 use super::cut::{CutReport, Judged, Setting, save};
 use super::volume::Volume;
 use super::{Lab, Phase, Progress, RunError, RunFolder, Settings};
-use crate::oracle::{Clause, Counts};
+use crate::oracle::{Clause, Counts, Finding};
 use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -341,13 +341,8 @@ impl LaneRun<'_> {
     }
 
     fn control(&mut self, report: &CutReport) {
-        let caught_as = &self.lane.control.caught_as;
         let findings = &report.judgement.findings;
-        let there = |file, unit| report.write.is_some_and(|(f, u, _)| (f, u) == (file, unit));
-        let found = findings
-            .iter()
-            .find(|f| caught_as.contains(&f.clause) && there(f.file, f.unit))
-            .map(|f| f.clause);
+        let found = caught(&self.lane.control.caught_as, report.write, findings);
         let text = match found {
             Some(clause) => clause.to_string(),
             None if report.faults.is_empty() => "the fault found nothing to break".to_owned(),
@@ -425,6 +420,22 @@ impl LaneRun<'_> {
     }
 }
 
+/// As what a control on this write (file, unit, generation) was caught. Only what is said of that
+/// write, or of a later one that took its place, counts: what the load wrote there lost nothing
+/// that the control broke.
+fn caught(
+    caught_as: &[Clause],
+    write: Option<(u32, u64, u32)>,
+    findings: &[Finding],
+) -> Option<Clause> {
+    let (file, unit, placed) = write?;
+    findings
+        .iter()
+        .filter(|f| caught_as.contains(&f.clause) && (f.file, f.unit) == (file, unit))
+        .find(|f| f.generation >= Some(placed))
+        .map(|f| f.clause)
+}
+
 /// What was not put to the test.
 fn missing(lane: &Lane, counts: &Counts) -> Option<&'static str> {
     lane.exercise.iter().find_map(|what| match what {
@@ -452,5 +463,25 @@ fn place_of(fault: &Fault) -> Place {
         | FaultKind::Corrupt
         | FaultKind::StaleRead
         | FaultKind::Eio => Place::Acknowledged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::testing::finding;
+
+    #[test]
+    fn a_control_is_caught_only_by_its_own_write_or_a_later_one() {
+        let lost =
+            |unit, generation| Finding { clause: Clause::Lost, unit, generation, ..finding() };
+        let caught = |f: Finding| caught(&[Clause::Lost], Some((1, 3, 7)), &[f]);
+        assert_eq!(caught(lost(3, Some(7))), Some(Clause::Lost));
+        assert_eq!(caught(lost(3, Some(8))), Some(Clause::Lost));
+        assert_eq!(caught(lost(3, Some(0))), None, "the load's");
+        assert_eq!(caught(lost(3, Some(6))), None);
+        assert_eq!(caught(lost(3, None)), None);
+        assert_eq!(caught(lost(4, Some(7))), None, "elsewhere");
+        assert_eq!(caught(Finding { clause: Clause::Torn, ..lost(3, Some(7)) }), None);
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tornblk_agent::channel::{
-    Command, Found, MarkText, Outcome, Readback, UnitFound, Workload, WriteFlags,
+    Command, Found, MarkText, Outcome, Readback, Target, UnitFound, Workload, WriteFlags,
 };
 use tornblk_agent::payload::{self, Stamp};
 use tornblk_model::event::Seq;
@@ -308,6 +308,20 @@ impl FakeMachine {
             host.marks(&[MarkText::Done { file, unit, r#gen, result: i64::from(len) }]);
             if host.stop() {
                 return Err(CallError::Stopped);
+            }
+            // Two batches a write, one before the first, and one of syncs each time.
+            let (done, every) = (n as u64 + 1, u64::from(workload.sync_every));
+            if every > 0 && done.is_multiple_of(every) {
+                let since = 1 + 2 * done + done / every - 1;
+                self.state().flush();
+                if host.stop() {
+                    return Err(CallError::Stopped);
+                }
+                let synced = |t: &Target| MarkText::Synced { file: t.file, since, result: 0 };
+                host.marks(&workload.files.iter().map(synced).collect::<Vec<_>>());
+                if host.stop() {
+                    return Err(CallError::Stopped);
+                }
             }
         }
         Ok(Outcome::Ok { value: serde_json::json!({}) })
