@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use options::Options;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -106,10 +107,23 @@ fn run(options: Options) -> anyhow::Result<()> {
 /// Readable when the program shall end.
 fn signals() -> std::io::Result<UnixStream> {
     let (stop, write) = UnixStream::pair()?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+    let mut ending = vec![SIGTERM, SIGINT];
+    // Comes when the terminal closes; whoever started this with `nohup` wants it to go on then.
+    if !ignored(SIGHUP) {
+        ending.push(SIGHUP);
+    }
+    for signal in ending {
         signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
     }
     Ok(stop)
+}
+
+/// Was the program started with this signal ignored? See proc_pid_status(5).
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// What the guest is offered, in a line.

@@ -24,7 +24,7 @@ Examples:
         --control /tmp/disk.ctl --profile req16k --seed 7
 
 Sizes are bytes, or take k, m, g or t: 512, 16k, 1g (1k is 1024).
-Exits with 0 after SIGTERM or SIGINT, and with 2 where it cannot run.";
+Exits with 0 after SIGTERM, SIGINT or SIGHUP, and with 2 where it cannot run.";
 
 /// A vhost-user block device that records every request, and can tear writes as disks do when
 /// their power is cut.
@@ -39,7 +39,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", help_heading = "Disk")]
     pub(crate) image: PathBuf,
 
-    /// Record every request to this new file; the image stays as it is
+    /// Record every request to this file, made or, where it is a recording of this disk, continued
+    /// (not after a power cut); the image stays as it is
     #[arg(long, value_name = "FILE", help_heading = "Disk")]
     pub(crate) recording: Option<PathBuf>,
 
@@ -230,6 +231,14 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn the_help_says_that_a_recording_is_continued() {
+        let command = Options::command();
+        let recording = command.get_arguments().find(|arg| arg.get_id() == "recording");
+        let help = recording.unwrap().get_help().unwrap().to_string();
+        assert!(help.contains("continued") && !help.contains("new file"), "{help}");
     }
 
     #[test]

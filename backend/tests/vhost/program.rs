@@ -92,9 +92,10 @@ fn nothing_left(place: &Place) {
 #[test]
 fn it_serves_until_a_signal_and_says_what_it_offers() {
     use rustix::process::Signal;
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let place = Place::new();
-        let running = place.start("--logical-block-size 4k --num-queues 3 --queue-size 128");
+        let running =
+            place.start("--logical-block-size 4k --num-queues 3 --queue-size 128 --control c");
         let mut guest = Guest::ready(&place.path("s"), 3);
         let data = [9; 4096];
         let (_, status) = guest.ask(2, |driver| driver.gives(VIRTIO_BLK_T_OUT, 8, &data));
@@ -114,6 +115,28 @@ fn it_serves_until_a_signal_and_says_what_it_offers() {
         assert_eq!(image[4096..8192], data);
         assert_eq!(image[8192..], [7; (1 << 20) - 8192]);
     }
+}
+
+#[test]
+fn with_nohup_it_outlives_its_terminal() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let place = Place::new();
+    let program = env!("CARGO_BIN_EXE_tornblkd");
+    let child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" --socket s --image disk.img", program])
+        .current_dir(place.dir.path())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let running = Running(Some(child));
+    until(|| place.path("s").exists());
+    kill_process(Pid::from_child(running.0.as_ref().unwrap()), Signal::HUP).unwrap();
+    let mut guest = Guest::ready(&place.path("s"), 1);
+    let (_, status) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    assert_eq!(status, OK);
+    assert_eq!(running.signal(Signal::TERM).status.code(), Some(0));
+    nothing_left(&place);
 }
 
 #[test]
