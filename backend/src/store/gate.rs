@@ -221,9 +221,14 @@ pub trait Engine: Send {
         false
     }
 
-    /// Its submit event.
+    /// Its submit event; the first, where it is recorded as several.
     fn seq(&self, _ticket: &Self::Ticket) -> Option<Seq> {
         None
+    }
+
+    /// Its last submit event: the one that a cut at [`Point::Submit`] lies after.
+    fn last_seq(&self, ticket: &Self::Ticket) -> Option<Seq> {
+        self.seq(ticket)
     }
 
     /// Moves the bytes. `stale`: a read shall show the version before the newest.
@@ -422,7 +427,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
                 self.advance(Held { id, request, ticket, eligible, executed: None }, false, false);
             }
             Ok(Step::Last(ticket)) => {
-                if let Some(seq) = self.engine.seq(&ticket) {
+                if let Some(seq) = self.engine.last_seq(&ticket) {
                     self.gate.cut(seq);
                 }
                 self.engine.forget(ticket);

@@ -264,6 +264,10 @@ impl Engine for RecordingEngine {
         ticket.parts.first().map(|part| part.seq)
     }
 
+    fn last_seq(&self, ticket: &Ticket) -> Option<Seq> {
+        ticket.parts.last().map(|part| part.seq)
+    }
+
     fn execute(
         &mut self,
         request: &mut Request,

@@ -558,6 +558,22 @@ fn the_gate_cuts_right_after_one_event() {
 }
 
 #[test]
+fn a_request_of_several_events_is_cut_after_its_last() {
+    for (point, expected) in [(Point::Submit, Seq(2)), (Point::Complete, Seq(5))] {
+        let place = Setup::new();
+        let store = place.store(4096);
+        let mut queue = store.queue(0);
+        *place.gate.cut.lock().unwrap() = Some((1, point));
+        // The end of a block, a whole one, and the start of the next.
+        queue.submit(zeroes(1, 3584, 5120, false));
+        assert!(reap(&mut *queue).is_empty());
+        assert_eq!(*place.gate.was_cut.lock().unwrap(), Some(expected));
+        assert_eq!(store.freeze(), expected);
+        assert_eq!(place.events().last().unwrap().0, expected);
+    }
+}
+
+#[test]
 fn a_mark_can_be_the_last_event() {
     let place = Setup::new();
     let store = place.store(512);
