@@ -109,6 +109,8 @@ impl View<'_> {
                     Clause::Foreign,
                     format!("sector {i} holds generation {gen}, which was not asked for yet"),
                 ),
+                // A legal tear: see `wholeness`.
+                Found::Corrupt {} if self.is_mixed(i) => continue,
                 Found::Corrupt {} => {
                     (Clause::Corrupt, format!("sector {i} is ours, but its checksum is wrong"))
                 }
@@ -161,7 +163,7 @@ impl View<'_> {
 
     fn wholeness(&self, levels: &Levels, out: &mut Judgement) {
         let shown: BTreeSet<u64> = levels.iter().flatten().copied().collect();
-        let mut legal = None;
+        let mut legal = self.mixed();
         // From the newest: a torn generation is one that shows while something older shows too.
         for level in shown.iter().skip(1).rev() {
             let r#gen = (*level - 1) as u32;
@@ -204,6 +206,23 @@ impl View<'_> {
                 strip: self.strip(level),
             });
         }
+    }
+
+    /// Was this sector corrupt in its request already? That is legal only where writeback may have
+    /// copied a page that was being written: a direct write's buffer is left alone.
+    fn is_mixed(&self, sector: usize) -> bool {
+        self.unit.writes.values().any(|asked| !asked.load && !asked.flags.direct)
+            && self.wire.is_mixed(self.target.file, self.number, sector as u32)
+    }
+
+    /// A tear below the sector, which is legal: its newest generation that is known.
+    fn mixed(&self) -> Option<(u32, u64, Reason)> {
+        let torn = |(i, found): (usize, &Found)| *found == Found::Corrupt {} && self.is_mixed(i);
+        if !self.sectors.iter().enumerate().any(torn) {
+            return None;
+        }
+        let r#gen = *self.unit.writes.keys().next_back()?;
+        Some((r#gen, u64::from(r#gen) + 1, Reason::Mixed))
     }
 
     /// Calls that failed.
@@ -522,6 +541,38 @@ pub(super) mod tests {
             let runs = [(31, own(2)), (1, found.clone())];
             assert!(clauses(dsync(), &wire(false), &runs).contains(&clause), "{found:?}");
         }
+    }
+
+    #[test]
+    fn what_writeback_copied_while_it_changed_is_a_legal_tear() {
+        let w = workload();
+        let stamped = |r#gen| {
+            let mut bytes = vec![0; 16384];
+            let stamp =
+                Stamp { nonce: 7, unit: 0, file: 1, generation: r#gen, sector: 0, sectors: 0 };
+            payload::fill(&mut bytes, stamp);
+            bytes
+        };
+        let (mut bytes, old) = (stamped(2), stamped(1));
+        bytes[31 * SECTOR + 100..].copy_from_slice(&old[31 * SECTOR + 100..]);
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(20), 0, 16384, &bytes, true, true);
+        let mut wire = b.finish();
+        let runs = [(31, own(2)), (1, Found::Corrupt {})];
+        let judged = |wire: &Wire, flags| judge(&w, 512, &ledger(&w, flags), wire, &found(&runs));
+        let clauses = |j: &Judgement| j.findings.iter().map(|f| f.clause).collect::<Vec<_>>();
+        let buffered = WriteFlags::default();
+
+        let j = judged(&wire, buffered);
+        assert_eq!(clauses(&j), [Clause::Corrupt], "the disk does not hold it");
+        let mut content = Content::default();
+        content.blocks.insert(31, Source::Written { request: Seq(20), block: 31 });
+        wire.set_content(&content);
+        let j = judged(&wire, buffered);
+        assert_eq!((clauses(&j), j.counts.legal_tears), (vec![], 1));
+        assert_eq!((j.tears[0].generation, j.tears[0].reason), (2, Reason::Mixed));
+        let j = judged(&wire, dsync());
+        assert_eq!(clauses(&j), [Clause::Corrupt], "nobody writes over a direct write's buffer");
     }
 
     #[test]

@@ -16,7 +16,8 @@
 //!   disk promises to keep whole. Everything else is a legal tear: counted, never a violation.
 //! - **Origin**: a generation is legal only after its intent; what belongs elsewhere is
 //!   [`Clause::Misdirected`], what nobody of this run wrote is [`Clause::Foreign`], a wrong
-//!   checksum is [`Clause::Corrupt`].
+//!   checksum is [`Clause::Corrupt`], unless a buffered write's request carried it so already: pages
+//!   are not kept still while a disk without checksums reads them, so that is a legal tear.
 //!
 //! Not torn, durable and ordered are three verdicts: a unit can break more than one.
 

@@ -73,6 +73,12 @@ pub struct Wire {
     blocks: HashMap<(u64, u32), Vec<Key>>,
     /// Keys of which the state after the cut holds at least one logical block.
     on_disk: Option<HashSet<Key>>,
+    /// What logical block number `block` of a request's payload held that was corrupt before it
+    /// ever reached the disk, as (file, unit, sector): pages of the page cache are not kept still
+    /// while a disk without checksums reads them.
+    unstable: HashMap<(u64, u32), Vec<(u32, u64, u32)>>,
+    /// Those of them that the state after the cut holds.
+    mixed: HashSet<(u32, u64, u32)>,
 }
 
 impl Wire {
@@ -105,10 +111,21 @@ impl Wire {
         self.on_disk.as_ref().map(|keys| keys.contains(&key))
     }
 
+    /// Does the state hold this sector as a request carried it, with a wrong checksum already?
+    pub fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool {
+        self.mixed.contains(&(file, unit, sector))
+    }
+
     /// Tells which state the disk is in.
     pub fn set_content(&mut self, content: &Content) {
         let mut keys = HashSet::new();
+        self.mixed.clear();
         for source in content.blocks.values() {
+            if let Source::Written { request, block } = source
+                && let Some(sectors) = self.unstable.get(&(request.0, *block))
+            {
+                self.mixed.extend(sectors);
+            }
             let (Source::Written { request, block }
             | Source::Flipped { request: Some(request), block, .. }) = source
             else {
@@ -158,9 +175,18 @@ impl WireBuilder {
         let skip = (offset % lb) as usize;
         let end = payload.len().min(skip + len as usize);
         let mut runs: Vec<Run> = Vec::new();
+        let mut unstable = HashSet::new();
         for (i, sector) in payload.chunks_exact(SECTOR).enumerate() {
             let at = i * SECTOR;
-            let Read::Stamped(s) = payload::read(sector) else { continue };
+            let Read::Stamped(s) = payload::read(sector) else {
+                let claimed = payload::claimed(sector).filter(|s| s.nonce == self.nonce);
+                if let Some(s) = claimed.filter(|_| at >= skip && at < end) {
+                    let block = (request.0, (at as u64 / lb) as u32);
+                    self.wire.unstable.entry(block).or_default().push((s.file, s.unit, s.sector));
+                    unstable.insert((s.file, s.unit));
+                }
+                continue;
+            };
             if s.nonce != self.nonce {
                 continue;
             }
@@ -181,14 +207,15 @@ impl WireBuilder {
         }
         for (i, run) in runs.iter().enumerate() {
             let same_unit = |o: &Run| (o.key.file, o.key.unit) == (run.key.file, run.key.unit);
-            let mixed = runs.iter().any(|o| same_unit(o) && o.key.r#gen != run.key.r#gen);
+            let mixed = unstable.contains(&(run.key.file, run.key.unit))
+                || runs.iter().any(|o| same_unit(o) && o.key.r#gen != run.key.r#gen);
             let alone = !runs.iter().enumerate().any(|(k, o)| k != i && same_unit(o));
             self.wire.carriers.entry(run.key).or_default().push(Carrier {
                 request: request.0,
                 offset,
                 len,
                 mixed,
-                whole: alone && run.first == 0 && run.n == run.of,
+                whole: alone && !mixed && run.first == 0 && run.n == run.of,
                 eligible,
                 volatile,
             });
@@ -252,6 +279,26 @@ mod tests {
         let wire = b.finish();
         assert_eq!(wire.eligibility(key(0, 2)), Eligibility::NotEligible(Reason::Mixed));
         assert_eq!(wire.eligibility(key(0, 1)), Eligibility::NotEligible(Reason::Mixed));
+    }
+
+    #[test]
+    fn a_sector_that_was_corrupt_in_its_request_is_mixed_where_the_state_holds_it() {
+        let mut bytes = unit(0, 2, 8);
+        // Its stamp is of the newer generation, its end of the older.
+        bytes[3 * SECTOR + 256..4 * SECTOR]
+            .copy_from_slice(&unit(0, 1, 8)[3 * SECTOR + 256..4 * SECTOR]);
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 4096, &bytes, true, true);
+        let mut wire = b.finish();
+        assert_eq!(wire.eligibility(key(0, 2)), Eligibility::NotEligible(Reason::Mixed));
+        assert!(!wire.is_mixed(1, 0, 3), "the state is not known");
+        let mut content = Content::default();
+        content.blocks.insert(2, Source::Written { request: Seq(3), block: 2 });
+        wire.set_content(&content);
+        assert!(!wire.is_mixed(1, 0, 3), "the state holds another block");
+        content.blocks.insert(3, Source::Written { request: Seq(3), block: 3 });
+        wire.set_content(&content);
+        assert!(wire.is_mixed(1, 0, 3) && !wire.is_mixed(1, 0, 2) && !wire.is_mixed(1, 1, 3));
     }
 
     #[test]

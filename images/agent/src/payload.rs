@@ -80,7 +80,6 @@ pub enum Read {
 pub fn read(sector: &[u8]) -> Read {
     let u32_at =
         |i: usize| u32::from_le_bytes([sector[i], sector[i + 1], sector[i + 2], sector[i + 3]]);
-    let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
     if sector.len() != SECTOR {
         return Read::Unknown;
     }
@@ -90,14 +89,28 @@ pub fn read(sector: &[u8]) -> Read {
     if crc32c::crc32c(&sector[..508]) != u32_at(508) {
         return Read::Corrupt;
     }
-    Read::Stamped(Stamp {
+    Read::Stamped(stamp(sector))
+}
+
+/// What a corrupt sector says it is; `None` for every other. Where it was copied while it was
+/// written over, all but the generation is right.
+pub fn claimed(sector: &[u8]) -> Option<Stamp> {
+    (read(sector) == Read::Corrupt).then(|| stamp(sector))
+}
+
+/// The stamp of a whole sector, whatever its checksum.
+fn stamp(sector: &[u8]) -> Stamp {
+    let u32_at =
+        |i: usize| u32::from_le_bytes([sector[i], sector[i + 1], sector[i + 2], sector[i + 3]]);
+    let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
+    Stamp {
         nonce: u64_at(8),
         unit: u64_at(16),
         file: u32_at(24),
         generation: u32_at(28),
         sector: u32_at(32),
         sectors: u32_at(36),
-    })
+    }
 }
 
 /// What a sector means where sector number `sector` of `unit` of `file` is expected.
