@@ -65,6 +65,9 @@ pub enum Eligibility {
     Unseen,
 }
 
+/// Where a sector belongs: (file, unit, sector).
+type Place = (u32, u64, u32);
+
 /// What the recording says about the blocks of one workload, up to the cut.
 #[derive(Clone, Debug, Default)]
 pub struct Wire {
@@ -74,11 +77,11 @@ pub struct Wire {
     /// Keys of which the state after the cut holds at least one logical block.
     on_disk: Option<HashSet<Key>>,
     /// What logical block number `block` of a request's payload held that was corrupt before it
-    /// ever reached the disk, as (file, unit, sector): pages of the page cache are not kept still
+    /// ever reached the disk: pages of the page cache are not kept still
     /// while a disk without checksums reads them.
-    unstable: HashMap<(u64, u32), Vec<(u32, u64, u32)>>,
+    unstable: HashMap<(u64, u32), Vec<Place>>,
     /// Those of them that the state after the cut holds.
-    mixed: HashSet<(u32, u64, u32)>,
+    mixed: HashSet<Place>,
 }
 
 impl Wire {
