@@ -29,7 +29,10 @@ pub fn find(given: Option<&Path>) -> Result<PathBuf, ImageError> {
         return existing([PathBuf::from(path)]);
     }
     let me = std::env::current_exe().and_then(|p| p.canonicalize()).unwrap_or_default();
-    existing(candidates(&me))
+    // The tests build a dynamic one beside the programs, which is not meant.
+    let usable = |p: &PathBuf| !p.is_file() || read(p).is_ok();
+    let (usable, dynamic): (Vec<_>, Vec<_>) = candidates(&me).into_iter().partition(usable);
+    existing(usable).or_else(|none| existing(dynamic).map_err(|_| none))
 }
 
 /// The newest of the builds is the one that is meant.
