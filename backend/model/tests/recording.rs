@@ -322,6 +322,41 @@ fn the_power_cut_lies_after_one_event_for_all_threads() {
 }
 
 #[test]
+fn a_power_cut_is_put_on_record_while_the_power_stays_off() {
+    let power = Event::Reset { cause: ResetCause::PowerCut, queue: None };
+    // Slots are given back in grains of 64 KiB when the writer ends: also right before the cut's.
+    for before in (0..4).chain(1000..1030) {
+        let place = Place::new();
+        let writer = place.create();
+        writer.note_cut().unwrap();
+        for n in 0..before {
+            writer.append(&mark(format!("m{n}"))).unwrap();
+        }
+        let cut = writer.freeze();
+        for _ in 0..2 {
+            writer.note_cut().unwrap();
+            assert_eq!((writer.frozen(), writer.events()), (Some(cut), before));
+            assert!(matches!(writer.append(&mark("late")), Err(RecordingError::Frozen)));
+            let all = events(&place.path());
+            assert_eq!(all.len() as u64, before + 1);
+            assert_eq!(all.last().unwrap(), &(Seq(before), power.clone()));
+        }
+        if before % 2 == 0 {
+            writer.thaw().unwrap();
+            assert_eq!(writer.append(&mark("after")).unwrap(), Seq(before + 1));
+            assert_eq!(writer.freeze(), Some(Seq(before + 1)), "and once more");
+            writer.note_cut().unwrap();
+            drop(writer);
+            let all = events(&place.path());
+            assert_eq!(all[before as usize + 2..], [(Seq(before + 2), power.clone())]);
+        } else {
+            drop(writer);
+            assert_eq!(events(&place.path()).last().unwrap(), &(Seq(before), power.clone()));
+        }
+    }
+}
+
+#[test]
 fn freezing_before_the_first_event_leaves_none() {
     let place = Place::new();
     let writer = place.create();

@@ -54,6 +54,8 @@ pub struct Writer {
     finished: AtomicU64,
     /// Slots before the power cut, and 1; 0: no cut, or it is being made.
     cut: AtomicU64,
+    /// The cut is on record: see [`Writer::note_cut`]. Locked by who puts it there.
+    noted: Mutex<bool>,
     /// How often the power came back.
     thaws: AtomicU64,
     /// Slots there is room for.
@@ -242,6 +244,7 @@ impl Writer {
             next: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             cut: AtomicU64::new(0),
+            noted: Mutex::new(false),
             thaws: AtomicU64::new(0),
             capacity: AtomicU64::new(0),
             slots: (0..most).map(|_| AtomicU32::new(0)).collect(),
@@ -418,20 +421,45 @@ impl Writer {
         self.thaws.load(Ordering::Acquire)
     }
 
-    /// The power is back: appends [`Event::Reset`] of cause [`ResetCause::PowerCut`], and takes
-    /// events again. They are not part of the order before it. Does nothing where there is power.
+    /// Puts the power cut on record, [`Event::Reset`] of cause [`ResetCause::PowerCut`], for those
+    /// who find the recording if this process is killed. The power stays off: what
+    /// [`Writer::freeze`], [`Writer::frozen`] and [`Writer::events`] say ends before this event.
+    /// Does nothing where there is power, and at the second time.
+    ///
+    /// # Errors
+    /// No space, or the file failed: [`Writer::thaw`] tries again.
+    pub fn note_cut(&self) -> Result<(), RecordingError> {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(cut) = self.frozen() else { return Ok(()) };
+        if !*noted {
+            // Nobody else takes a number without power, and all that were taken are settled.
+            let event = Event::Reset { cause: ResetCause::PowerCut, queue: None };
+            let words = slot::encode(&event, Payload::default());
+            self.fill(cut.map_or(0, |seq| seq.0 + 1), words)?;
+            *noted = true;
+        }
+        Ok(())
+    }
+
+    /// The power is back: appends [`Event::Reset`] of cause [`ResetCause::PowerCut`] (unless
+    /// [`Writer::note_cut`] did), and takes events again. They are not part of the order before
+    /// it. Does nothing where there is power.
     ///
     /// # Errors
     /// As [`Writer::append`].
     pub fn thaw(&self) -> Result<(), RecordingError> {
+        // Of several threads one gets the cut.
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         if self.frozen().is_none() {
             return Ok(());
         }
-        // Of several threads one gets the cut.
-        let cut = self.cut.swap(0, Ordering::AcqRel);
-        if cut != 0 {
-            self.thaws.fetch_add(1, Ordering::AcqRel);
-            self.next.store(cut - 1, Ordering::Release);
+        let taken = self.cut.swap(0, Ordering::AcqRel) - 1;
+        self.thaws.fetch_add(1, Ordering::AcqRel);
+        if std::mem::take(&mut *noted) {
+            self.finished.fetch_add(1, Ordering::AcqRel);
+            self.next.store(taken + 1, Ordering::Release);
+        } else {
+            self.next.store(taken, Ordering::Release);
             self.append(&Event::Reset { cause: ResetCause::PowerCut, queue: None })?;
         }
         Ok(())
@@ -446,12 +474,22 @@ impl Writer {
         self.cut.store(taken + 1, Ordering::Release);
     }
 
-    fn put(&self, mut words: Words, last: bool) -> Result<Seq, RecordingError> {
+    fn put(&self, words: Words, last: bool) -> Result<Seq, RecordingError> {
         if self.map.poisoned() {
             return Err(self.poisoned());
         }
         let seq = if last { self.take_last()? } else { self.take()? };
-        let stored = match self.slot_at(seq) {
+        let stored = self.fill(seq, words);
+        self.finished.fetch_add(1, Ordering::AcqRel);
+        if last {
+            self.settle(seq + 1);
+        }
+        stored
+    }
+
+    /// Commits the slot of a number that the caller alone has.
+    fn fill(&self, seq: u64, mut words: Words) -> Result<Seq, RecordingError> {
+        match self.slot_at(seq) {
             Some(at) => {
                 slot::seal(seq, &mut words);
                 self.map.commit(at, &words);
@@ -459,12 +497,7 @@ impl Writer {
             }
             // More threads raced for the end than can be: a hole, and an error for this one.
             None => Err(no_space(&self.path, io::Error::from(io::ErrorKind::StorageFull))),
-        };
-        self.finished.fetch_add(1, Ordering::AcqRel);
-        if last {
-            self.settle(seq + 1);
         }
-        stored
     }
 
     fn take(&self) -> Result<u64, RecordingError> {
@@ -619,7 +652,8 @@ impl Drop for Writer {
         let geometry = self.geometry;
         let end =
             |at: u64| (at - slot::DATA_START).next_multiple_of(geometry.segment) + slot::DATA_START;
-        let mut next = self.events();
+        let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.events() + u64::from(noted);
         let capacity = self.capacity.load(Ordering::Acquire);
         while next < capacity {
             if let Some(at) = self.slot_at(next) {

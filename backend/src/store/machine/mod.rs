@@ -242,6 +242,8 @@ impl Shared {
         let recorded = self.recorded.as_ref()?;
         let mut resolution = lock(&self.resolution);
         Some(Arc::clone(resolution.get_or_insert_with(|| {
+            // Before anybody is told: whoever knows of the cut may kill this process.
+            recorded.note_cut();
             let resolution = recorded.resolve(&cut);
             if let Err(problem) = &resolution.answer {
                 log::error!("{problem}");

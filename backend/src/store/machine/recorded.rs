@@ -111,6 +111,13 @@ impl Recorded {
         self.store.freeze()
     }
 
+    /// Says in the recording that the power was cut, while it is off.
+    pub(super) fn note_cut(&self) {
+        if let Err(e) = self.store.writer().note_cut() {
+            log::warn!("{e}");
+        }
+    }
+
     /// The disk has started again, on what the cut left: the recording says so, since its live
     /// disk is no more.
     pub(super) fn power_is_back(&self) {

@@ -5,6 +5,7 @@ use crate::store::testing::{ask, discard, flush, image, read, reap, write, zeroe
 use proptest::prelude::*;
 use std::path::Path;
 use tornblk_model::crash::{History, Source, StateName};
+use tornblk_model::event::Seq;
 use tornblk_model::recording::Reader;
 use tornblk_proto::{
     Counters, Crashed, Match, OpKind, Range, RefusalKind, StallWhen, Trigger, nonce_of,
@@ -280,7 +281,9 @@ fn each_trigger_cuts_right_after_its_event() {
         }
         let crashed = rig.machine.wait_for_crash(token).unwrap();
         let history = rig.history();
-        assert_eq!(history.last().unwrap().0, crashed.event, "{told:?}");
+        // After it there is only the cut itself.
+        assert_eq!(history.last().unwrap().0, crashed.event + 1, "{told:?}");
+        assert_eq!(history.base_of(Seq(crashed.event + 2)), history.last());
         assert_eq!(history.requests()[1].end.is_some(), done, "{told:?}");
         assert!(crashed.state.ends_with(":all"), "{}", crashed.state);
         drop(queue);
@@ -475,6 +478,30 @@ fn a_power_cut_stays_on_record_when_the_device_just_ends() {
     let history = History::new(disk, events).unwrap();
     let point = format!("lb512/p{event}:none");
     assert!(history.build(&StateName(point)).unwrap().blocks.is_empty());
+}
+
+#[test]
+fn a_power_cut_is_on_record_as_soon_as_it_is_told() {
+    let rig = rig("lb512", |_| {});
+    ask(&mut *rig.machine.queue(0), write(0, 0, bytes(0xa1))).unwrap();
+    let event = rig.crash(Trigger::Now, 0).event;
+    // What is in the file now is what a device that is killed leaves.
+    let left = tempfile::tempdir().unwrap();
+    std::fs::copy(rig.dir.path().join("disk.rec"), left.path().join("disk.rec")).unwrap();
+    let found = Options {
+        recording: Some(left.path().join("disk.rec")),
+        ..options(rig.dir.path(), "lb512")
+    };
+    let error = Machine::open(found).unwrap_err();
+    assert!(error.to_string().contains("power was cut"), "{error}");
+    let cuts = |rig: &Rig| {
+        let reader = Reader::open(&rig.dir.path().join("disk.rec")).unwrap();
+        let info = reader.info().unwrap();
+        (info.counts.power_cuts, reader.events().last().unwrap().unwrap().0.0)
+    };
+    assert_eq!(cuts(&rig), (1, event + 1));
+    rig.restart();
+    assert_eq!(cuts(&rig), (1, event + 1), "once");
 }
 
 #[test]
