@@ -184,6 +184,13 @@ impl Client {
         }
     }
 
+    /// Ends the connection from this side: what it armed is disarmed. What was asked before is
+    /// answered still, so a crash that came first is not lost.
+    pub fn hang_up(&self) {
+        // Where the other side is gone already there is nothing to shut down.
+        let _ = lock(&self.writer).shutdown(Shutdown::Write);
+    }
+
     fn send<T>(&self, command: &Command) -> Result<Pending<T>, ClientError> {
         let (to, answer) = sync_channel(1);
         let id = {

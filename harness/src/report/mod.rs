@@ -66,6 +66,7 @@ pub(crate) mod testing {
         CutReport {
             number: 2,
             plan: "from write 7 on, when request 1 was executed".into(),
+            fired: true,
             seed: 5,
             nonce: 9,
             event: 120,
@@ -90,6 +91,7 @@ pub(crate) mod testing {
             why: why.map(str::to_owned),
             cuts: 4,
             planned: 4,
+            at_rest: 0,
             counts: Counts { eligible: 1200, not_eligible: 3, ..Counts::default() },
             violations: u64::from(red),
             control: Some(ControlReport {

@@ -151,6 +151,14 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
             let (cuts, planned) = (lane.cuts, lane.planned);
             writeln!(out, "{}: the time was over after {cuts} of {planned} cuts", lane.name)?;
         }
+        if lane.at_rest > 0 {
+            let (cuts, rest) = (lane.cuts, lane.at_rest);
+            writeln!(
+                out,
+                "{}: {rest} of {cuts} cuts were made at rest: their moment never came",
+                lane.name
+            )?;
+        }
     }
     for lane in report.lanes.iter().filter(|l| l.violations > 0) {
         write_findings(lane, look, out)?;

@@ -21,6 +21,9 @@ pub struct CutReport {
     pub number: u32,
     /// Where the power was cut, in words.
     pub plan: String,
+    /// It was cut there; else at rest, after the workload's end.
+    #[serde(default = "yes")]
+    pub fired: bool,
     pub seed: u64,
     pub nonce: u64,
     /// The cut lies after this event of the recording.
@@ -37,6 +40,10 @@ pub struct CutReport {
     pub folder: Option<PathBuf>,
     /// Commands that show it again.
     pub again: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How a cut ended.
@@ -142,7 +149,7 @@ impl Setting<'_> {
         if relay.crashed.is_none() {
             relay.cut_now()?;
         }
-        let write = relay.write();
+        let (write, fired) = (relay.write(), relay.fired);
         let (batches, crashed) = (std::mem::take(&mut relay.batches), relay.crashed.take());
         let Some(crashed) = crashed else {
             return Err(RunError::Bad("the device did not say that the power was cut".into()));
@@ -158,16 +165,18 @@ impl Setting<'_> {
         phase("judging");
         let evidence =
             Evidence { volume: self.volume.clone(), workload, batches, readback, broken };
+        save(&dir.join("evidence.json"), &evidence)?;
         let judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
         if let Some(message) = failed
             && judgement.findings.is_empty()
         {
             return Err(RunError::Guest(format!("the workload failed in the guest: {message}")));
         }
-        save(&dir.join("evidence.json"), &evidence)?;
+        let never = "; that never came, so it was cut at rest, after the workload's end";
         Ok(Judged::Done(Box::new(CutReport {
             number: cut.number,
-            plan: cut.plan.to_string(),
+            plan: format!("{}{}", cut.plan, if fired { "" } else { never }),
+            fired,
             seed: cut.seed,
             nonce: cut.nonce,
             event: crashed.event,

@@ -59,6 +59,9 @@ pub struct LaneReport {
     /// Cuts that were made, of how many.
     pub cuts: u32,
     pub planned: u32,
+    /// Of the cuts, those whose moment never came: made at rest, after the workload's end.
+    #[serde(default)]
+    pub at_rest: u32,
     pub counts: Counts,
     /// Findings of all cuts.
     pub violations: u64,
@@ -130,6 +133,7 @@ impl LaneReport {
             why: None,
             cuts: 0,
             planned: if settings.only.is_some() { 1 } else { settings.cuts },
+            at_rest: 0,
             counts: Counts::default(),
             violations: 0,
             control: None,
@@ -249,6 +253,7 @@ impl LaneRun<'_> {
                 self.control(&report);
             } else {
                 self.report.cuts += 1;
+                self.report.at_rest += u32::from(!report.fired);
                 self.report.counts += report.judgement.counts;
                 self.report.violations += report.judgement.findings.len() as u64;
             }

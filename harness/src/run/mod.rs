@@ -53,6 +53,9 @@ pub enum RunError {
     /// The guest's kernel died; what it said.
     #[error("the guest's kernel crashed: {0}")]
     Panic(String),
+    /// The guest did not answer in time.
+    #[error("{0}")]
+    Hung(String),
     #[error("cannot {what} {}: {source}", path.display())]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("the recording {}: {message}", path.display())]
@@ -73,8 +76,9 @@ impl RunError {
 
 /// What a machine's command did beside its answer. Called in order, from one thread.
 pub trait Host {
-    /// A batch of marks, to be recorded before the guest goes on.
-    fn marks(&mut self, marks: &[MarkText]);
+    /// A batch of marks, to be recorded before the guest goes on. `Ok`: all of them are on record.
+    /// The error is a sentence, and ends the command as [`Host::stop`] does.
+    fn marks(&mut self, marks: &[MarkText]) -> Result<(), String>;
     fn progress(&mut self, text: &str);
     /// Give up on the command?
     fn stop(&mut self) -> bool;
@@ -111,8 +115,8 @@ pub trait Disk {
     fn arm(&mut self, cut: &Arm) -> Result<(), RunError>;
     /// Was the power cut? Waits that long for it.
     fn crashed(&mut self, wait: Duration) -> Result<Option<Crashed>, RunError>;
-    /// Whatever was armed is off.
-    fn disarm(&mut self);
+    /// Whatever was armed is off, unless the power was cut before that: then how.
+    fn disarm(&mut self) -> Result<Option<Crashed>, RunError>;
     fn stop(self: Box<Self>) -> Result<(), RunError>;
 }
 

@@ -191,14 +191,24 @@ impl Disk for RealDisk {
         }
     }
 
-    fn disarm(&mut self) {
-        self.armed = None;
+    fn disarm(&mut self) -> Result<Option<Crashed>, RunError> {
+        if let Some(crashed) = self.crashed.take() {
+            return Ok(Some(crashed));
+        }
+        Ok(self.armed.take().and_then(|(pending, client)| hang_up(&pending, &client)))
     }
 
     fn stop(self: Box<Self>) -> Result<(), RunError> {
         drop(self.armed);
         Ok(self.device.stop()?)
     }
+}
+
+/// Ends the connection of an armed crash. The device answers it first: that the power was cut, or
+/// that it was disarmed.
+fn hang_up(pending: &Pending<Crashed>, client: &Client) -> Option<Crashed> {
+    client.hang_up();
+    pending.wait_for(DISARM).ok().flatten()
 }
 
 struct RealMachine(Vm);
@@ -217,7 +227,8 @@ impl Machine for RealMachine {
     ) -> Result<Outcome, CallError> {
         let deadline = Instant::now() + deadline;
         self.0.call(command, &mut Adapter(host), deadline).map_err(|e| match e {
-            VmError::Stopped => CallError::Stopped,
+            // The host knows why.
+            VmError::Stopped | VmError::Marks(_) => CallError::Stopped,
             other => CallError::Failed(vm_error(other)),
         })
     }
@@ -231,8 +242,7 @@ struct Adapter<'a>(&'a mut dyn Host);
 
 impl vm::Host for Adapter<'_> {
     fn marks(&mut self, marks: &[MarkText]) -> Result<(), String> {
-        self.0.marks(marks);
-        Ok(())
+        self.0.marks(marks)
     }
 
     fn progress(&mut self, text: &str) {
@@ -250,6 +260,51 @@ fn vm_error(error: VmError) -> RunError {
             log::error!("{error}");
             RunError::Panic(line.clone())
         }
+        VmError::Hung { .. } => RunError::Hung(error.to_string()),
         other => RunError::Guest(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use tornblk_proto::Trigger;
+
+    #[test]
+    fn a_crash_that_came_before_it_could_be_disarmed_is_told() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let device = std::thread::spawn(move || {
+            // It answers when the client has gone, as a device does whose power was just cut.
+            let mut asked = Vec::new();
+            theirs.read_to_end(&mut asked).unwrap();
+            let crashed = serde_json::json!({
+                "event": 7, "state": "lb512/p7:all", "faults": [], "volatile_writes": 0
+            });
+            let answer = tornblk_proto::Answer { id: Some(1), ok: Some(crashed), error: None };
+            tornblk_proto::codec::write(&mut theirs, &answer).unwrap();
+        });
+        let client = Client::over(ours).unwrap();
+        let pending = client.crash_start(Trigger::Now, None, None, None).unwrap();
+        assert_eq!(hang_up(&pending, &client).unwrap().event, 7);
+        device.join().unwrap();
+    }
+
+    #[test]
+    fn marks_that_were_not_recorded_are_not_acknowledged() {
+        struct Refuses;
+        impl Host for Refuses {
+            fn marks(&mut self, _: &[MarkText]) -> Result<(), String> {
+                Err("the recording is full".into())
+            }
+            fn progress(&mut self, _: &str) {}
+            fn stop(&mut self) -> bool {
+                false
+            }
+        }
+        let marks = vm::Host::marks(&mut Adapter(&mut Refuses), &[]);
+        assert_eq!(marks.unwrap_err(), "the recording is full");
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Relay<'a> {
     write: Option<Key>,
     pub(super) batches: Batches,
     pub(super) crashed: Option<Crashed>,
+    /// The power was cut where the plan says, not at rest after the workload.
+    pub(super) fired: bool,
     pub(super) error: Option<RunError>,
 }
 
@@ -73,6 +75,7 @@ impl<'a> Relay<'a> {
             write: None,
             batches: Vec::new(),
             crashed: None,
+            fired: true,
             error: None,
         }
     }
@@ -82,30 +85,39 @@ impl<'a> Relay<'a> {
         self.write
     }
 
-    /// The workload ended and the power is still on: cuts it now.
+    /// The workload ended and nobody said that the power is off: it is cut now, unless what was
+    /// armed came at the last moment.
     pub(super) fn cut_now(&mut self) -> Result<(), RunError> {
-        self.disk.disarm();
-        self.arm(Trigger::Now)?;
-        self.crashed = self.disk.crashed(Duration::from_secs(60))?;
+        self.crashed = self.disk.disarm()?;
+        if self.crashed.is_none() {
+            self.fired = false;
+            self.arm(Trigger::Now)?;
+            self.crashed = self.disk.crashed(Duration::from_secs(60))?;
+        }
         self.stage = Stage::Over;
         Ok(())
     }
 
-    fn record(&mut self, marks: &[MarkText]) -> Result<(), RunError> {
+    /// Is all of it on record? If not, the power is off.
+    fn record(&mut self, marks: &[MarkText]) -> Result<bool, RunError> {
         let mut batch = Vec::with_capacity(marks.len());
         for mark in marks {
             // `None`: the power is off, and what comes now never happened.
             let Some(event) = self.disk.mark(&mark.to_line())? else { break };
             batch.push((event, mark.clone()));
         }
+        let complete = batch.len() == marks.len();
         self.live.batch(batch.iter().cloned());
         self.batches.push(batch);
+        if !complete {
+            return Ok(false);
+        }
         // The whole batch is on record before anything is armed: its writes begin together, when
         // it is acknowledged.
         for mark in marks {
             self.look(mark)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn look(&mut self, mark: &MarkText) -> Result<(), RunError> {
@@ -210,12 +222,19 @@ fn placed(fault: &Fault, range: Option<(u64, u64)>) -> Fault {
 }
 
 impl Host for Relay<'_> {
-    fn marks(&mut self, marks: &[MarkText]) {
-        if self.crashed.is_some() || self.error.is_some() {
-            return;
+    fn marks(&mut self, marks: &[MarkText]) -> Result<(), String> {
+        if let Some(error) = &self.error {
+            return Err(error.to_string());
         }
-        if let Err(error) = self.record(marks) {
-            self.error = Some(error);
+        let recorded = if self.crashed.is_some() { Ok(false) } else { self.record(marks) };
+        match recorded {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("the power is off".into()),
+            Err(error) => {
+                let text = error.to_string();
+                self.error = Some(error);
+                Err(text)
+            }
         }
     }
 
@@ -238,7 +257,9 @@ impl Host for Relay<'_> {
 pub(super) struct Quiet<'a>(pub(super) &'a AtomicBool);
 
 impl Host for Quiet<'_> {
-    fn marks(&mut self, _: &[MarkText]) {}
+    fn marks(&mut self, _: &[MarkText]) -> Result<(), String> {
+        Err("nobody records marks now".into())
+    }
 
     fn progress(&mut self, text: &str) {
         log::debug!("guest: {text}");

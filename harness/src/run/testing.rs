@@ -36,6 +36,18 @@ pub(super) enum Bug {
     PanicsOnMount,
     /// `mkfs` ends with an error.
     MkfsFails,
+    /// It neither answers nor ends when it mounts after a cut.
+    HangsOnMount,
+    /// The kernel dies, or never answers, or fails, when it reads back.
+    PanicsOnReadback,
+    HangsOnReadback,
+    FailsReadback,
+    /// The recording cannot be read.
+    NoRecording,
+    /// Nothing that is armed for a request comes.
+    NeverFires,
+    /// It comes just when it is disarmed.
+    FiresAtDisarm,
     /// Requests are split, so that nothing is eligible.
     Splits,
 }
@@ -131,6 +143,9 @@ impl Lab for FakeLab {
 
     fn wire(&mut self, _: &Path, query: &WireQuery) -> Result<Wire, RunError> {
         let state = self.state.borrow();
+        if state.bug == Bug::NoRecording {
+            return Err(RunError::Bad("the recording cannot be read".into()));
+        }
         let mut builder = WireBuilder::new(query.nonce, 512);
         for &(event, file, unit, r#gen, len) in &state.writes {
             if event > query.event {
@@ -157,6 +172,9 @@ impl State {
     /// Carries out what is armed, where a request matches.
     fn request(&mut self, op: OpKind, complete: bool) {
         let Some(arm) = &self.armed else { return };
+        if matches!(self.bug, Bug::NeverFires | Bug::FiresAtDisarm) {
+            return;
+        }
         let which: &Match = match &arm.at {
             Trigger::Submit(which) if !complete => which,
             Trigger::Complete(which) if complete => which,
@@ -248,6 +266,9 @@ impl Disk for FakeDisk {
     fn arm(&mut self, cut: &Arm) -> Result<(), RunError> {
         let mut state = self.0.0.borrow_mut();
         assert!(state.armed.is_none(), "armed twice");
+        if state.crashed.is_some() {
+            return Err(RunError::Bad("the power is cut already".into()));
+        }
         state.matched = 0;
         state.armed = Some(cut.clone());
         if cut.at == Trigger::Now {
@@ -260,8 +281,13 @@ impl Disk for FakeDisk {
         Ok(self.0.0.borrow().crashed.clone())
     }
 
-    fn disarm(&mut self) {
-        self.0.0.borrow_mut().armed = None;
+    fn disarm(&mut self) -> Result<Option<Crashed>, RunError> {
+        let mut state = self.0.0.borrow_mut();
+        if state.armed.is_some() && state.bug == Bug::FiresAtDisarm {
+            state.cut();
+        }
+        state.armed = None;
+        Ok(state.crashed.clone())
     }
 
     fn stop(self: Box<Self>) -> Result<(), RunError> {
@@ -286,7 +312,8 @@ impl FakeMachine {
                 self.state().stable.insert((target.file, unit), [Some(0); 2]);
             }
         }
-        host.marks(&[MarkText::Phase { name: "load-done".into() }]);
+        host.marks(&[MarkText::Phase { name: "load-done".into() }])
+            .map_err(|_| CallError::Stopped)?;
         let mut generations = BTreeMap::new();
         for n in 0..workload.writes as usize {
             let target = &workload.files[n % workload.files.len()];
@@ -297,7 +324,8 @@ impl FakeMachine {
             *r#gen += 1;
             let (file, len, offset) = (target.file, target.unit, target.offset_of(unit));
             let r#gen = *r#gen;
-            host.marks(&[MarkText::Intent { file, unit, r#gen, offset, len, flags }]);
+            host.marks(&[MarkText::Intent { file, unit, r#gen, offset, len, flags }])
+                .map_err(|_| CallError::Stopped)?;
             self.state().write(file, unit, r#gen, len);
             if flags.dsync {
                 self.state().flush();
@@ -305,7 +333,8 @@ impl FakeMachine {
             if host.stop() {
                 return Err(CallError::Stopped);
             }
-            host.marks(&[MarkText::Done { file, unit, r#gen, result: i64::from(len) }]);
+            host.marks(&[MarkText::Done { file, unit, r#gen, result: i64::from(len) }])
+                .map_err(|_| CallError::Stopped)?;
             if host.stop() {
                 return Err(CallError::Stopped);
             }
@@ -318,7 +347,8 @@ impl FakeMachine {
                     return Err(CallError::Stopped);
                 }
                 let synced = |t: &Target| MarkText::Synced { file: t.file, since, result: 0 };
-                host.marks(&workload.files.iter().map(synced).collect::<Vec<_>>());
+                host.marks(&workload.files.iter().map(synced).collect::<Vec<_>>())
+                    .map_err(|_| CallError::Stopped)?;
                 if host.stop() {
                     return Err(CallError::Stopped);
                 }
@@ -384,6 +414,18 @@ impl Machine for FakeMachine {
             }
             Command::Mount { .. } if after_cut && bug == Bug::PanicsOnMount => {
                 Err(CallError::Failed(RunError::Panic("kernel BUG at fs/xfs".into())))
+            }
+            Command::Mount { .. } if after_cut && bug == Bug::HangsOnMount => {
+                Err(CallError::Failed(RunError::Hung("no answer within 300 s".into())))
+            }
+            Command::Readback { .. } if bug == Bug::PanicsOnReadback => {
+                Err(CallError::Failed(RunError::Panic("kernel BUG at fs/iomap".into())))
+            }
+            Command::Readback { .. } if bug == Bug::HangsOnReadback => {
+                Err(CallError::Failed(RunError::Hung("no answer within 300 s".into())))
+            }
+            Command::Readback { .. } if bug == Bug::FailsReadback => {
+                Ok(Outcome::Failed { message: "Is a directory".into(), errno: Some(21) })
             }
             Command::Workload { .. } if bug == Bug::Unsupported => {
                 Ok(Outcome::Unsupported { message: "RWF_ATOMIC: not supported".into() })

@@ -158,6 +158,10 @@ fn a_file_system_that_does_not_come_back_is_a_violation() {
     for (bug, says) in [
         (Bug::Unmountable, "Structure needs cleaning"),
         (Bug::PanicsOnMount, "kernel BUG at fs/xfs"),
+        (Bug::HangsOnMount, "no answer within 300 s"),
+        (Bug::PanicsOnReadback, "kernel BUG at fs/iomap"),
+        (Bug::HangsOnReadback, "no answer within 300 s"),
+        (Bug::FailsReadback, "Is a directory"),
     ] {
         let ran = run_with(bug, &lanes()[1..], &settings(), false);
         let reports = ran.result.unwrap();
@@ -177,6 +181,31 @@ fn a_guest_that_hangs_at_once_stops_the_run_and_later_only_its_lane() {
     assert_eq!(verdicts(&reports), [Verdict::Passed, Verdict::Error]);
     assert!(reports[1].why.as_ref().unwrap().contains("too small"), "{:?}", reports[1].why);
     assert_eq!(RunReport::exit_code(&reports), 2);
+}
+
+#[test]
+fn what_was_read_is_kept_even_where_it_cannot_be_judged() {
+    let ran = run_with(Bug::NoRecording, &lanes()[..1], &settings(), false);
+    assert!(ran.result.unwrap_err().to_string().contains("cannot be read"));
+    assert!(ran.dir.path().join("run/raw/control/evidence.json").is_file());
+}
+
+#[test]
+fn a_cut_whose_moment_never_came_is_told_as_one_at_rest() {
+    let settings = Settings { keep: true, cuts: 8, ..settings() };
+    let ran = run_with(Bug::NeverFires, &lanes()[..1], &settings, false);
+    let report = ran.result.unwrap().swap_remove(0);
+    let cuts: Vec<_> = report.reports.iter().filter(|c| c.number > 0).collect();
+    assert_eq!(report.at_rest as usize, cuts.iter().filter(|c| !c.fired).count());
+    assert!(report.at_rest > 0 && report.cuts == 8);
+    assert!(cuts.iter().all(|c| c.fired != c.plan.contains("at rest")), "{cuts:#?}");
+}
+
+#[test]
+fn a_cut_that_comes_while_it_is_disarmed_is_the_cut() {
+    let ran = run_with(Bug::FiresAtDisarm, &lanes()[..1], &settings(), false);
+    let report = ran.result.unwrap().swap_remove(0);
+    assert_eq!((report.cuts, report.at_rest), (3, 0), "{report:#?}");
 }
 
 #[test]

@@ -102,24 +102,46 @@ impl Volume {
                     broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
                     readable = false;
                 }
-                Err(CallError::Failed(RunError::Panic(text))) => {
-                    let text = format!("mounting after the cut crashed the kernel: {text}");
+                Err(e) => {
+                    let text = format!("mounting after the cut {}", e.death(way.interrupted)?);
                     broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
                     return Ok((None, broken));
                 }
-                Err(e) => return Err(e.into_error(way.interrupted)),
             }
         }
         let mut readback = None;
         if readable {
             (way.phase)("reading back");
             let command = Command::Readback { workload: workload.clone() };
-            let value = guest.ask("reading back", command, LONG)?;
-            readback = Some(serde_json::from_value(value).map_err(|e| {
-                RunError::Guest(format!("what the guest read back is not understood: {e}"))
-            })?);
+            match guest.call(command, LONG) {
+                Ok(Outcome::Ok { value }) => {
+                    readback = Some(serde_json::from_value(value).map_err(|e| {
+                        RunError::Guest(format!("what the guest read back is not understood: {e}"))
+                    })?);
+                }
+                Ok(Outcome::Failed { message, .. }) => {
+                    let text = format!("reading back after the cut failed: {message}");
+                    broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
+                }
+                Ok(Outcome::Unsupported { message }) => {
+                    return Err(RunError::Guest(format!("the guest cannot read back: {message}")));
+                }
+                Err(e) => {
+                    let text = format!("reading back after the cut {}", e.death(way.interrupted)?);
+                    broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
+                    return Ok((None, broken));
+                }
+            }
         }
-        let dmesg = guest.ask("reading the kernel's messages", Command::Dmesg {}, SHORT)?;
+        let dmesg = match guest.ask("reading the kernel's messages", Command::Dmesg {}, SHORT) {
+            Ok(dmesg) => dmesg,
+            // What is wrong is known without them.
+            Err(error) if !broken.is_empty() && !matches!(error, RunError::Interrupted) => {
+                log::warn!("{error}");
+                return Ok((readback, broken));
+            }
+            Err(error) => return Err(error),
+        };
         let text = dmesg["text"].as_str().unwrap_or_default();
         let log = way.dir.join("after").join("dmesg.txt");
         std::fs::write(&log, text).map_err(RunError::io("write", &log))?;
@@ -201,6 +223,17 @@ impl Guest<'_> {
 }
 
 impl CallError {
+    /// How the kernel died of it: what could not be recovered. Every other end is an error.
+    fn death(self, interrupted: &AtomicBool) -> Result<String, RunError> {
+        match self {
+            CallError::Failed(RunError::Panic(text)) => Ok(format!("crashed the kernel: {text}")),
+            CallError::Failed(RunError::Hung(text)) => {
+                Ok(format!("did not come to an end: {text}"))
+            }
+            other => Err(other.into_error(interrupted)),
+        }
+    }
+
     fn into_error(self, interrupted: &AtomicBool) -> RunError {
         match self {
             CallError::Failed(error) => error,
