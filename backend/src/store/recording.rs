@@ -249,10 +249,12 @@ impl Store for RecordingStore {
     }
 
     fn reset(&self, cause: ResetCause, queue: Option<u16>) {
+        // Indexes that were read before are recorded first.
+        let mut rings = self.shared.rings.write().unwrap_or_else(PoisonError::into_inner);
         self.shared.must(&Event::Reset { cause, queue });
         self.shared.unsee();
         if cause == ResetCause::Reconnect && queue.is_none() {
-            *self.shared.rings.write().unwrap_or_else(PoisonError::into_inner) = None;
+            *rings = None;
         }
     }
 }

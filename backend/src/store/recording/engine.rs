@@ -329,10 +329,12 @@ impl RecordingEngine {
                 shared.withdraw(part.seq, &part.work);
             }
         }
+        // Held until they are recorded: an index is never news after the reset of its queue.
+        let rings = shared.rings.read().unwrap_or_else(PoisonError::into_inner);
         // Read before the indexes: those of an earlier epoch are not taken for this one's.
         let epoch = shared.epoch.load(Ordering::Acquire) << 16;
         let mut visible = SmallVec::<[(u16, u16); 4]>::new();
-        if let Some(rings) = &*shared.rings.read().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(rings) = &*rings {
             rings.available(&mut |queue, index| {
                 let seen = shared.seen.get(usize::from(queue));
                 if seen.is_none_or(|s| s.load(Ordering::Acquire) != epoch | u64::from(index)) {

@@ -363,6 +363,38 @@ fn events_come_in_the_order_of_work() {
 }
 
 #[test]
+fn an_index_that_was_read_before_a_reset_is_not_recorded_after_it() {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    /// Lets a reset begin once the indexes are read, and gives it the time to end.
+    struct Racing(Sender<()>, Mutex<Receiver<()>>);
+    impl Rings for Racing {
+        fn available(&self, f: &mut dyn FnMut(u16, u16)) {
+            f(1, 4);
+            self.0.send(()).unwrap();
+            let _ = self.1.lock().unwrap().recv_timeout(std::time::Duration::from_millis(200));
+        }
+    }
+    let place = Setup::new();
+    let store = place.store(512);
+    let (begin, begun) = channel();
+    let (end, ended) = channel();
+    store.connected(Arc::new(Racing(begin, Mutex::new(ended))));
+    std::thread::scope(|scope| {
+        let store = &store;
+        scope.spawn(move || {
+            begun.recv().unwrap();
+            store.reset(ResetCause::QueueStop, Some(1));
+            let _ = end.send(());
+        });
+        ask(&mut *store.queue(0), flush(0)).unwrap();
+    });
+    let events = place.events();
+    let at = |what: &Event| events.iter().position(|(_, e)| e == what).unwrap();
+    let reset = Event::Reset { cause: ResetCause::QueueStop, queue: Some(1) };
+    assert!(at(&Event::Visible { queue: 1, index: 4 }) < at(&reset), "{events:?}");
+}
+
+#[test]
 fn two_parts_of_one_block_in_flight_lose_nothing() {
     for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
         let place = Setup::new();
