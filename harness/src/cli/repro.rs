@@ -4,7 +4,7 @@ use super::{run, signals};
 use crate::report::headline;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
-use crate::run::{Lab, RunError, repro};
+use crate::run::{GuestArgs, Lab, RunError, repro};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -14,15 +14,15 @@ pub(super) struct ReproArgs {
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 
-    /// The guest's kernel, where a guest is needed to mount the disk
-    #[arg(long, value_name = "KERNEL", default_value = tornblk_image::DEFAULT_KERNEL)]
-    kernel: String,
+    /// The guest's kernel, where a guest is needed to mount the disk [default: that of the run]
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
 
     /// Modules of a kernel given as a file: its lib/modules/RELEASE
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
 
-    /// QEMU [default: $TORNBLK_QEMU, else qemu-system-x86_64]
+    /// QEMU [default: that of the run, else $TORNBLK_QEMU, else qemu-system-x86_64]
     #[arg(long, value_name = "FILE")]
     qemu: Option<PathBuf>,
 }
@@ -31,8 +31,9 @@ impl ReproArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         let interrupted = signals::watch()?;
         let live = Live::new(Look::detect());
-        let mut lab = || -> Result<Box<dyn Lab>, RunError> {
-            let lab = run::lab(&self.kernel, self.modules.clone(), self.qemu.as_deref(), &live);
+        let given = GuestArgs { kernel: self.kernel, modules: self.modules, qemu: self.qemu };
+        let mut lab = |then: &GuestArgs| -> Result<Box<dyn Lab>, RunError> {
+            let lab = run::lab(&given.clone().or(then.clone()), &live);
             Ok(Box::new(lab.map_err(|e| RunError::Bad(super::sentence(&e)))?))
         };
         let mut phase = |text: &str| live.note(text);

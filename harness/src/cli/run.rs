@@ -5,7 +5,7 @@ use crate::device::find_tornblkd;
 use crate::report::terminal::{Live, Look};
 use crate::report::{github, json, junit, terminal};
 use crate::run::{
-    LaneReport, RealLab, RunError, RunFolder, RunReport, Settings, Verdict, run_lanes,
+    GuestArgs, LaneReport, RealLab, RunError, RunFolder, RunReport, Settings, Verdict, run_lanes,
 };
 use crate::suite::{self, Lane, Suite, parse_time};
 use crate::vm::{Accel, Qemu};
@@ -30,10 +30,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     lane: Vec<String>,
 
-    /// The guest's kernel: a series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder
-    /// in which a kernel was built
-    #[arg(long, value_name = "KERNEL", default_value = tornblk_image::DEFAULT_KERNEL)]
-    kernel: String,
+    #[arg(long, value_name = "KERNEL", help = format!(
+        "The guest's kernel: a series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder \
+         in which a kernel was built [default: {}]", tornblk_image::DEFAULT_KERNEL
+    ))]
+    kernel: Option<String>,
 
     /// Modules of a kernel given as a file: its lib/modules/RELEASE
     #[arg(long, value_name = "DIR")]
@@ -111,7 +112,7 @@ impl RunArgs {
         let settings = self.settings(&suites);
         let look = Look::detect();
         let mut live = Live::new(look);
-        let mut lab = lab(&self.kernel, self.modules.clone(), self.qemu.as_deref(), &live)?;
+        let mut lab = lab(&settings.guest, &live)?;
         let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
         let (major, minor, micro) = lab.qemu.version();
         let mut report = RunReport {
@@ -138,6 +139,8 @@ impl RunArgs {
         let start = Instant::now();
         let ran = run_lanes(&mut lab, &lanes, &settings, &folder, &interrupted, &mut live);
         live.finish();
+        // A guest that was started ahead has its console in the run's folder.
+        drop(lab);
         report.lanes = match ran {
             Ok(lanes) => lanes,
             Err(error) => {
@@ -185,6 +188,17 @@ impl RunArgs {
             faults: self.fault.clone(),
             profile: self.profile.clone(),
             keep: self.keep,
+            given: self
+                .suites
+                .iter()
+                .zip(suites)
+                .map(|(given, suite)| (suite.name.clone(), given.clone()))
+                .collect(),
+            guest: GuestArgs {
+                kernel: self.kernel.clone(),
+                modules: self.modules.clone(),
+                qemu: self.qemu.clone(),
+            },
         }
     }
 
@@ -224,19 +238,15 @@ fn worth_keeping(lanes: &[LaneReport]) -> bool {
 }
 
 /// Finds all programs and builds the image, before anything is made.
-pub(super) fn lab(
-    kernel: &str,
-    modules: Option<PathBuf>,
-    qemu: Option<&std::path::Path>,
-    live: &Live,
-) -> anyhow::Result<RealLab> {
+pub(super) fn lab(guest: &GuestArgs, live: &Live) -> anyhow::Result<RealLab> {
     let tornblkd = find_tornblkd()?;
-    let qemu = match qemu {
+    let qemu = match &guest.qemu {
         Some(path) => Qemu::at(path)?,
         None => Qemu::find()?,
     };
+    let kernel = guest.kernel.as_deref().unwrap_or(tornblk_image::DEFAULT_KERNEL);
     let kernel: KernelSource = kernel.parse()?;
-    let request = Request { modules, ..Request::new(kernel) };
+    let request = Request { modules: guest.modules.clone(), ..Request::new(kernel) };
     let image = tornblk_image::build(&request, &mut |text| live.note(text))
         .context("the guest's image cannot be built")?;
     live.note("trying the accelerator");

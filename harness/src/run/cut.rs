@@ -2,7 +2,7 @@
 
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{CallError, Lab, RunError, WireQuery, check};
+use super::{CallError, GuestArgs, Lab, RunError, WireQuery, check};
 use crate::device::DiskSpec;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge};
 use crate::suite::{Cut, Lane, Plan};
@@ -59,6 +59,7 @@ pub(super) struct Setting<'a> {
     pub(super) lane: &'a Lane,
     pub(super) volume: Volume,
     pub(super) base: &'a Path,
+    pub(super) guest: &'a GuestArgs,
     pub(super) interrupted: &'a AtomicBool,
 }
 
@@ -163,8 +164,14 @@ impl Setting<'_> {
         disk.stop()?;
 
         phase("judging");
-        let evidence =
-            Evidence { volume: self.volume.clone(), workload, batches, readback, broken };
+        let evidence = Evidence {
+            guest: self.guest.clone(),
+            volume: self.volume.clone(),
+            workload,
+            batches,
+            readback,
+            broken,
+        };
         save(&dir.join("evidence.json"), &evidence)?;
         let judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
         if let Some(message) = failed
@@ -207,6 +214,9 @@ impl Setting<'_> {
 /// What a judgement is made from, beside the recording; `evidence.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Evidence {
+    /// Which guest it was.
+    #[serde(default)]
+    pub(super) guest: GuestArgs,
     pub(super) volume: Volume,
     pub(super) workload: Workload,
     pub(super) batches: Batches,

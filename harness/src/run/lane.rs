@@ -2,7 +2,7 @@
 
 use super::cut::{CutReport, Judged, Setting, save};
 use super::volume::Volume;
-use super::{Lab, Phase, Progress, RunError, RunFolder, Settings};
+use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
 use crate::oracle::{Clause, Counts, Finding};
 use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
 use serde::{Deserialize, Serialize};
@@ -114,6 +114,7 @@ pub fn run_lanes(
         progress.lane_done(&report);
         if report.reports.is_empty() && report.verdict != Verdict::Error && !settings.keep {
             // Nothing in there shows anything again.
+            lab.forget();
             folder.remove(&folder.lane(&lane.name)?);
         }
         save(&folder.lane(&lane.name)?.join("verdict.json"), &report)?;
@@ -224,6 +225,7 @@ impl LaneRun<'_> {
             lane: self.lane,
             volume: Volume::new(self.lane, &profile),
             base: &base,
+            guest: &self.settings.guest,
             interrupted: self.interrupted,
         };
         let what = if self.lane.is_raw() { "making the disk" } else { "formatting the disk" };
@@ -239,6 +241,7 @@ impl LaneRun<'_> {
             // The control and one cut are made whatever it takes.
             if number > 1 && self.settings.only.is_none() && self.clock.is_over() {
                 // Its folder was made for a guest that may have been started.
+                lab.forget();
                 self.folder.remove(&self.folder.cut(&self.lane.name, number)?);
                 break;
             }
@@ -320,16 +323,27 @@ impl LaneRun<'_> {
 
     /// Commands that show a cut again.
     fn again(&self, report: &CutReport) -> Vec<String> {
-        let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
         let mut run = format!(
             "tornblk run {} --lane {} --seed {} --crashes {} --cut {}",
-            self.suite, self.lane.name, self.settings.seed, self.settings.cuts, report.number
+            self.settings.given.get(self.suite).map_or(self.suite.to_owned(), |s| word(s)),
+            self.lane.name,
+            self.settings.seed,
+            self.settings.cuts,
+            report.number
         );
         if let Some(profile) = &self.settings.profile {
             run += &format!(" --profile {profile}");
         }
         for fault in &self.settings.faults {
             run += &format!(" --fault {}", quote(&fault.to_string()));
+        }
+        let GuestArgs { kernel, modules, qemu } = &self.settings.guest;
+        let modules = modules.as_ref().map(|path| path.display().to_string());
+        let qemu = qemu.as_ref().map(|path| path.display().to_string());
+        for (option, value) in [("kernel", kernel), ("modules", &modules), ("qemu", &qemu)] {
+            if let Some(value) = value {
+                run += &format!(" --{option} {}", word(value));
+            }
         }
         let mut again = Vec::new();
         if let Some(folder) = &report.folder {
@@ -423,6 +437,17 @@ impl LaneRun<'_> {
         };
         report.why = why;
     }
+}
+
+/// For a shell.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The same, where it needs quotes.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { quote(text) }
 }
 
 /// As what a control on this write (file, unit, generation) was caught. Only what is said of that

@@ -29,13 +29,14 @@ pub use cut::{CutReport, Judged};
 pub use folder::RunFolder;
 pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
 pub use real::RealLab;
-pub use repro::{Reproduced, repro};
+pub use repro::{MakeLab, Reproduced, repro};
 pub use volume::Volume;
 pub use wire::{WireQuery, read_wire};
 
 use crate::device::{DeviceError, DiskSpec};
 use crate::oracle::Wire;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -136,6 +137,9 @@ pub trait Lab {
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError>;
     /// A machine for `dir`, an existing folder, will be asked for next: it may be started already.
     fn expect(&mut self, _dir: &Path) {}
+    /// No machine for the folder of [`Lab::expect`] is wanted: what was started is ended, so that
+    /// the folder can be removed.
+    fn forget(&mut self) {}
     /// What a recording says about a workload's blocks.
     fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError>;
 }
@@ -156,6 +160,28 @@ pub struct Settings {
     pub profile: Option<String>,
     /// Keep recordings and consoles of cuts that passed.
     pub keep: bool,
+    /// Suites as they were given, by their names: for the commands that are shown.
+    pub given: BTreeMap<String, String>,
+    pub guest: GuestArgs,
+}
+
+/// What was given on the command line for the guest; `None`: the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestArgs {
+    pub kernel: Option<String>,
+    pub modules: Option<PathBuf>,
+    pub qemu: Option<PathBuf>,
+}
+
+impl GuestArgs {
+    /// Where something is given here it goes before the other's. A kernel brings its own modules.
+    pub fn or(self, other: GuestArgs) -> GuestArgs {
+        let (kernel, modules) = match self.kernel {
+            Some(kernel) => (Some(kernel), self.modules),
+            None => (other.kernel, self.modules.or(other.modules)),
+        };
+        GuestArgs { kernel, modules, qemu: self.qemu.or(other.qemu) }
+    }
 }
 
 /// Told while it works.

@@ -3,7 +3,7 @@
 
 use super::cut::{CutReport, Evidence, SERIAL};
 use super::volume::Way;
-use super::{Lab, RunError};
+use super::{GuestArgs, Lab, RunError};
 use crate::device::DiskSpec;
 use crate::oracle::Judgement;
 use std::path::Path;
@@ -24,10 +24,14 @@ pub struct Reproduced {
     pub sha256: String,
 }
 
-/// `dir` is the folder of a kept cut. `lab` is only asked for where a guest is needed.
+/// Makes a lab with the guest that is told.
+pub type MakeLab<'a> = dyn FnMut(&GuestArgs) -> Result<Box<dyn Lab>, RunError> + 'a;
+
+/// `dir` is the folder of a kept cut. `lab` is only asked for where a guest is needed, and told
+/// which it was.
 pub fn repro(
     dir: &Path,
-    lab: &mut dyn FnMut() -> Result<Box<dyn Lab>, RunError>,
+    lab: &mut MakeLab<'_>,
     interrupted: &AtomicBool,
     phase: &mut dyn FnMut(&str),
 ) -> Result<Reproduced, RunError> {
@@ -43,7 +47,7 @@ pub fn repro(
         let now = evidence.judge(&mut Offline, &recording, &then.state, then.event)?;
         return Ok(Reproduced { then, now, sha256 });
     }
-    let mut lab = lab()?;
+    let mut lab = lab(&evidence.guest)?;
     let temp = tempfile::Builder::new()
         .prefix("tornblk-repro-")
         .tempdir()

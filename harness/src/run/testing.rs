@@ -76,6 +76,8 @@ pub(super) struct FakeLab {
     state: Rc<RefCell<State>>,
     /// Commands that guests were asked for.
     pub(super) asked: Rc<RefCell<Vec<String>>>,
+    /// The folder of the guest that is started ahead.
+    pub(super) expected: Rc<RefCell<Option<PathBuf>>>,
 }
 
 impl FakeLab {
@@ -93,7 +95,11 @@ impl FakeLab {
             writes: Vec::new(),
             alive: 0,
         };
-        FakeLab { state: Rc::new(RefCell::new(state)), asked: Rc::default() }
+        FakeLab {
+            state: Rc::new(RefCell::new(state)),
+            asked: Rc::default(),
+            expected: Rc::default(),
+        }
     }
 
     /// Machines and disks that nobody ended.
@@ -137,8 +143,19 @@ impl Lab for FakeLab {
 
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
         assert!(dir.is_dir(), "its console goes there");
+        self.forget();
         let asked = Rc::clone(&self.asked);
         Ok(Box::new(FakeMachine { alive: Alive::new(&self.state), asked, attached: false }))
+    }
+
+    fn expect(&mut self, dir: &Path) {
+        self.forget();
+        *self.expected.borrow_mut() = Some(dir.to_owned());
+    }
+
+    fn forget(&mut self) {
+        let ahead = self.expected.borrow_mut().take();
+        assert!(ahead.is_none_or(|dir| dir.is_dir()), "a guest lost its folder");
     }
 
     fn wire(&mut self, _: &Path, query: &WireQuery) -> Result<Wire, RunError> {

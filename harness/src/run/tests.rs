@@ -69,6 +69,8 @@ fn settings() -> Settings {
         faults: Vec::new(),
         profile: None,
         keep: false,
+        given: BTreeMap::new(),
+        guest: GuestArgs::default(),
     }
 }
 
@@ -80,6 +82,8 @@ fn run_with(bug: Bug, lanes: &[(String, Lane)], settings: &Settings, stop: bool)
     let mut lab = FakeLab::new(bug);
     let interrupted = AtomicBool::new(stop);
     let result = run_lanes(&mut lab, lanes, settings, &folder, &interrupted, &mut Silent);
+    let ahead = lab.expected.borrow_mut().take();
+    assert!(ahead.is_none_or(|dir| dir.is_dir()), "a guest lost its folder");
     assert_eq!(lab.alive(), 0, "everything that was started has ended");
     Ran { result, lab, dir }
 }
@@ -206,6 +210,31 @@ fn a_cut_that_comes_while_it_is_disarmed_is_the_cut() {
     let ran = run_with(Bug::FiresAtDisarm, &lanes()[..1], &settings(), false);
     let report = ran.result.unwrap().swap_remove(0);
     assert_eq!((report.cuts, report.at_rest), (3, 0), "{report:#?}");
+}
+
+#[test]
+fn the_commands_that_show_it_again_name_the_same_guest_and_suite() {
+    let guest = GuestArgs {
+        kernel: Some("6.12".into()),
+        modules: Some("/lib/my modules".into()),
+        qemu: Some("/opt/qemu".into()),
+    };
+    let given = [("s".to_owned(), "suites/s.toml".to_owned())].into();
+    let settings = Settings { given, guest: guest.clone(), ..settings() };
+    let ran = run_with(Bug::Tears, &lanes()[..1], &settings, false);
+    let report = ran.result.unwrap().swap_remove(0);
+    let cut = &report.reports[0];
+    let run = cut.again.last().unwrap();
+    assert!(run.starts_with("tornblk run suites/s.toml --lane raw "), "{run}");
+    assert!(run.ends_with(" --kernel 6.12 --modules '/lib/my modules' --qemu /opt/qemu"), "{run}");
+    let evidence = std::fs::read(cut.folder.as_ref().unwrap().join("evidence.json")).unwrap();
+    let evidence: serde_json::Value = serde_json::from_slice(&evidence).unwrap();
+    assert_eq!(serde_json::from_value::<GuestArgs>(evidence["guest"].clone()).unwrap(), guest);
+    // repro takes them from there, unless it is told others.
+    assert_eq!(GuestArgs::default().or(guest.clone()), guest);
+    let other = GuestArgs { kernel: Some("7.2".into()), ..GuestArgs::default() };
+    let both = GuestArgs { modules: None, kernel: Some("7.2".into()), ..guest.clone() };
+    assert_eq!(other.or(guest), both);
 }
 
 #[test]
