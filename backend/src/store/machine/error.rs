@@ -52,6 +52,9 @@ pub enum MachineError {
          front-end first"
     )]
     Off(Seq),
+    /// As `Cut`, in the moment before it is known after which event.
+    #[error("the power was just cut: start tornblkd anew, with another recording")]
+    JustCut,
     #[error("the disk shows the state {0}: go back with use-state live first")]
     Shown(String),
     #[error("there are {n} {what} already: release some of them")]
@@ -72,7 +75,9 @@ impl MachineError {
         match self {
             NeedsRecording(_) => RefusalKind::Unsupported,
             Malformed(_) | BeyondTheEnd { .. } => RefusalKind::Malformed,
-            InFlight(_) | Armed | TooMany { .. } | Cut(_) | Off(_) | Shown(_) => RefusalKind::Busy,
+            InFlight(_) | Armed | TooMany { .. } | Cut(_) | JustCut | Off(_) | Shown(_) => {
+                RefusalKind::Busy
+            }
             NoToken(_) | NoState(_) => RefusalKind::NotFound,
             Disarmed | Failed(_) => RefusalKind::Failed,
         }

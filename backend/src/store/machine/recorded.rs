@@ -100,11 +100,11 @@ impl Recorded {
     }
 
     pub(super) fn mark(&self, name: &str) -> Result<Seq, MachineError> {
-        self.store.mark(name).map_err(failed)
+        self.store.mark(name).map_err(unmarked)
     }
 
     pub(super) fn mark_last(&self, name: &str) -> Result<Seq, MachineError> {
-        self.store.mark_last(name).map_err(failed)
+        self.store.mark_last(name).map_err(unmarked)
     }
 
     pub(super) fn freeze(&self) -> Seq {
@@ -255,4 +255,12 @@ fn description(options: &Options) -> serde_json::Value {
 
 fn failed(error: RecordingError) -> MachineError {
     MachineError::Failed(error.to_string())
+}
+
+/// A mark may come in the very moment of a cut: no fault of the host.
+fn unmarked(error: RecordingError) -> MachineError {
+    match error {
+        RecordingError::Frozen => MachineError::JustCut,
+        other => failed(other),
+    }
 }
