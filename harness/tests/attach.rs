@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 use tornblk::vm::{Accel, NoHost, Qemu, Vm, VmConfig};
@@ -17,20 +17,12 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 1024 * MIB;
 const QUEUES: u16 = 4;
 
-/// tornblkd, which cargo builds beside the tests.
-fn tornblkd() -> PathBuf {
-    let mut folder = std::env::current_exe().unwrap();
-    folder.pop();
-    folder.pop();
-    folder.join("tornblkd")
-}
-
 struct Device(Child);
 
 impl Device {
     fn start(dir: &Path, more: &[&str]) -> Device {
         let socket = dir.join("disk.sock");
-        let child = Process::new(tornblkd())
+        let child = Process::new(tornblk::device::find_tornblkd().unwrap())
             .arg("--socket")
             .arg(&socket)
             .arg("--image")
@@ -39,7 +31,7 @@ impl Device {
             .args(more)
             .stderr(Stdio::inherit())
             .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", tornblkd().display()));
+            .unwrap();
         let start = Instant::now();
         while !socket.exists() {
             assert!(start.elapsed() < Duration::from_secs(30), "tornblkd does not listen");

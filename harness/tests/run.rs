@@ -4,24 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
-/// tornblkd, which cargo builds beside the tests.
-fn tornblkd() -> PathBuf {
-    let mut folder = std::env::current_exe().unwrap();
-    folder.pop();
-    folder.pop();
-    folder.join("tornblkd")
-}
-
 fn tornblk(arguments: &[&str], dir: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tornblk"))
-        .args(arguments)
-        .env("TORNBLKD", tornblkd())
-        .current_dir(dir)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_tornblk")).args(arguments).current_dir(dir).output().unwrap()
 }
 
 fn expect(output: &Output, status: i32) -> String {

@@ -30,7 +30,8 @@ pub fn find(given: Option<&Path>) -> Result<PathBuf, ImageError> {
     }
     let me = std::env::current_exe().and_then(|p| p.canonicalize()).unwrap_or_default();
     // The tests build a dynamic one beside the programs, which is not meant.
-    let usable = |p: &PathBuf| !p.is_file() || read(p).is_ok();
+    let usable =
+        |p: &PathBuf| !p.is_file() || fs::read(p).is_ok_and(|data| elf::is_static_program(&data));
     let (usable, dynamic): (Vec<_>, Vec<_>) = candidates(&me).into_iter().partition(usable);
     existing(usable).or_else(|none| existing(dynamic).map_err(|_| none))
 }
