@@ -43,6 +43,7 @@ pub use qemu::Qemu;
 
 use agent::Agent;
 use console::Console;
+use machine::Threads;
 use process::Process;
 use qmp::Qmp;
 
@@ -186,18 +187,30 @@ impl Vm {
 
     /// Boots, saved state or not.
     pub fn boot(config: &VmConfig<'_>, timeout: Duration) -> Result<Vm, VmError> {
-        let mut vm = Vm::launch(config, &[])?;
-        vm.greet(timeout)?;
-        Ok(vm)
+        let boot = || {
+            let mut vm = Vm::launch(config, Threads::Each, &[])?;
+            vm.greet(timeout)?;
+            Ok(vm)
+        };
+        match boot() {
+            // No workload has begun: see `Threads` for what this mostly is.
+            Err(VmError::Panic { line, .. }) if config.accel == Accel::Tcg => {
+                log::warn!(
+                    "the guest's kernel panicked while it booted ({line}): booting it again"
+                );
+                boot()
+            }
+            other => other,
+        }
     }
 
     /// Starts QEMU with these arguments added; nobody has heard of the guest yet.
-    fn launch(config: &VmConfig<'_>, more: &[String]) -> Result<Vm, VmError> {
+    fn launch(config: &VmConfig<'_>, threads: Threads, more: &[String]) -> Result<Vm, VmError> {
         let (mine_qmp, its_qmp) = pair()?;
         let (mine_agent, its_agent) = pair()?;
         let log = config.dir.join("qemu.log");
         let console = Console::open(config.dir.join("console.log"))?;
-        let mut args = machine::args(config, console.path(), &its_qmp, &its_agent);
+        let mut args = machine::args(config, threads, console.path(), &its_qmp, &its_agent);
         args.extend(more.iter().map(OsString::from));
         let fds = [its_qmp.as_fd(), its_agent.as_fd()];
         let cannot = || io(format!("cannot start {}", config.qemu.path().display()));

@@ -12,10 +12,11 @@ use qapi::qmp::{self, MigrationCapability, MigrationCapabilityStatus, MigrationS
 use rustix::fs::{FlockOperation, flock};
 use tornblk_agent::channel::{Command, Outcome};
 
+use super::machine::Threads;
 use super::{BOOT_TIMEOUT, NoHost, QMP_TIMEOUT, Qemu, Vm, VmConfig, VmError, io, machine};
 
 /// Counts up when the same text would give another state.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Loaded before saving.
 const MODULES: [&str; 4] = ["ext4", "xfs", "virtio_scsi", "sd_mod"];
@@ -65,7 +66,7 @@ fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
     let work =
         tempfile::Builder::new().prefix(".tmp-").tempdir_in(&dir).map_err(|e| io(cannot())(e))?;
     // Its console is nobody's: it is shown only when it does not boot.
-    let mut vm = Vm::launch(&VmConfig { dir: work.path(), ..config.clone() }, &[])?;
+    let mut vm = Vm::launch(&VmConfig { dir: work.path(), ..config.clone() }, Threads::One, &[])?;
     vm.greet(BOOT_TIMEOUT)?;
     load_modules(&mut vm, config)?;
     zero_free_memory(&mut vm)?;
@@ -132,7 +133,7 @@ fn zero_free_memory(vm: &mut Vm) -> Result<(), VmError> {
 
 fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
     let incoming = ["-incoming", "defer"].map(str::to_owned);
-    let mut vm = Vm::launch(config, &incoming)?;
+    let mut vm = Vm::launch(config, Threads::Each, &incoming)?;
     prepare(&mut vm, &config.qemu)?;
     let uri = Some(uri(&config.qemu, state, false));
     let incoming = qmp::migrate_incoming { channels: None, exit_on_error: None, uri };
