@@ -6,10 +6,12 @@
 //! - [`device`]: `tornblkd` as a process.
 //! - [`vm`]: a guest: QEMU, its console, and the agent in it.
 //! - [`oracle`]: what must hold after a crash. Pure.
+//! - [`explore`]: one recording, thousands of crash states.
 //! - [`report`]: what the user sees.
 
 pub mod cli;
 pub mod device;
+pub mod explore;
 pub mod oracle;
 pub mod report;
 pub mod run;

@@ -141,3 +141,18 @@ impl Source {
         hash.digest128()
     }
 }
+
+/// What a block adds to a fingerprint that goes by bytes: `id` stands for what it holds. Both are
+/// mixed so that sums of these are as good as random.
+pub fn content_hash(block: u64, id: u64) -> u128 {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let place = mix(block.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let low = mix(place ^ id);
+    let high =
+        mix(low.wrapping_add(id.rotate_left(32)) ^ block.wrapping_mul(0xd6e8_feb8_6659_fd93));
+    u128::from(high) << 64 | u128::from(low)
+}

@@ -30,6 +30,7 @@ pub mod size;
 mod state;
 mod strategy;
 
+pub use build::content_hash;
 pub use coverage::{Coverage, Covered, Outcome};
 pub use cut::Cut;
 pub use history::{End, Request, Stable};
