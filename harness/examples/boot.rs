@@ -24,6 +24,7 @@ fn main() -> anyhow::Result<()> {
         cpus: 2,
         dir: dir.path(),
         use_saved: false,
+        stop: None,
     };
     for _ in 0..3 {
         let start = Instant::now();

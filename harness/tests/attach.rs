@@ -100,6 +100,7 @@ fn a_guest_uses_the_disk() {
         cpus: QUEUES,
         dir: dir.path(),
         use_saved: false,
+        stop: None,
     })
     .unwrap();
     let socket = dir.path().join("disk.sock");

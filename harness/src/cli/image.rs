@@ -44,6 +44,7 @@ impl ImageCommand {
                     modules: args.modules,
                     agent: args.agent,
                     refresh: args.refresh,
+                    stop: Some(super::signals::watch()?),
                     ..Request::new(kernel)
                 };
                 let image = tornblk_image::build(&request, &mut |text| eprintln!("{text}"))?;

@@ -57,11 +57,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let interrupted = matches!(
-                error.downcast_ref::<crate::run::RunError>(),
-                Some(crate::run::RunError::Interrupted)
-            );
-            if interrupted {
+            if interrupted(&error) {
                 eprintln!("tornblk: interrupted; nothing is left running");
                 return ExitCode::from(signals::INTERRUPTED);
             }
@@ -69,6 +65,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn interrupted(error: &anyhow::Error) -> bool {
+    use {crate::run::RunError, tornblk_image::ImageError};
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(RunError::Interrupted))
+            || matches!(cause.downcast_ref(), Some(ImageError::Stopped))
+    })
 }
 
 /// The error and its causes, each said once.

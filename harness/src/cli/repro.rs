@@ -33,8 +33,14 @@ impl ReproArgs {
         let live = Live::new(Look::detect());
         let given = GuestArgs { kernel: self.kernel, modules: self.modules, qemu: self.qemu };
         let mut lab = |then: &GuestArgs| -> Result<Box<dyn Lab>, RunError> {
-            let lab = run::lab(&given.clone().or(then.clone()), &live);
-            Ok(Box::new(lab.map_err(|e| RunError::Bad(super::sentence(&e)))?))
+            let lab = run::lab(&given.clone().or(then.clone()), &live, &interrupted);
+            Ok(Box::new(lab.map_err(|e| {
+                if super::interrupted(&e) {
+                    RunError::Interrupted
+                } else {
+                    RunError::Bad(super::sentence(&e))
+                }
+            })?))
         };
         let mut phase = |text: &str| live.note(text);
         let result = repro(&self.folder, &mut lab, &interrupted, &mut phase)?;

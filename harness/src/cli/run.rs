@@ -12,6 +12,8 @@ use crate::vm::{Accel, Qemu};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_image::{KernelSource, Request};
 use tornblk_model::crash::{Fault, Profile};
@@ -112,7 +114,8 @@ impl RunArgs {
         let settings = self.settings(&suites);
         let look = Look::detect();
         let mut live = Live::new(look);
-        let mut lab = lab(&settings.guest, &live)?;
+        let mut lab = lab(&settings.guest, &live, &interrupted)?;
+        lab.prepare(&mut |text| live.note(text))?;
         let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
         let (major, minor, micro) = lab.qemu.version();
         let mut report = RunReport {
@@ -238,7 +241,11 @@ fn worth_keeping(lanes: &[LaneReport]) -> bool {
 }
 
 /// Finds all programs and builds the image, before anything is made.
-pub(super) fn lab(guest: &GuestArgs, live: &Live) -> anyhow::Result<RealLab> {
+pub(super) fn lab(
+    guest: &GuestArgs,
+    live: &Live,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<RealLab> {
     let tornblkd = find_tornblkd()?;
     let qemu = match &guest.qemu {
         Some(path) => Qemu::at(path)?,
@@ -246,13 +253,14 @@ pub(super) fn lab(guest: &GuestArgs, live: &Live) -> anyhow::Result<RealLab> {
     };
     let kernel = guest.kernel.as_deref().unwrap_or(tornblk_image::DEFAULT_KERNEL);
     let kernel: KernelSource = kernel.parse()?;
-    let request = Request { modules: guest.modules.clone(), ..Request::new(kernel) };
+    let (modules, until) = (guest.modules.clone(), Some(Arc::clone(stop)));
+    let request = Request { modules, stop: until, ..Request::new(kernel) };
     let image = tornblk_image::build(&request, &mut |text| live.note(text))
         .context("the guest's image cannot be built")?;
     live.note("trying the accelerator");
     let accel = Accel::probe(&qemu, &image, Some(&image.dir));
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) as u16;
-    Ok(RealLab::new(tornblkd, image, qemu, accel, cpus))
+    Ok(RealLab::new(tornblkd, image, qemu, accel, cpus).until(Arc::clone(stop)))
 }
 
 /// The lanes that are meant, with their suites' names.

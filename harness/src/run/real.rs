@@ -5,6 +5,8 @@ use crate::device::{Device, DeviceError, DiskSpec};
 use crate::oracle::Wire;
 use crate::vm::{self, Accel, Qemu, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Command, MarkText, Outcome};
@@ -24,6 +26,8 @@ pub struct RealLab {
     pub qemu: Qemu,
     pub accel: Accel,
     pub cpus: u16,
+    /// Ctrl-C: who waits for a guest stops waiting.
+    stop: Option<Arc<AtomicBool>>,
     spare: Option<Spare>,
 }
 
@@ -36,13 +40,45 @@ struct Spare {
 
 impl RealLab {
     pub fn new(tornblkd: PathBuf, image: Image, qemu: Qemu, accel: Accel, cpus: u16) -> RealLab {
-        RealLab { tornblkd, image, qemu, accel, cpus, spare: None }
+        RealLab { tornblkd, image, qemu, accel, cpus, stop: None, spare: None }
+    }
+
+    /// Guests are waited for until this is set.
+    pub fn until(mut self, stop: Arc<AtomicBool>) -> RealLab {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// Makes what every guest starts from, where it is missing: a boot that no cut shall pay for.
+    pub fn prepare(&self, progress: &mut dyn FnMut(&str)) -> Result<(), RunError> {
+        // Nobody's console: the folder is not used.
+        match Vm::prepare(&self.config(&self.image.dir), progress) {
+            Err(VmError::Stopped) => Err(RunError::Interrupted),
+            Err(error) => {
+                log::warn!("guests will be booted, because no state can be saved: {error}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn config<'a>(&'a self, dir: &'a Path) -> VmConfig<'a> {
+        VmConfig {
+            image: &self.image,
+            qemu: self.qemu.clone(),
+            accel: self.accel,
+            memory_mib: MEMORY_MIB,
+            cpus: self.cpus,
+            dir,
+            use_saved: true,
+            stop: self.stop.clone(),
+        }
     }
 
     /// Starts a guest whose console goes to `dir`.
     fn starter(&self, dir: &Path) -> impl FnOnce() -> Result<Vm, VmError> + Send + 'static {
         let (image, qemu, dir) = (self.image.clone(), self.qemu.clone(), dir.to_owned());
-        let (accel, cpus) = (self.accel, self.cpus);
+        let (accel, cpus, stop) = (self.accel, self.cpus, self.stop.clone());
         move || {
             Vm::start(&VmConfig {
                 image: &image,
@@ -52,6 +88,7 @@ impl RealLab {
                 cpus,
                 dir: &dir,
                 use_saved: true,
+                stop,
             })
         }
     }
@@ -264,6 +301,7 @@ fn vm_error(error: VmError) -> RunError {
             log::error!("{error}");
             RunError::Panic(line.clone())
         }
+        VmError::Stopped => RunError::Interrupted,
         VmError::Hung { .. } => RunError::Hung(error.to_string()),
         other => RunError::Guest(other.to_string()),
     }

@@ -32,6 +32,8 @@ use std::ffi::OsString;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tornblk_agent::channel::{Command, MarkText, Outcome};
@@ -61,6 +63,8 @@ pub struct VmConfig<'a> {
     /// Start from a saved state of a booted guest (made now where there is none): a second
     /// instead of several.
     pub use_saved: bool,
+    /// Set from outside, by Ctrl-C: whoever waits for the guest gets [`VmError::Stopped`].
+    pub stop: Option<Arc<AtomicBool>>,
 }
 
 /// What the agent may want while a command runs.
@@ -126,8 +130,8 @@ pub enum VmError {
     Protocol(String),
     #[error("the guest's state cannot be saved: {0}")]
     Save(String),
-    /// [`Host::stop`] said so.
-    #[error("stopped")]
+    /// [`Host::stop`] or [`VmConfig::stop`] said so.
+    #[error("interrupted")]
     Stopped,
 }
 
@@ -169,6 +173,7 @@ pub struct Vm {
     console: Console,
     slots: disk::Slots,
     release: String,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Vm {
@@ -177,12 +182,19 @@ impl Vm {
         if config.use_saved {
             match saved::start(config) {
                 Ok(vm) => return Ok(vm),
+                Err(VmError::Stopped) => return Err(VmError::Stopped),
                 Err(e) => {
                     log::warn!("the guest is booted, because no saved state can be used: {e}")
                 }
             }
         }
         Vm::boot(config, BOOT_TIMEOUT)
+    }
+
+    /// Makes the saved state of such a guest where there is none, so that starting one takes a
+    /// second from now on. `progress` is told where that takes longer.
+    pub fn prepare(config: &VmConfig<'_>, progress: &mut dyn FnMut(&str)) -> Result<(), VmError> {
+        saved::ensure(config, progress)
     }
 
     /// Boots, saved state or not.
@@ -224,6 +236,7 @@ impl Vm {
             console,
             slots: disk::Slots::default(),
             release: config.image.release.clone(),
+            stop: config.stop.clone(),
         };
         vm.qmp.handshake(QMP_TIMEOUT).map_err(|e| vm.what_really(e))?;
         Ok(vm)
@@ -285,8 +298,11 @@ impl Vm {
         }
     }
 
-    /// A panic on the console, or the end of QEMU, as an error.
+    /// A panic on the console, the end of QEMU, or the wish to stop, as an error.
     fn look(&mut self) -> Result<(), VmError> {
+        if self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(VmError::Stopped);
+        }
         if let Some(line) = self.console.panic() {
             return Err(VmError::Panic { line, console: self.console_tail() });
         }

@@ -27,6 +27,16 @@ const MOVE_TIMEOUT: Duration = Duration::from_secs(120);
 /// A restored guest continues where it was: it answers at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Makes the saved state where there is none.
+pub(super) fn ensure(config: &VmConfig<'_>, progress: &mut dyn FnMut(&str)) -> Result<(), VmError> {
+    let state = path(config);
+    if state.is_file() {
+        return Ok(());
+    }
+    progress("booting a guest, once: its state is kept");
+    make(config, &state)
+}
+
 /// Starts from the saved state; makes it first where there is none.
 pub(super) fn start(config: &VmConfig<'_>) -> Result<Vm, VmError> {
     let state = path(config);
@@ -35,6 +45,7 @@ pub(super) fn start(config: &VmConfig<'_>) -> Result<Vm, VmError> {
     }
     match restore(config, &state) {
         Ok(vm) => Ok(vm),
+        Err(VmError::Stopped) => Err(VmError::Stopped),
         Err(e) => {
             // It would fail the next time, too.
             let _ = fs::remove_file(&state);

@@ -6,7 +6,10 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cache::{self, Cache};
 use crate::index::{Index, Stanza};
@@ -64,14 +67,15 @@ impl<'a> Apt<'a> {
             return Err(ImageError::NoApt("dpkg-deb"));
         }
         let mut last = ImageError::NoMirror;
-        for mirror in mirrors()? {
+        for mirror in mirrors(self.cache)? {
             log::debug!("trying the mirror {mirror}");
             self.configure(&mirror)?;
             let mut update = self.apt_get();
             // Without this, apt goes on with old lists when it gets no new ones.
             update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
-            match run(&mut update) {
+            match run(&mut update, self.cache) {
                 Ok(_) => return self.read(),
+                Err(ImageError::Stopped) => return Err(ImageError::Stopped),
                 Err(e) => last = e,
             }
         }
@@ -107,7 +111,7 @@ impl<'a> Apt<'a> {
     fn read(&self) -> Result<Indexes, ImageError> {
         let mut ask = self.apt_get();
         ask.args(["indextargets", "--format", "$(CODENAME)|$(FILENAME)", "Created-By: Packages"]);
-        let out = run(&mut ask)?;
+        let out = run(&mut ask, self.cache)?;
         let mut indexes = Indexes::default();
         for (suite, path) in index_files(&String::from_utf8_lossy(&out.stdout)) {
             let text = fs::read(&path).at("cannot read the package index", &path)?;
@@ -144,7 +148,7 @@ impl<'a> Apt<'a> {
         let mut download = self.apt_get();
         download.arg("download").current_dir(temporary.path());
         download.args(missing.iter().map(|p| format!("{}={}", p.name, p.version)));
-        run(&mut download)?;
+        run(&mut download, self.cache)?;
         for entry in fs::read_dir(temporary.path()).at("cannot read", temporary.path())?.flatten() {
             let path = entry.path();
             let data = fs::read(&path).at("cannot read", &path)?;
@@ -199,8 +203,26 @@ fn apt_get() -> Command {
     command
 }
 
-fn run(command: &mut Command) -> Result<Output, ImageError> {
-    let out = command.output().map_err(|_| ImageError::NoApt("apt-get"))?;
+/// Ended where the cache's work is to stop.
+fn run(command: &mut Command, cache: &Cache) -> Result<Output, ImageError> {
+    let no_apt = |_| ImageError::NoApt("apt-get");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(no_apt)?;
+    let pid = Pid::from_child(&child);
+    let waiting = std::thread::spawn(move || child.wait_with_output());
+    let mut stopped = Ok(());
+    while !waiting.is_finished() {
+        if stopped.is_ok() {
+            stopped = cache.check();
+            if stopped.is_err() {
+                // It may have ended by itself just now.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    stopped?;
+    let Ok(out) = waiting.join() else { return Err(ImageError::NoApt("apt-get")) };
+    let out = out.map_err(no_apt)?;
     if out.status.success() {
         return Ok(out);
     }
@@ -253,15 +275,15 @@ fn explain(stderr: &str) -> ImageError {
 }
 
 /// Mirrors that may be Debian's, the likeliest first.
-fn mirrors() -> Result<Vec<String>, ImageError> {
+fn mirrors(cache: &Cache) -> Result<Vec<String>, ImageError> {
     let format = "$(ORIGIN)|$(LABEL)|$(CODENAME)|$(REPO_URI)";
     let mut ask = apt_get();
     ask.args(["indextargets", "--format", format, "Created-By: Packages"]);
-    let known = run(&mut ask)?;
+    let known = run(&mut ask, cache)?;
     let mut found = mirrors_of_targets(&String::from_utf8_lossy(&known.stdout));
     if found.is_empty() {
         // The host has no lists (a fresh container): then apt still says what it would fetch.
-        let out = run(apt_get().args(["update", "--print-uris"]))?;
+        let out = run(apt_get().args(["update", "--print-uris"]), cache)?;
         found = mirrors_of_uris(&String::from_utf8_lossy(&out.stdout));
     }
     if found.is_empty() { Err(ImageError::NoMirror) } else { Ok(found) }

@@ -3,6 +3,9 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -24,6 +27,7 @@ pub fn default_dir() -> Result<PathBuf, ImageError> {
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Cache {
@@ -35,7 +39,20 @@ impl Cache {
         }
         // Others get this path (apt, QEMU), from other working directories.
         let dir = dir.canonicalize().at("cannot use the cache folder", dir)?;
-        Ok(Cache { dir })
+        Ok(Cache { dir, stop: None })
+    }
+
+    /// What is done with it ends with [`ImageError::Stopped`] once this is set.
+    pub(crate) fn until(self, stop: Option<Arc<AtomicBool>>) -> Cache {
+        Cache { stop, ..self }
+    }
+
+    /// Shall it go on?
+    pub(crate) fn check(&self) -> Result<(), ImageError> {
+        match &self.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => Err(ImageError::Stopped),
+            _ => Ok(()),
+        }
     }
 
     pub fn dir(&self) -> &Path {
@@ -52,9 +69,15 @@ impl Cache {
         let file = open_lock(&path)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             progress("waiting for another build to end");
-            flock(&file, FlockOperation::LockExclusive)
-                .map_err(std::io::Error::from)
-                .at("cannot lock", &path)?;
+            loop {
+                match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                    Ok(()) => break,
+                    Err(rustix::io::Errno::WOULDBLOCK) => {}
+                    Err(e) => return Err(e.into()).at("cannot lock", &path),
+                }
+                self.check()?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
         // What a killed build left is nobody's now.
         for sub in ["packages", "resolved", "kernels", "programs", "images"] {
@@ -83,6 +106,7 @@ impl Cache {
             .tempdir_in(parent)
             .at("cannot make a folder in", parent)?;
         fill(temporary.path())?;
+        self.check()?;
         fs::rename(temporary.path(), path).at("cannot put in place", path)?;
         // Its content is at `path` now.
         let _ = temporary.keep();

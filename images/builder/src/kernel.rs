@@ -98,6 +98,7 @@ fn debian(
         progress("unpacking the kernel");
         let mut files = Files::new();
         for package in &packages {
+            cache.check()?;
             files.extend(deb::read(&package_path(cache, package), &is_kernel_file)?);
         }
         let name = packages.first().map(|p| p.name.clone()).unwrap_or_default();

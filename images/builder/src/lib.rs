@@ -35,6 +35,7 @@ mod vmlinux;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
@@ -92,12 +93,14 @@ pub struct Request {
     pub cache: Option<PathBuf>,
     /// Ask the mirror again for the newest versions, although something suitable is cached.
     pub refresh: bool,
+    /// Set from outside: give up, and leave nothing half made ([`ImageError::Stopped`]).
+    pub stop: Option<Arc<AtomicBool>>,
 }
 
 impl Request {
     /// A kernel as on the command line, all else as usual.
     pub fn new(kernel: KernelSource) -> Request {
-        Request { kernel, modules: None, agent: None, cache: None, refresh: false }
+        Request { kernel, modules: None, agent: None, cache: None, refresh: false, stop: None }
     }
 }
 
@@ -220,6 +223,8 @@ pub enum ImageError {
     NoAgent { looked: Vec<PathBuf> },
     #[error("the agent {path} cannot be the guest's init: {why}; build it: {}", agent::BUILD)]
     BadAgent { path: PathBuf, why: String },
+    #[error("interrupted")]
+    Stopped,
     #[error("no cache folder: set HOME or XDG_CACHE_HOME")]
     NoCache,
     #[error("{what} {path}: {source}")]
@@ -246,21 +251,32 @@ pub fn build(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Image,
         Some(dir) => dir.clone(),
         None => cache::default_dir()?,
     };
-    let cache = cache::Cache::open(&dir)?;
+    let cache = cache::Cache::open(&dir)?.until(request.stop.clone());
     if !request.refresh
         && let Some(image) = initrd::cached(&cache, request, &agent)?
     {
         return Ok(image);
     }
+    let built = build_in(&cache, request, &agent, progress);
+    // Ctrl-C ends the programs that unpack, too: their failure is not the news.
+    built.map_err(|error| cache.check().err().unwrap_or(error))
+}
+
+fn build_in(
+    cache: &cache::Cache,
+    request: &Request,
+    agent: &agent::Agent,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Image, ImageError> {
     let _building = cache.lock(progress)?;
     // Somebody else may have built it while this one waited.
     if !request.refresh
-        && let Some(image) = initrd::cached(&cache, request, &agent)?
+        && let Some(image) = initrd::cached(cache, request, agent)?
     {
         return Ok(image);
     }
-    let mut apt = apt::Apt::new(&cache, request.refresh);
-    let kernel = kernel::build(&cache, &mut apt, request, progress)?;
-    let programs = programs::build(&cache, &mut apt, request.refresh, progress)?;
-    initrd::build(&cache, &kernel, &programs, &agent, progress)
+    let mut apt = apt::Apt::new(cache, request.refresh);
+    let kernel = kernel::build(cache, &mut apt, request, progress)?;
+    let programs = programs::build(cache, &mut apt, request.refresh, progress)?;
+    initrd::build(cache, &kernel, &programs, agent, progress)
 }

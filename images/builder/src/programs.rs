@@ -288,6 +288,7 @@ impl Closure<'_, '_> {
         }
         self.apt.fetch(&fetch, size, progress)?;
         for package in fetch {
+            self.cache.check()?;
             let files = deb::read(&package_path(self.cache, &package), &is_wanted)?;
             self.opened.insert(package.name.clone(), files);
             self.packages.insert(package.name.clone(), package);
