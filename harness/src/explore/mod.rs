@@ -17,10 +17,14 @@
 //!   what a verifier keeps can be kept up to date at the cost of what changed.
 
 mod engine;
+mod ledgers;
 mod slow;
+mod subject;
 
 pub use engine::{MakeVerifier, explore};
+pub use ledgers::{Ledgers, UnitKey};
 pub use slow::{Named, named};
+pub use subject::{Subject, SubjectError};
 
 use crate::oracle::Finding;
 use crate::run::RunError;
@@ -44,6 +48,8 @@ pub enum ExploreError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Recording(#[from] RecordingError),
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
     /// What needs a device or a guest.
     #[error(transparent)]
     Run(#[from] RunError),

@@ -70,11 +70,19 @@ pub struct LedgerBuilder<'a> {
     batch: u64,
     /// Writes that returned but are not known to be durable: (file, unit, gen) → batch.
     returned: BTreeMap<(u32, u64, u32), u64>,
+    /// Generations that something was said about since this was last asked for.
+    touched: Vec<(u32, u64, u32)>,
 }
 
 impl<'a> LedgerBuilder<'a> {
     pub fn new(workload: &'a Workload) -> Self {
-        LedgerBuilder { workload, ledger: Ledger::default(), batch: 0, returned: BTreeMap::new() }
+        LedgerBuilder {
+            workload,
+            ledger: Ledger::default(),
+            batch: 0,
+            returned: BTreeMap::new(),
+            touched: Vec::new(),
+        }
     }
 
     /// The next batch that the agent sent: each mark with the event that recorded it. Leave out
@@ -86,16 +94,25 @@ impl<'a> LedgerBuilder<'a> {
         }
     }
 
+    /// The next mark, as it was recorded: `batch` is the number of the batch that it was in. Not to
+    /// be mixed with [`LedgerBuilder::batch`].
+    pub fn record(&mut self, batch: u64, event: u64, mark: MarkText) {
+        self.batch = batch;
+        self.mark(event, mark);
+    }
+
     fn mark(&mut self, event: u64, mark: MarkText) {
         match mark {
             MarkText::Intent { file, unit, r#gen, offset, len, flags } => {
                 let load = self.workload.load && self.ledger.load_done.is_none();
                 self.ledger.writes += u64::from(!load);
                 let asked = Asked { offset, len, flags, event, result: None, load };
-                self.unit(file, unit).writes.insert(r#gen, asked);
+                self.unit(file, unit, r#gen).writes.insert(r#gen, asked);
             }
             MarkText::Done { file, unit, r#gen, result } => {
-                let Some(asked) = self.unit(file, unit).writes.get_mut(&r#gen) else { return };
+                let Some(asked) = self.unit(file, unit, r#gen).writes.get_mut(&r#gen) else {
+                    return;
+                };
                 asked.result = Some(result);
                 if !asked.complete() {
                     return;
@@ -146,19 +163,25 @@ impl<'a> LedgerBuilder<'a> {
                     result: Some(i64::from(target.unit)),
                     load: true,
                 };
-                self.unit(target.file, unit).writes.entry(0).or_insert(asked);
+                self.unit(target.file, unit, 0).writes.entry(0).or_insert(asked);
                 self.durable(target.file, unit, 0);
             }
         }
     }
 
-    fn unit(&mut self, file: u32, unit: u64) -> &mut UnitLedger {
+    fn unit(&mut self, file: u32, unit: u64, r#gen: u32) -> &mut UnitLedger {
+        self.touched.push((file, unit, r#gen));
         self.ledger.units.entry((file, unit)).or_default()
     }
 
     fn durable(&mut self, file: u32, unit: u64, r#gen: u32) {
-        let unit = self.unit(file, unit);
+        let unit = self.unit(file, unit, r#gen);
         unit.durable = unit.durable.max(Some(r#gen));
+    }
+
+    /// The generations that may have changed since this was last called: (file, unit, generation).
+    pub fn take_touched(&mut self) -> Vec<(u32, u64, u32)> {
+        std::mem::take(&mut self.touched)
     }
 
     pub fn ledger(&self) -> &Ledger {

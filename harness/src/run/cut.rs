@@ -2,8 +2,9 @@
 
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{CallError, GuestArgs, Lab, RunError, WireQuery, check};
+use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check};
 use crate::device::DiskSpec;
+use crate::explore::Subject;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge};
 use crate::suite::{Cut, Lane, Plan};
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,11 @@ pub enum Judged {
 
 /// All that is the same for the cuts of a lane.
 pub(super) struct Setting<'a> {
+    /// Its name.
+    pub(super) suite: &'a str,
     pub(super) lane: &'a Lane,
+    /// Of the run.
+    pub(super) seed: u64,
     pub(super) volume: Volume,
     pub(super) base: &'a Path,
     pub(super) guest: &'a GuestArgs,
@@ -123,6 +128,7 @@ impl Setting<'_> {
             ),
         };
         self.ready(&mut guest)?;
+        self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
         lab.expect(&make(dir, "after")?);
 
         phase("writing");
@@ -195,6 +201,32 @@ impl Setting<'_> {
             folder: Some(dir.to_owned()),
             again: Vec::new(),
         })))
+    }
+
+    /// Puts what is recorded here into the recording.
+    fn say_subject(
+        &self,
+        disk: &mut dyn Disk,
+        workload: &Workload,
+        cut: &Cut,
+        image: Option<String>,
+    ) -> Result<(), RunError> {
+        let subject = Subject {
+            suite: self.suite.to_owned(),
+            lane: self.lane.name.clone(),
+            cut: cut.number,
+            seed: self.seed,
+            workload: workload.clone(),
+            volume: self.volume.clone(),
+            guest: self.guest.clone(),
+            image,
+        };
+        for mark in subject.marks() {
+            if disk.mark(&mark)?.is_none() {
+                return Err(RunError::Bad("the power is off before the workload began".into()));
+            }
+        }
+        Ok(())
     }
 
     /// The disk as the workload wants it.

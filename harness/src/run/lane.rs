@@ -222,7 +222,9 @@ impl LaneRun<'_> {
         let base = dir.join("base.img");
         let profile = self.report.profile.clone();
         let setting = Setting {
+            suite: self.suite,
             lane: self.lane,
+            seed: self.settings.seed,
             volume: Volume::new(self.lane, &profile),
             base: &base,
             guest: &self.settings.guest,

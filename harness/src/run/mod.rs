@@ -140,6 +140,10 @@ pub trait Lab {
     /// No machine for the folder of [`Lab::expect`] is wanted: what was started is ended, so that
     /// the folder can be removed.
     fn forget(&mut self) {}
+    /// Key of the guest's image; `None`: it is not one of ours.
+    fn image(&self) -> Option<String> {
+        None
+    }
     /// What a recording says about a workload's blocks.
     fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError>;
 }

@@ -101,9 +101,10 @@ impl<'a> Relay<'a> {
     /// Is all of it on record? If not, the power is off.
     fn record(&mut self, marks: &[MarkText]) -> Result<bool, RunError> {
         let mut batch = Vec::with_capacity(marks.len());
+        let number = self.batches.len() as u64 + 1;
         for mark in marks {
             // `None`: the power is off, and what comes now never happened.
-            let Some(event) = self.disk.mark(&mark.to_line())? else { break };
+            let Some(event) = self.disk.mark(&mark.to_record(number))? else { break };
             batch.push((event, mark.clone()));
         }
         let complete = batch.len() == marks.len();

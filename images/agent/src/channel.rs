@@ -62,8 +62,8 @@ pub enum ToHost {
     },
 }
 
-/// What a mark says: one line in the recording, made and read by [`MarkText::to_line`] and
-/// [`MarkText::from_line`].
+/// What a mark says: one line in the recording, made and read by [`MarkText::to_record`] and
+/// [`MarkText::from_record`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "m", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum MarkText {
@@ -100,6 +100,18 @@ impl MarkText {
     /// `None` for a mark that somebody else made.
     pub fn from_line(line: &str) -> Option<MarkText> {
         serde_json::from_str(line).ok()
+    }
+
+    /// As it is recorded: the number of its batch (as the agent counts them, from 1), a space, and
+    /// its line. With it a recording alone tells what a [`MarkText::Synced`] covers.
+    pub fn to_record(&self, batch: u64) -> String {
+        format!("{batch} {}", self.to_line())
+    }
+
+    /// The number of its batch, and the mark. `None` for a mark that somebody else made.
+    pub fn from_record(record: &str) -> Option<(u64, MarkText)> {
+        let (batch, line) = record.split_once(' ')?;
+        Some((batch.parse().ok()?, MarkText::from_line(line)?))
     }
 }
 
@@ -488,9 +500,13 @@ mod tests {
         ] {
             let line = mark.to_line();
             assert!(!line.contains('\n'), "{line}");
-            assert_eq!(MarkText::from_line(&line), Some(mark), "{line}");
+            assert_eq!(MarkText::from_line(&line), Some(mark.clone()), "{line}");
+            let record = mark.to_record(12);
+            assert_eq!(MarkText::from_record(&record), Some((12, mark)), "{record}");
+            assert_eq!(MarkText::from_record(&line), None);
         }
         assert_eq!(MarkText::from_line("somebody else's mark"), None);
+        assert_eq!(MarkText::from_record("7 of somebody else's marks"), None);
         assert_eq!(MarkText::from_line(r#"{"m":"phase","name":"x","more":1}"#), None);
     }
 

@@ -1,0 +1,253 @@
+//! What a recording says of itself: who made it, what was written, and how its disk is used.
+//!
+//! `tornblk run` puts it into the recording as marks, before the workload begins, so that exploring
+//! needs nothing but the recording and its base image:
+//!
+//! ```text
+//! tornblk-subject 1 1/2 {"suite":"direct-atomic","lane":"raw", ...
+//! tornblk-subject 1 2/2 ...}
+//! ```
+//!
+//! The format's version, the part and how many there are, and a piece of one line of JSON.
+
+use crate::run::{GuestArgs, Volume};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use tornblk_agent::channel::Workload;
+use tornblk_model::event::{Event, Mark, Seq};
+use tornblk_model::recording::{MARK_MAX, Reader, RecordingError};
+
+const WORD: &str = "tornblk-subject";
+const VERSION: u32 = 1;
+/// Bytes of JSON in one mark: the rest is for what stands before them.
+const PIECE: usize = MARK_MAX - 64;
+
+/// Why a recording does not tell.
+#[derive(Debug, thiserror::Error)]
+pub enum SubjectError {
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    #[error(
+        "{} was made by another version of tornblk (what it says of itself has format {found}, and \
+         this program knows format {VERSION}): explore it with the tornblk that made it",
+        path.display()
+    )]
+    Version { path: PathBuf, found: String },
+    #[error(
+        "{} says what it is a recording of, but that cannot be read: {why}; record anew",
+        path.display()
+    )]
+    Bad { path: PathBuf, why: String },
+}
+
+/// What a recording is of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subject {
+    /// As it was named on the command line of the run, or its built-in name.
+    pub suite: String,
+    pub lane: String,
+    /// Of the lane; 0 is the negative control.
+    pub cut: u32,
+    /// Of the run.
+    pub seed: u64,
+    pub workload: Workload,
+    pub volume: Volume,
+    pub guest: GuestArgs,
+    /// Key of the guest's image; `None`: it was not one of ours.
+    #[serde(default)]
+    pub image: Option<String>,
+}
+
+impl Subject {
+    /// The names of the marks that say it.
+    pub fn marks(&self) -> Vec<String> {
+        // Cannot fail: no map has a key that is no string, and writing to memory has no errors.
+        let json = serde_json::to_string(self).unwrap_or_default();
+        let mut pieces = Vec::new();
+        let mut rest = json.as_str();
+        while !rest.is_empty() {
+            let mut end = PIECE.min(rest.len());
+            while !rest.is_char_boundary(end) {
+                end -= 1;
+            }
+            let (piece, after) = rest.split_at(end);
+            pieces.push(piece);
+            rest = after;
+        }
+        let of = pieces.len();
+        let mark = |(i, piece): (usize, &&str)| format!("{WORD} {VERSION} {}/{of} {piece}", i + 1);
+        pieces.iter().enumerate().map(mark).collect()
+    }
+
+    /// What a recording says; `None` where it says nothing: `tornblk run` did not make it.
+    ///
+    /// # Errors
+    /// The recording cannot be read, or what it says is of another version or incomplete.
+    pub fn read(reader: &Reader) -> Result<Option<Subject>, SubjectError> {
+        let mut parts = Parts::default();
+        for event in reader.events() {
+            let (_, event) = event?;
+            if let Event::Mark(mark) = event
+                && let Some(subject) = parts.mark(reader.path(), &mark)?
+            {
+                return Ok(Some(subject));
+            }
+        }
+        parts.end(reader.path())
+    }
+
+    /// As [`Subject::read`], of events that were read already; `path` names them in errors.
+    ///
+    /// # Errors
+    /// What it says is of another version or incomplete.
+    pub fn find<'a>(
+        path: &Path,
+        events: impl IntoIterator<Item = &'a (Seq, Event)>,
+    ) -> Result<Option<Subject>, SubjectError> {
+        let mut parts = Parts::default();
+        for (_, event) in events {
+            if let Event::Mark(mark) = event
+                && let Some(subject) = parts.mark(path, mark)?
+            {
+                return Ok(Some(subject));
+            }
+        }
+        parts.end(path)
+    }
+
+    /// Is this mark a part of it, and so none of the workload?
+    pub fn is_part(mark: &Mark) -> bool {
+        mark.name.strip_prefix(WORD).is_some_and(|rest| rest.starts_with(' '))
+    }
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Parts {
+    json: String,
+    read: usize,
+    of: usize,
+}
+
+impl Parts {
+    fn mark(&mut self, path: &Path, mark: &Mark) -> Result<Option<Subject>, SubjectError> {
+        let bad = |why: String| SubjectError::Bad { path: path.to_owned(), why };
+        let Some(rest) = mark.name.strip_prefix(WORD).and_then(|r| r.strip_prefix(' ')) else {
+            return Ok(None);
+        };
+        let mut words = rest.splitn(3, ' ');
+        let (version, part, piece) = (words.next(), words.next(), words.next());
+        let version = version.unwrap_or_default();
+        if version != VERSION.to_string() {
+            let (path, found) = (path.to_owned(), version.to_owned());
+            return Err(SubjectError::Version { path, found });
+        }
+        let numbers = part.and_then(|p| p.split_once('/'));
+        let numbers = numbers.and_then(|(i, of)| Some((i.parse().ok()?, of.parse().ok()?)));
+        let (Some((i, of)), Some(piece)) = (numbers, piece) else {
+            return Err(bad("a part of it has no number".into()));
+        };
+        if i != self.read + 1 || self.read > 0 && of != self.of {
+            return Err(bad(format!("part {i} of {of} came after part {}", self.read)));
+        }
+        (self.read, self.of) = (i, of);
+        self.json += piece;
+        if i < of {
+            return Ok(None);
+        }
+        serde_json::from_str(&self.json).map(Some).map_err(|e| bad(e.to_string()))
+    }
+
+    fn end(self, path: &Path) -> Result<Option<Subject>, SubjectError> {
+        if self.read == 0 {
+            return Ok(None);
+        }
+        let why = format!("part {} of {} is the last one there", self.read, self.of);
+        Err(SubjectError::Bad { path: path.to_owned(), why })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tornblk_agent::channel::{Prepare, Target, WriteFlags};
+
+    fn subject(targets: u32) -> Subject {
+        let target = |file| Target {
+            file,
+            path: format!("/mnt/ä{file}"),
+            offset: 0,
+            unit: 16384,
+            units: 8,
+            threads: 1,
+            depth: 1,
+            flags: vec![WriteFlags { direct: true, dsync: true, ..WriteFlags::default() }],
+            prepare: Prepare::Written,
+        };
+        Subject {
+            suite: "s".into(),
+            lane: "l".into(),
+            cut: 3,
+            seed: u64::MAX,
+            workload: Workload {
+                nonce: u64::MAX - 1,
+                seed: 5,
+                files: (1..=targets).map(target).collect(),
+                load: true,
+                writes: 10,
+                sync_every: 0,
+                skip_sync: false,
+            },
+            volume: Volume {
+                fstype: "xfs".into(),
+                mount_options: String::new(),
+                queues: 1,
+                logical_block_size: 512,
+                profile: "req16k".into(),
+            },
+            guest: GuestArgs::default(),
+            image: Some("abc".into()),
+        }
+    }
+
+    fn events(names: &[String]) -> Vec<(Seq, Event)> {
+        let event =
+            |(i, name): (usize, &String)| (Seq(i as u64), Event::Mark(Mark { name: name.clone() }));
+        names.iter().enumerate().map(event).collect()
+    }
+
+    fn find(names: &[String]) -> Result<Option<Subject>, SubjectError> {
+        Subject::find(Path::new("x.recording"), &events(names))
+    }
+
+    #[test]
+    fn what_a_recording_says_is_read_back_whatever_its_length() {
+        for targets in [1, 50, 200] {
+            let subject = subject(targets);
+            let mut marks = subject.marks();
+            assert!(marks.iter().all(|m| m.len() <= MARK_MAX));
+            assert_eq!(marks.len() > 1, targets > 1);
+            assert!(marks.iter().all(|name| Subject::is_part(&Mark { name: name.clone() })));
+            marks.insert(0, "somebody's own".into());
+            assert_eq!(find(&marks).unwrap(), Some(subject));
+        }
+        assert_eq!(find(&["tornblk-subjective".into()]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_incomplete_or_of_another_version_is_said() {
+        let marks = subject(60).marks();
+        assert!(marks.len() > 2);
+        let says = |names: &[String], text: &str| {
+            let error = find(names).unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("x.recording"), "{error}");
+        };
+        says(&marks[..1], "the last one there");
+        says(&marks[1..], "came after part 0");
+        says(&[marks[0].replace("subject 1 ", "subject 9 ")], "has format 9");
+        says(&["tornblk-subject 1 x".into()], "no number");
+        says(&["tornblk-subject 1 1/1 {}".into()], "missing field");
+    }
+}
