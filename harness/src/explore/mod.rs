@@ -17,11 +17,15 @@
 //!   what a verifier keeps can be kept up to date at the cost of what changed.
 
 mod engine;
+mod ids;
+mod in_place;
 mod ledgers;
 mod slow;
 mod subject;
 
 pub use engine::{MakeVerifier, explore};
+pub use ids::RecordingIds;
+pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
 pub use slow::{Named, named};
 pub use subject::{Subject, SubjectError};
@@ -86,6 +90,12 @@ impl Promises {
 /// all zero has one number, whoever wrote it.
 pub trait ContentIds: Send + Sync {
     fn id(&self, block: u64, source: Source) -> u64;
+
+    /// # Errors
+    /// Data could not be read: what was answered since means nothing.
+    fn check(&self) -> Result<(), ExploreError> {
+        Ok(())
+    }
 }
 
 /// What a disk holds at one moment.
