@@ -17,6 +17,7 @@ use tornblk_backend::device::limits::{Limits, mode_name};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::store::{self, Cache, Machine, Store};
 use tornblk_backend::vhost::{self, Socket};
+use tornblk_model::recording::Reader;
 
 /// For everything that could not run.
 const CANNOT_RUN: u8 = 2;
@@ -71,9 +72,18 @@ fn refused(error: &clap::Error) -> ExitCode {
 fn run(options: Options) -> anyhow::Result<()> {
     // Before anything that has to be undone: a signal from here on ends the program in order.
     let stop = signals().context("signals cannot be caught")?;
-    let limits = Limits::new(&options.limits())?;
+    let mut wanted = options.limits();
+    if let Some(states) = &options.states
+        && wanted.logical_block_size.is_none()
+    {
+        // The recording says it.
+        let lb_size = Reader::open(states)?.header().disk.lb_size;
+        wanted.logical_block_size = Some(lb_size.into());
+    }
+    let limits = Limits::new(&wanted)?;
     let machine = Machine::open(store::Options {
-        image: options.image.clone(),
+        image: options.image.clone().unwrap_or_default(),
+        states: options.states.clone(),
         recording: options.recording.clone(),
         profile: limits.profile.clone(),
         logical_block_size: limits.logical_block_size,
@@ -130,9 +140,10 @@ fn ignored(signal: i32) -> bool {
 fn advertised(options: &Options, device: &Blk) -> String {
     let limits = device.limits();
     let size = |bytes: u64| Size(bytes).to_string();
-    let store = match &options.recording {
-        Some(file) => format!("recorded to {}", file.display()),
-        None => "raw".to_owned(),
+    let store = match (&options.recording, &options.states) {
+        (Some(file), _) => format!("recorded to {}", file.display()),
+        (None, Some(file)) => format!("the states of {}", file.display()),
+        (None, None) => "raw".to_owned(),
     };
     let atomic = if limits.profile.unit_max == 0 {
         "nothing atomic above the logical block".to_owned()
@@ -141,7 +152,8 @@ fn advertised(options: &Options, device: &Blk) -> String {
             0 => String::new(),
             boundary => format!(", boundary {}", size(boundary)),
         };
-        let caution = match (limits.atomic(), &options.recording) {
+        let recording = options.recording.as_ref().or(options.states.as_ref());
+        let caution = match (limits.atomic(), recording) {
             (false, _) => "; no virtio-blk write is eligible",
             (true, None) => "; on a raw image only as good as the host's own disk",
             (true, Some(_)) => "",
@@ -159,7 +171,7 @@ fn advertised(options: &Options, device: &Blk) -> String {
          torn at {}; waiting at {}",
         options.serial,
         size(device.disk().capacity),
-        options.image.display(),
+        options.image.as_deref().map_or("its base image".into(), |i| i.display().to_string()),
         if options.read_only { ", read-only" } else { "" },
         size(limits.logical_block_size.into()),
         size(limits.physical_block_size.into()),

@@ -36,8 +36,13 @@ pub(crate) struct Options {
     pub(crate) socket: PathBuf,
 
     /// The disk: a file or a block device
-    #[arg(long, value_name = "FILE", help_heading = "Disk")]
-    pub(crate) image: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "states", help_heading = "Disk")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Show the states of this recording, as use-state asks for them, and no live disk; it is only
+    /// read. --image is then a copy of its base image, where that is not in its place
+    #[arg(long, value_name = "FILE", conflicts_with = "recording", help_heading = "Disk")]
+    pub(crate) states: Option<PathBuf>,
 
     /// Record every request to this file, made or, where it is a recording of this disk, continued
     /// (not after a power cut); the image stays as it is

@@ -5,8 +5,8 @@
 
 use crate::codec::{self, CodecError, Decoder};
 use crate::{
-    Answer, Call, Command, Crashed, Limits, Marked, Match, Refusal, Released, StallWhen,
-    StateShown, Status, Token, Trigger,
+    Answer, Call, Command, Crashed, Limits, Marked, Match, Refusal, RefusalKind, Released, Run,
+    StallWhen, StateShown, Status, Token, Trigger,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -174,6 +174,25 @@ impl Client {
 
     pub fn use_state(&self, name: impl Into<String>) -> Result<StateShown, ClientError> {
         self.ask(&Command::UseState { name: name.into() })
+    }
+
+    /// See [`Command::UseContent`].
+    pub fn use_content(
+        &self,
+        name: impl Into<String>,
+        from: Option<String>,
+        runs: Vec<Run>,
+    ) -> Result<StateShown, ClientError> {
+        self.ask(&Command::UseContent { name: name.into(), from, runs })
+    }
+
+    /// See [`Command::RecordHere`].
+    pub fn record_here(&self, file: &Path) -> Result<(), ClientError> {
+        let file = file.to_str().ok_or_else(|| {
+            let text = format!("the path {} is not UTF-8: choose another", file.display());
+            ClientError::Refused(Refusal { kind: RefusalKind::Malformed, message: text })
+        })?;
+        self.ask(&Command::RecordHere { file: file.to_owned() }).map(|_: Value| ())
     }
 
     fn ask<T: DeserializeOwned>(&self, command: &Command) -> Result<T, ClientError> {

@@ -83,6 +83,39 @@ pub enum Command {
     /// overlay that the next change of state drops. Refused while requests are in flight.
     /// → [`StateShown`]
     UseState { name: String },
+    /// As `UseState`, with the state given as what is different from the one that is shown: the
+    /// cost is that of the difference. Only with `--states`. Many runs go in several calls.
+    /// → [`StateShown`]
+    UseContent {
+        /// For status and log.
+        name: String,
+        /// [`StateShown::fingerprint`] of what `runs` are held against; `None`: the base image.
+        from: Option<String>,
+        runs: Vec<Run>,
+    },
+    /// Records what is written to the state that is shown, until the next change of state: as a
+    /// recording of its own whose base is this state. Only with `--states`; refused while requests
+    /// are in flight. The states of that recording are then known to `UseState` as `OUTER // INNER`.
+    /// → `{}`
+    RecordHere { file: String },
+}
+
+/// Logical blocks in a row: the first, how many, and what they hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run(pub u64, pub u64, pub RunSource);
+
+/// What a run of blocks holds. Of several blocks, `block` is that of the first one, and counts up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RunSource {
+    Base,
+    Zeroes,
+    /// (event that submitted the write, block of its payload)
+    Written(u64, u32),
+    /// Drawn from a seed.
+    Garbage(u64),
+    /// As `Written` (or, without an event, the base image), with this bit inverted.
+    Flipped(Option<u64>, u32, u32),
 }
 
 /// [`Command`] as it is written. Apart from it because serde's `flatten` lets unknown fields pass,
@@ -126,6 +159,15 @@ enum Wire {
     UseState {
         name: String,
     },
+    UseContent {
+        name: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        runs: Vec<Run>,
+    },
+    RecordHere {
+        file: String,
+    },
 }
 
 impl TryFrom<Wire> for Command {
@@ -143,6 +185,8 @@ impl TryFrom<Wire> for Command {
             Wire::Fault { spec } => Command::Fault { spec },
             Wire::Crash { at, state, seed, profile } => Command::Crash { at, state, seed, profile },
             Wire::UseState { name } => Command::UseState { name },
+            Wire::UseContent { name, from, runs } => Command::UseContent { name, from, runs },
+            Wire::RecordHere { file } => Command::RecordHere { file },
         };
         command.check().map(|()| command)
     }
@@ -161,6 +205,8 @@ impl From<Command> for Wire {
             Command::Fault { spec } => Wire::Fault { spec },
             Command::Crash { at, state, seed, profile } => Wire::Crash { at, state, seed, profile },
             Command::UseState { name } => Wire::UseState { name },
+            Command::UseContent { name, from, runs } => Wire::UseContent { name, from, runs },
+            Command::RecordHere { file } => Wire::RecordHere { file },
         }
     }
 }
@@ -301,6 +347,9 @@ pub struct StateShown {
     /// characters of its `GET_ID` string (see [`crate::device_id`]): proof that the guest sees
     /// this state. 0 for `live`, where the string is the plain serial.
     pub nonce: u64,
+    /// With `--states`: the content's, as 32 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
 }
 
 /// Atomic-write limits in bytes, named as in Linux `queue/atomic_write_*`; all 0 where the disk

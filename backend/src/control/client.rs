@@ -110,6 +110,13 @@ impl Session {
             Command::Release { token } => json(Released { requests: machine.release(token)? }),
             Command::Fault { spec } => json(Token { token: machine.fault(&spec)? }),
             Command::UseState { name } => json(machine.use_state(&name)?),
+            Command::UseContent { name, from, runs } => {
+                json(machine.use_content(&name, from.as_deref(), &runs)?)
+            }
+            Command::RecordHere { file } => {
+                machine.record_here(std::path::Path::new(&file))?;
+                Ok(Value::Object(Default::default()))
+            }
             Command::Crash { at, state, seed, profile } => {
                 let token = machine.arm_crash(at, state, seed, profile)?;
                 self.wait_for_crash(id, token);

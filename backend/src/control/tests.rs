@@ -26,6 +26,7 @@ fn machine(dir: &tempfile::TempDir, recording: bool) -> Arc<Machine> {
     Machine::open(Options {
         image,
         recording: recording.then(|| dir.path().join("disk.rec")),
+        states: None,
         profile: Profile { lb_size: None, ..Profile::PLAIN },
         logical_block_size: 512,
         physical_block_size: 512,

@@ -38,7 +38,9 @@ use tornblk_model::crash::{AtomicMode, DiscardReads, Profile, discard_reads_zero
 use tornblk_model::event::{
     self, Disk, Event, Mark, Negotiation, Payload, ResetCause, SECTOR, Segment, Seq,
 };
-use tornblk_model::recording::{BaseImage, NewRecording, Reader, RecordingError, Trust, Writer};
+use tornblk_model::recording::{
+    BaseImage, NewRecording, Reader, RecordingError, StateReader, Trust, Writer,
+};
 
 /// Queues whose available index is remembered; those above are recorded at every completion.
 const QUEUES: usize = 256;
@@ -62,8 +64,7 @@ struct Shared {
     writer: Writer,
     disk: Disk,
     options: RecordingOptions,
-    base: File,
-    base_path: PathBuf,
+    base: Base,
     index: Index,
     rings: RwLock<Option<Arc<dyn Rings>>>,
     /// The available index that was last recorded of each queue, and above it the `epoch`.
@@ -77,6 +78,27 @@ struct Shared {
     sub_block: AtomicU64,
     /// Something that decides what is stable could not be recorded: no request may follow.
     broken: AtomicBool,
+}
+
+/// What the disk was when the recording began. Only read.
+enum Base {
+    Image {
+        file: File,
+        path: PathBuf,
+    },
+    /// In a state of another recording.
+    State(StateReader),
+}
+
+impl Base {
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        match self {
+            Base::Image { file, path } => file.read_exact_at(bytes, offset).map_err(|e| {
+                io::Error::new(e.kind(), format!("cannot read the image {}: {e}", path.display()))
+            }),
+            Base::State(state) => state.read_at(offset, bytes).map_err(io::Error::other),
+        }
+    }
 }
 
 impl fmt::Debug for RecordingStore {
@@ -145,14 +167,40 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
-        let disk = writer.disk().clone();
-        let base_path = writer.header().base.path.clone();
-        whole(&disk, &base_path)?;
-        let base = File::open(&base_path).map_err(|source| RecordingError::Io {
+        if let Some(on) = &writer.header().on {
+            let state = on.state_reader(None, Trust::Unchanged)?;
+            return RecordingStore::on_state(writer, state, gate, options);
+        }
+        let path = writer.header().base.path.clone();
+        whole(writer.disk(), &path)?;
+        let file = File::open(&path).map_err(|source| RecordingError::Io {
             what: "open the image",
-            path: base_path.clone(),
+            path: path.clone(),
             source,
         })?;
+        RecordingStore::on_base(writer, Base::Image { file, path }, gate, options)
+    }
+
+    /// A store over a writer, on a state of another recording.
+    ///
+    /// # Errors
+    /// As [`RecordingStore::reopen`].
+    pub fn on_state(
+        writer: Writer,
+        state: StateReader,
+        gate: Arc<dyn Gate>,
+        options: RecordingOptions,
+    ) -> Result<RecordingStore, RecordingError> {
+        RecordingStore::on_base(writer, Base::State(state), gate, options)
+    }
+
+    fn on_base(
+        writer: Writer,
+        base: Base,
+        gate: Arc<dyn Gate>,
+        options: RecordingOptions,
+    ) -> Result<RecordingStore, RecordingError> {
+        let disk = writer.disk().clone();
         let thaws = writer.thaws();
         let shared = Shared {
             index: Index::new(disk.lb_size),
@@ -160,7 +208,6 @@ impl RecordingStore {
             disk,
             options,
             base,
-            base_path,
             rings: RwLock::new(None),
             seen: (0..QUEUES).map(|_| AtomicU64::new(0)).collect(),
             epoch: AtomicU64::new(1),
@@ -456,10 +503,7 @@ impl Shared {
         let mut done = 0;
         while done < len {
             let n = (len - done).min(bounce.len() as u64) as usize;
-            self.base.read_exact_at(&mut bounce[..n], offset + done).map_err(|e| {
-                let path = self.base_path.display();
-                io::Error::new(e.kind(), format!("cannot read the image {path}: {e}"))
-            })?;
+            self.base.read(offset + done, &mut bounce[..n])?;
             buffers.copy_from(at + done as usize, &bounce[..n]);
             done += n as u64;
         }
@@ -469,9 +513,7 @@ impl Shared {
     fn read_block(&self, block: u64, place: Place, to: &mut [u8]) -> Result<(), Failure> {
         match place {
             Place::Zeroes => to.fill(0),
-            Place::Base => {
-                self.base.read_exact_at(to, block * u64::from(self.disk.lb_size))?;
-            }
+            Place::Base => self.base.read(block * u64::from(self.disk.lb_size), to)?,
             Place::At(position) => self
                 .writer
                 .with_bytes(position, to.len(), |bytes| to.copy_from_slice(bytes))

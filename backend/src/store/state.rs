@@ -4,6 +4,9 @@
 //! recording, as large as what was written. Nothing of it is recorded, and neither the recording
 //! nor the base image is changed. Sectors are kept, not logical blocks, so a request that covers a
 //! part of a block needs no care.
+//!
+//! The state can be exchanged in place ([`StateStore::patch`]): for the one who shows thousands of
+//! them, each differs from the last in a few blocks.
 
 use super::broken;
 use super::gate::{Engine, Gate, GatedQueue, Step};
@@ -16,10 +19,10 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use tornblk_model::crash::{AtomicMode, DiscardReads, discard_reads_zeroes};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tornblk_model::crash::{AtomicMode, Content, DiscardReads, Source, discard_reads_zeroes};
 use tornblk_model::event::{Disk, Negotiation, ResetCause, SECTOR, Segment, Seq};
-use tornblk_model::recording::StateReader;
+use tornblk_model::recording::{RecordingError, StateReader};
 
 /// Sectors in a word of the overlay's map.
 const WORD: u64 = 64;
@@ -32,12 +35,19 @@ pub struct StateStore {
 }
 
 struct Shared {
-    state: StateReader,
+    disk: Disk,
     options: RecordingOptions,
     /// Held while bytes move, so that a read sees all of a write or nothing.
-    overlay: RwLock<Overlay>,
+    shown: RwLock<Shown>,
     /// Discards so far: what `discard-either` leaves depends on it.
     discards: AtomicU64,
+}
+
+struct Shown {
+    state: StateReader,
+    /// [`Content::fingerprint`] of it.
+    fingerprint: u128,
+    overlay: Overlay,
 }
 
 /// What was written since the state was shown.
@@ -66,7 +76,8 @@ enum From {
 
 impl fmt::Debug for StateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StateStore").field("state", &self.shared.state).finish_non_exhaustive()
+        let shown = self.shared.shown();
+        f.debug_struct("StateStore").field("state", &shown.state).finish_non_exhaustive()
     }
 }
 
@@ -86,19 +97,56 @@ impl StateStore {
             let dir = dir.display();
             log::error!("no file for what is written to the state can be made in {dir}: {e}");
         }
-        let overlay = RwLock::new(Overlay { file, words: HashMap::new() });
-        let shared = Shared { state, options, overlay, discards: AtomicU64::new(0) };
+        let overlay = Overlay { file, words: HashMap::new() };
+        let fingerprint = state.content().fingerprint();
+        let disk = state.disk().clone();
+        let shown = RwLock::new(Shown { state, fingerprint, overlay });
+        let shared = Shared { disk, options, shown, discards: AtomicU64::new(0) };
         StateStore { shared: Arc::new(shared), gate }
     }
 
-    pub fn state(&self) -> &StateReader {
-        &self.shared.state
+    /// A reader of what is shown, without what was written to it.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn reader(&self) -> Result<StateReader, RecordingError> {
+        self.shared.shown().state.try_clone()
+    }
+
+    /// [`Content::fingerprint`] of what is shown, without what was written to it.
+    pub fn fingerprint(&self) -> u128 {
+        self.shared.shown().fingerprint
+    }
+
+    /// Shows another state of the same recording, and forgets what was written: → its fingerprint.
+    /// No request may be in flight.
+    pub fn set_content(&self, content: Content) -> u128 {
+        let mut shown = self.shared.shown_mut();
+        shown.overlay.clear();
+        shown.fingerprint = content.fingerprint();
+        shown.state.set_content(content);
+        self.shared.discards.store(0, Ordering::Relaxed);
+        shown.fingerprint
+    }
+
+    /// As [`StateStore::set_content`], with the blocks in which the other state differs.
+    pub fn patch(&self, blocks: impl Iterator<Item = (u64, Source)>) -> u128 {
+        let mut shown = self.shared.shown_mut();
+        shown.overlay.clear();
+        for (block, source) in blocks {
+            let old = shown.state.content().of(block).fingerprint(block);
+            let new = source.fingerprint(block);
+            shown.fingerprint = shown.fingerprint.wrapping_sub(old).wrapping_add(new);
+            shown.state.set(block, source);
+        }
+        self.shared.discards.store(0, Ordering::Relaxed);
+        shown.fingerprint
     }
 }
 
 impl Store for StateStore {
     fn disk(&self) -> Disk {
-        self.shared.state.disk().clone()
+        self.shared.disk.clone()
     }
 
     fn read_only(&self) -> bool {
@@ -122,6 +170,20 @@ impl Store for StateStore {
 }
 
 impl Overlay {
+    /// Forgets everything.
+    fn clear(&mut self) {
+        if self.words.is_empty() {
+            return;
+        }
+        self.words.clear();
+        // Only to give the space back: nothing of it is read any more.
+        if let Ok(file) = &self.file
+            && let Err(e) = file.set_len(0)
+        {
+            log::warn!("the space of what was written to a state is not given back: {e}");
+        }
+    }
+
     fn file(&self) -> Result<&File, Failure> {
         self.file.as_ref().map_err(|e| Failure::Io(io::Error::new(e.kind(), e.to_string())))
     }
@@ -169,8 +231,17 @@ fn words(sectors: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
 }
 
 impl Shared {
+    fn shown(&self) -> RwLockReadGuard<'_, Shown> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown_mut(&self) -> RwLockWriteGuard<'_, Shown> {
+        self.shown.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self, offset: u64, buffers: &mut Buffers) -> Result<(), Failure> {
-        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = self.shown();
+        let overlay = &shown.overlay;
         let sectors = offset / SECTOR..(offset + buffers.len() as u64) / SECTOR;
         let mut bounce = vec![0; buffers.len().min(PIECE)];
         for (run, from) in overlay.runs(sectors) {
@@ -180,7 +251,7 @@ impl Shared {
                 let piece = &mut bounce[..n];
                 match from {
                     From::Zeroes => piece.fill(0),
-                    From::State => self.state.read_at(at, piece).map_err(io::Error::other)?,
+                    From::State => shown.state.read_at(at, piece).map_err(io::Error::other)?,
                     From::File => overlay.file()?.read_exact_at(piece, at)?,
                 }
                 buffers.copy_from((at - offset) as usize, piece);
@@ -191,7 +262,7 @@ impl Shared {
     }
 
     fn write(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
-        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        let overlay = &mut self.shown_mut().overlay;
         let mut bounce = vec![0; buffers.len().min(PIECE)];
         let mut done = 0;
         while done < buffers.len() {
@@ -206,7 +277,7 @@ impl Shared {
     }
 
     fn zero(&self, segments: &[Segment]) {
-        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        let overlay = &mut self.shown_mut().overlay;
         for s in segments {
             overlay.cover(s.offset / SECTOR..(s.offset + s.len) / SECTOR, true);
         }
@@ -214,9 +285,9 @@ impl Shared {
 
     /// As on the recorded disk: whole blocks, and by the profile.
     fn discard(&self, segments: &[Segment]) {
-        let lb = u64::from(self.state.disk().lb_size);
+        let lb = u64::from(self.disk.lb_size);
         let request = Seq(self.discards.fetch_add(1, Ordering::Relaxed));
-        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        let overlay = &mut self.shown_mut().overlay;
         for s in segments {
             for block in s.offset.div_ceil(lb)..(s.offset + s.len) / lb {
                 let zero = match self.options.profile.discard {
@@ -284,7 +355,7 @@ mod tests {
     };
     use proptest::prelude::*;
     use std::path::PathBuf;
-    use tornblk_model::crash::{Content, Profile, Source};
+    use tornblk_model::crash::Profile;
     use tornblk_model::recording::{BaseImage, NewRecording, Reader, Trust, Writer};
 
     const SIZE: u64 = 256 << 10;

@@ -1,13 +1,17 @@
 //! The first 64 KiB of a recording: what it is of.
 
 use super::RecordingError;
+use super::reader::Reader;
 use super::slot::{DATA_START, Geometry};
+use super::state::StateReader;
+use crate::crash::{History, ModelError, StateName};
 use crate::event::Disk;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(super) const MAGIC: [u8; 8] = *b"TORNBLK\n";
 pub(super) const FORMAT: u32 = 1;
@@ -21,6 +25,9 @@ const TEXT_AT: usize = 32;
 pub struct Header {
     pub disk: Disk,
     pub base: BaseImage,
+    /// Where it began on a state of another recording (whose base image is `base`): which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<OuterState>,
     /// The device's options as it was started with, for people and reports.
     pub options: serde_json::Value,
     /// Seconds since 1970-01-01 UTC.
@@ -41,6 +48,34 @@ pub struct BaseImage {
     /// Of the first and the last 64 KiB and of 64 samples of 4 KiB in between (xxh3): cheap, and
     /// notices another image at the same path. Not a proof that all bytes are the same.
     pub sample: u64,
+}
+
+/// A state of a recording on which another recording was made: what a recovery did, say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OuterState {
+    /// Absolute.
+    pub recording: PathBuf,
+    pub state: String,
+}
+
+impl OuterState {
+    /// The disk as the inner recording began. `base` is a copy of the base image.
+    ///
+    /// # Errors
+    /// The recording is not there or damaged, or has no such state; the base image is another.
+    pub fn state_reader(
+        &self,
+        base: Option<&Path>,
+        trust: Trust,
+    ) -> Result<StateReader, RecordingError> {
+        let reader = Arc::new(Reader::open(&self.recording)?);
+        let events: Vec<_> = reader.events().collect::<Result<_, _>>()?;
+        let bad =
+            |e: ModelError| RecordingError::Invalid(format!("{}: {e}", self.recording.display()));
+        let history = History::new(reader.header().disk.clone(), events).map_err(bad)?;
+        let content = history.build(&StateName(self.state.clone())).map_err(bad)?;
+        StateReader::new(reader, base, trust, content)
+    }
 }
 
 /// How much of a [`BaseImage`] must fit.

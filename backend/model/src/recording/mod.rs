@@ -31,7 +31,7 @@ mod slot;
 mod state;
 mod writer;
 
-pub use header::{BaseImage, Header, Trust};
+pub use header::{BaseImage, Header, OuterState, Trust};
 pub use reader::{Counts, Events, Info, Reader, Verified};
 pub use state::{Exported, StateReader};
 pub use writer::{Completion, NewRecording, Space, Writer};

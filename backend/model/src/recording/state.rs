@@ -20,11 +20,21 @@ const PIECE: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct StateReader {
     reader: Arc<Reader>,
-    base: File,
-    base_path: PathBuf,
+    base: Base,
     content: Content,
     /// The write that was looked up last: neighbours mostly come from the same.
     last: Mutex<Option<(Seq, Written)>>,
+}
+
+/// What shows where the content says nothing.
+#[derive(Debug)]
+enum Base {
+    Image {
+        file: File,
+        path: PathBuf,
+    },
+    /// A state of another recording: this one was made on it.
+    State(Box<StateReader>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +53,13 @@ pub struct Exported {
 }
 
 impl StateReader {
-    /// Shows `content` on the recording's base image, or on the copy of it at `base`.
+    /// Shows `content` on the recording's base image, or on the copy of it at `base`. Where the
+    /// recording was made on a state of another one ([`Header::on`](super::Header)), that is
+    /// opened and built.
     ///
     /// # Errors
-    /// The base image is not there, or is not the one of the recording as far as `trust` asks.
+    /// The base image is not there, or is not the one of the recording as far as `trust` asks; the
+    /// other recording is not there, or has no such state.
     pub fn new(
         reader: Arc<Reader>,
         base: Option<&Path>,
@@ -55,10 +68,63 @@ impl StateReader {
     ) -> Result<StateReader, RecordingError> {
         let image = &reader.header().base;
         image.check(base, trust)?;
-        let base_path = base.unwrap_or(&image.path).to_owned();
-        let base = File::open(&base_path)
-            .map_err(RecordingError::io("open the base image", &base_path))?;
-        Ok(StateReader { reader, base, base_path, content, last: Mutex::new(None) })
+        if let Some(on) = &reader.header().on {
+            let outer = on.state_reader(base, trust)?;
+            return StateReader::on(reader, outer, content);
+        }
+        let path = base.unwrap_or(&image.path).to_owned();
+        let file = File::open(&path).map_err(RecordingError::io("open the base image", &path))?;
+        let base = Base::Image { file, path };
+        Ok(StateReader { reader, base, content, last: Mutex::new(None) })
+    }
+
+    /// Shows `content` of a recording that was made on `base`, a state of another recording.
+    ///
+    /// # Errors
+    /// The two are not of one disk.
+    pub fn on(
+        reader: Arc<Reader>,
+        base: StateReader,
+        content: Content,
+    ) -> Result<StateReader, RecordingError> {
+        if reader.header().disk != *base.disk() {
+            return Err(RecordingError::Invalid(format!(
+                "{} was not made on a state of {}: their disks differ",
+                reader.path().display(),
+                base.reader().path().display()
+            )));
+        }
+        let base = Base::State(Box::new(base));
+        Ok(StateReader { reader, base, content, last: Mutex::new(None) })
+    }
+
+    /// Another reader of the same state.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn try_clone(&self) -> Result<StateReader, RecordingError> {
+        let base = match &self.base {
+            Base::Image { file, path } => {
+                let io = RecordingError::io("open the base image once more", path);
+                Base::Image { file: file.try_clone().map_err(io)?, path: path.clone() }
+            }
+            Base::State(state) => Base::State(Box::new(state.try_clone()?)),
+        };
+        let (reader, content) = (Arc::clone(&self.reader), self.content.clone());
+        Ok(StateReader { reader, base, content, last: Mutex::new(None) })
+    }
+
+    /// Shows another source in a block from now on.
+    pub fn set(&mut self, block: u64, source: Source) {
+        match source {
+            Source::Base => self.content.blocks.remove(&block),
+            source => self.content.blocks.insert(block, source),
+        };
+    }
+
+    /// Shows another state of the same recording from now on.
+    pub fn set_content(&mut self, content: Content) {
+        self.content = content;
     }
 
     pub fn disk(&self) -> &Disk {
@@ -94,8 +160,11 @@ impl StateReader {
         let all = covered.clone().filter(|(_, s)| !shows(s)).count() as u64
             == touched.end - touched.start;
         if !all {
-            read_base(&self.base, offset, buf)
-                .map_err(RecordingError::io("read the base image", &self.base_path))?;
+            match &self.base {
+                Base::Image { file, path } => read_base(file, offset, buf)
+                    .map_err(RecordingError::io("read the base image", path))?,
+                Base::State(state) => state.read_at(offset, buf)?,
+            }
         }
         let mut block_bytes = Vec::new();
         while let Some((block, source)) = covered.next() {

@@ -1,6 +1,6 @@
 //! Appends to a recording, from many threads at once.
 
-use super::header::{self, BaseImage, Header};
+use super::header::{self, BaseImage, Header, OuterState};
 use super::mapping::Mapping;
 use super::reader::Reader;
 use super::slot::{self, Geometry, PAIRS, SEGMENT_HEADER, SLOT, SegmentKind, Words};
@@ -28,6 +28,8 @@ const KEPT: u64 = 16 << 10;
 pub struct NewRecording {
     pub disk: Disk,
     pub base: BaseImage,
+    /// The state of another recording that it begins on; `None`: the base image itself.
+    pub on: Option<OuterState>,
     /// The device's options, as JSON.
     pub options: serde_json::Value,
     /// Bytes; a multiple of 64 KiB. [`SEGMENT_SIZE`] is right for all but tests.
@@ -36,7 +38,7 @@ pub struct NewRecording {
 
 impl NewRecording {
     pub fn new(disk: Disk, base: BaseImage, options: serde_json::Value) -> NewRecording {
-        NewRecording { disk, base, options, segment_size: SEGMENT_SIZE }
+        NewRecording { disk, base, on: None, options, segment_size: SEGMENT_SIZE }
     }
 }
 
@@ -124,6 +126,7 @@ impl Writer {
         let header = Header {
             disk: new.disk,
             base: new.base,
+            on: new.on,
             options: new.options,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             segment_size: new.segment_size,

@@ -145,6 +145,11 @@ impl Machine {
     /// There is no recording or no such state, requests are in flight, or the power is cut.
     pub fn use_state(&self, name: &str) -> Result<StateShown, MachineError> {
         let shared = &self.shared;
+        if let Some(states) = &shared.states {
+            let _one = lock(&shared.exchanging);
+            shared.idle()?;
+            return self.use_state_of(states, name);
+        }
         let recorded = self.recorded("use-state")?;
         let _one = lock(&shared.exchanging);
         let cut = shared.gate.power.is_cut();
@@ -153,12 +158,8 @@ impl Machine {
         {
             return Err(MachineError::Off(cut.after));
         }
-        let idle = |shared: &Shared| match shared.in_flight.load(Ordering::Acquire) {
-            0 => Ok(()),
-            n => Err(MachineError::InFlight(n)),
-        };
         // Before the work, to say no at once; and again when nothing can come any more.
-        idle(shared)?;
+        shared.idle()?;
         if name == LIVE {
             if let Some(cut) = cut {
                 return Err(MachineError::Cut(cut.after));
@@ -167,17 +168,23 @@ impl Machine {
                 let live = recorded.live();
                 // The queues moved on while the guest was elsewhere: what they showed is over.
                 live.reset(ResetCause::QueueStop, None);
-                shared.exchange(live, idle)?;
+                shared.exchange(live, Shared::idle)?;
             }
             let mut view = lock(&shared.view);
             (view.state, view.nonce) = (None, None);
-            return Ok(StateShown { name: LIVE.to_owned(), nonce: 0 });
+            return Ok(StateShown { name: LIVE.to_owned(), nonce: 0, fingerprint: None });
         }
         let content = recorded
             .history()?
             .build(&StateName(name.to_owned()))
             .map_err(MachineError::NoState)?;
-        shared.exchange(recorded.show(content)?, idle)?;
+        shared.exchange(recorded.show(content)?, Shared::idle)?;
+        Ok(self.shown(name, None))
+    }
+
+    /// A state is shown now: gives it a nonce.
+    pub(super) fn shown(&self, name: &str, fingerprint: Option<String>) -> StateShown {
+        let shared = &self.shared;
         // 0 is for the live disk.
         let nonce = match shared.next_nonce.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff {
             0 => shared.next_nonce.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff,
@@ -185,7 +192,7 @@ impl Machine {
         };
         let mut view = lock(&shared.view);
         (view.state, view.nonce) = (Some(name.to_owned()), Some(nonce));
-        Ok(StateShown { name: name.to_owned(), nonce })
+        StateShown { name: name.to_owned(), nonce, fingerprint }
     }
 
     /// A front-end came: after a power cut it sees what that left. `true`: it does now.
@@ -212,6 +219,9 @@ impl Machine {
     }
 
     fn recorded(&self, what: &str) -> Result<&Recorded, MachineError> {
+        if self.shared.states.is_some() {
+            return Err(MachineError::OnlyStates(what.to_owned()));
+        }
         let recorded = self.shared.recorded.as_ref();
         recorded.ok_or_else(|| MachineError::NeedsRecording(what.to_owned()))
     }

@@ -27,6 +27,11 @@ pub enum OpenError {
     Recording(RecordingError),
     #[error("the device cannot start: {0}")]
     Host(std::io::Error),
+    #[error(
+        "{} is of a disk with logical blocks of {has} bytes, not {asked}: leave out \
+         --logical-block-size", path.display()
+    )]
+    OtherBlocks { path: std::path::PathBuf, has: u32, asked: u32 },
 }
 
 /// Why a command was not carried out.
@@ -34,6 +39,19 @@ pub enum OpenError {
 pub enum MachineError {
     #[error("{0} needs a recording: start tornblkd with --recording FILE")]
     NeedsRecording(String),
+    #[error("{0} is only there with --states FILE: start tornblkd so")]
+    NeedsStates(&'static str),
+    #[error("{0} is not there with --states FILE: no disk is live then")]
+    OnlyStates(String),
+    #[error(
+        "the difference is against the state {from}, and the one that is shown is {shown}: give \
+         the whole, or another difference"
+    )]
+    OtherContent { from: String, shown: String },
+    #[error("the blocks {0} to {1} lie outside of the disk")]
+    Outside(u64, u64),
+    #[error("no recording is made here: use-state, and then record-here")]
+    NoInner,
     #[error(transparent)]
     Malformed(ModelError),
     #[error("the fault {fault} is about bytes beyond the disk's end at {capacity}")]
@@ -73,12 +91,12 @@ impl MachineError {
     pub fn kind(&self) -> RefusalKind {
         use MachineError::*;
         match self {
-            NeedsRecording(_) => RefusalKind::Unsupported,
-            Malformed(_) | BeyondTheEnd { .. } => RefusalKind::Malformed,
+            NeedsRecording(_) | NeedsStates(_) | OnlyStates(_) => RefusalKind::Unsupported,
+            Malformed(_) | BeyondTheEnd { .. } | Outside(..) => RefusalKind::Malformed,
             InFlight(_) | Armed | TooMany { .. } | Cut(_) | JustCut | Off(_) | Shown(_) => {
                 RefusalKind::Busy
             }
-            NoToken(_) | NoState(_) => RefusalKind::NotFound,
+            NoToken(_) | NoState(_) | OtherContent { .. } | NoInner => RefusalKind::NotFound,
             Disarmed | Failed(_) => RefusalKind::Failed,
         }
     }

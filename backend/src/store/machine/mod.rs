@@ -8,6 +8,7 @@ mod commands;
 mod error;
 mod queue;
 mod recorded;
+mod states;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use super::raw::{Cache, RawStore};
 use super::{Rings, Store, StoreQueue};
 use queue::{Counts, MachineQueue};
 use recorded::{Recorded, Resolution};
+use states::States;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,8 +38,11 @@ const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=64 << 10;
 /// What a machine is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A file or a block device: the disk, or with a recording what the disk was at its start.
+    /// A file or a block device: the disk, or with a recording what the disk was at its start. With
+    /// `states`: a copy of their base image; empty: that itself.
     pub image: PathBuf,
+    /// Show the states of this recording, and no live disk; `recording` is `None` then.
+    pub states: Option<PathBuf>,
     /// Record to this file; the image is then never written.
     pub recording: Option<PathBuf>,
     /// Which disk this is: what the guest is told, and what a crash may leave.
@@ -75,6 +80,7 @@ struct Shared {
     counts: Counts,
     front: Mutex<Front>,
     recorded: Option<Recorded>,
+    states: Option<States>,
     view: Mutex<View>,
     /// One exchange of stores at a time.
     exchanging: Mutex<()>,
@@ -125,6 +131,9 @@ impl Machine {
         if !physical.is_power_of_two() || physical < logical {
             return Err(OpenError::PhysicalBlock { physical, logical });
         }
+        if let Some(file) = options.states.clone() {
+            return Machine::open_states(&file, options);
+        }
         // With a recording the image is only read.
         let only_read = options.read_only || options.recording.is_some();
         let image = Image::open(&options.image, logical, only_read)?;
@@ -145,16 +154,41 @@ impl Machine {
                 (Arc::new(RawStore::new(image, logical, read_only, cache, gate, profile)), None)
             }
         };
+        let beneath = Beneath { store, epoch: 0 };
+        Machine::over(options, disk, gate, beneath, recorded, None)
+    }
+
+    /// A machine that shows states.
+    fn open_states(file: &std::path::Path, options: Options) -> Result<Arc<Machine>, OpenError> {
+        let states = States::open(file, &options, |disk| {
+            let (seed, hold) = (options.seed, options.hold_completions);
+            Arc::new(LiveGate::new(seed, hold, options.profile.clone(), disk.clone()))
+        })?;
+        let (disk, gate) = (states.disk(), states.gate());
+        options.profile.check(&disk).map_err(OpenError::Profile)?;
+        let beneath = Beneath { store: states.store(), epoch: 0 };
+        Machine::over(options, disk, gate, beneath, None, Some(states))
+    }
+
+    fn over(
+        options: Options,
+        disk: Disk,
+        gate: Arc<LiveGate>,
+        beneath: Beneath,
+        recorded: Option<Recorded>,
+        states: Option<States>,
+    ) -> Result<Arc<Machine>, OpenError> {
         let idler = Idler::start(&gate).map_err(OpenError::Host)?;
         let shared = Shared {
             options,
             disk,
             gate,
-            beneath: RwLock::new(Beneath { store, epoch: 0 }),
+            beneath: RwLock::new(beneath),
             in_flight: AtomicU64::new(0),
             counts: Counts::default(),
             front: Mutex::default(),
             recorded,
+            states,
             view: Mutex::default(),
             exchanging: Mutex::default(),
             resolution: Mutex::default(),
@@ -209,17 +243,27 @@ impl Machine {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             connected,
-            store: if shared.recorded.is_some() { "recording" } else { "raw" }.to_owned(),
+            store: match (&shared.recorded, &shared.states) {
+                (Some(_), _) => "recording",
+                (None, Some(_)) => "states",
+                (None, None) => "raw",
+            }
+            .to_owned(),
             image: shared.options.image.display().to_string(),
             capacity: shared.disk.capacity,
             read_only: shared.options.read_only,
-            state: state.unwrap_or_else(|| LIVE.to_owned()),
+            state: state.unwrap_or_else(|| {
+                if shared.states.is_some() { states::BASE } else { LIVE }.to_owned()
+            }),
             power_cut,
             in_flight: shared.in_flight.load(Ordering::Acquire),
             stalls: shared.gate.stalls(),
             faults: shared.gate.faults().iter().map(|(fault, _)| fault.to_string()).collect(),
             counters: shared.counts.get(),
-            recording: shared.recorded.as_ref().map(Recorded::status),
+            recording: match &shared.states {
+                Some(states) => Some(states.status()),
+                None => shared.recorded.as_ref().map(Recorded::status),
+            },
         }
     }
 }
@@ -234,6 +278,14 @@ impl Shared {
     /// Is a write of these bytes all-or-nothing?
     fn eligible(&self, offset: u64, len: u64, atomic: bool) -> bool {
         self.options.profile.eligible(offset, len, atomic)
+    }
+
+    /// Is nothing in flight?
+    fn idle(&self) -> Result<(), MachineError> {
+        match self.in_flight.load(Ordering::Acquire) {
+            0 => Ok(()),
+            n => Err(MachineError::InFlight(n)),
+        }
     }
 
     /// What the power cut left; works it out if nobody has yet. `None`: the power is on.

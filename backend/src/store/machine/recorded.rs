@@ -253,7 +253,7 @@ fn description(options: &Options) -> serde_json::Value {
     })
 }
 
-fn failed(error: RecordingError) -> MachineError {
+pub(super) fn failed(error: RecordingError) -> MachineError {
     MachineError::Failed(error.to_string())
 }
 

@@ -11,13 +11,13 @@ use tornblk_proto::{
     Counters, Crashed, Match, OpKind, Range, RefusalKind, StallWhen, Trigger, nonce_of,
 };
 
-const SIZE: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 1 << 20;
 const LB: u32 = 512;
 
-struct Rig {
-    machine: Arc<Machine>,
-    dir: tempfile::TempDir,
-    base: Vec<u8>,
+pub(super) struct Rig {
+    pub(super) machine: Arc<Machine>,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) base: Vec<u8>,
 }
 
 /// A guest that has made nothing visible which the device does not know.
@@ -27,10 +27,11 @@ impl Rings for NoRings {
     fn available(&self, _: &mut dyn FnMut(u16, u16)) {}
 }
 
-fn options(dir: &Path, profile: &str) -> Options {
+pub(super) fn options(dir: &Path, profile: &str) -> Options {
     Options {
         image: dir.join("disk.img"),
         recording: Some(dir.join("disk.rec")),
+        states: None,
         profile: profile.parse().unwrap(),
         logical_block_size: LB,
         physical_block_size: 4096,
@@ -43,7 +44,7 @@ fn options(dir: &Path, profile: &str) -> Options {
     }
 }
 
-fn rig(profile: &str, change: impl FnOnce(&mut Options)) -> Rig {
+pub(super) fn rig(profile: &str, change: impl FnOnce(&mut Options)) -> Rig {
     let (dir, _, base) = image(SIZE);
     let mut options = options(dir.path(), profile);
     change(&mut options);
@@ -55,7 +56,7 @@ fn rig(profile: &str, change: impl FnOnce(&mut Options)) -> Rig {
 
 impl Rig {
     /// As the device does when a front-end comes.
-    fn connect(&self) {
+    pub(super) fn connect(&self) {
         self.machine.connected(Arc::new(NoRings));
         let flush =
             Negotiation { flush_offered: true, flush: true, config_wce: false, writeback: true };
@@ -66,14 +67,14 @@ impl Rig {
         self.machine.reset(ResetCause::Reconnect, None);
     }
 
-    fn history(&self) -> History {
+    pub(super) fn history(&self) -> History {
         let reader = Reader::open(&self.dir.path().join("disk.rec")).unwrap();
         let events = reader.events().map(Result::unwrap);
         History::new(self.machine.disk(), events).unwrap()
     }
 
     /// The whole disk, as a guest reads it.
-    fn content(&self) -> Vec<u8> {
+    pub(super) fn content(&self) -> Vec<u8> {
         let mut queue = self.machine.queue(0);
         let mut all = Vec::new();
         for at in (0..SIZE).step_by(64 << 10) {
@@ -94,12 +95,12 @@ impl Rig {
         self.content()
     }
 
-    fn kind<T: fmt::Debug>(result: Result<T, MachineError>) -> RefusalKind {
+    pub(super) fn kind<T: fmt::Debug>(result: Result<T, MachineError>) -> RefusalKind {
         result.unwrap_err().kind()
     }
 }
 
-fn bytes(n: u8) -> Vec<u8> {
+pub(super) fn bytes(n: u8) -> Vec<u8> {
     vec![n; 4096]
 }
 
