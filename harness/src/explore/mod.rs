@@ -16,12 +16,15 @@
 //!   blocks it may differ from the view before ([`State::changed`], [`Point::changed`]), so that
 //!   what a verifier keeps can be kept up to date at the cost of what changed.
 
+pub mod bundle;
 mod engine;
 mod ids;
 mod in_place;
 mod ledgers;
 mod slow;
 mod subject;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use engine::{MakeVerifier, explore};
 pub use ids::RecordingIds;

@@ -390,6 +390,19 @@ impl Writer {
         self.put(words, end.last)
     }
 
+    /// Appends what became visible, as one event: at most four pairs of queue and index.
+    ///
+    /// # Errors
+    /// As [`Writer::append`]; more than four pairs are [`RecordingError::Invalid`].
+    pub fn visible(&self, pairs: &[(u16, u16)]) -> Result<Seq, RecordingError> {
+        if pairs.len() > PAIRS {
+            let said = format!("{} queues in one event: at most {PAIRS}", pairs.len());
+            return Err(RecordingError::Invalid(said));
+        }
+        self.room(0)?;
+        self.put(slot::visible(pairs), false)
+    }
+
     /// Cuts the power: no event comes after the one returned, and all up to it are committed.
     /// From then on every append fails with [`RecordingError::Frozen`]. Once cut, says the same
     /// again. `None`: nothing was ever recorded.

@@ -1,0 +1,115 @@
+//! Small recordings, made as a device makes them.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::explore::bundle::BundleError;
+use std::path::{Path, PathBuf};
+use tornblk_model::event::{Disk, Event, Mark, Negotiation, Op, Seq, Submit};
+use tornblk_model::recording::{BaseImage, Completion, NewRecording, Writer};
+
+/// A base image, and a recording on it.
+pub(crate) struct Recorded {
+    pub(crate) dir: tempfile::TempDir,
+    writer: Option<Writer>,
+    position: u16,
+}
+
+pub(crate) const CAPACITY: u64 = 256 << 10;
+
+impl Recorded {
+    /// The base holds 0xb5 in its first 32 KiB, and nothing after that.
+    pub(crate) fn new(lb_size: u32) -> Recorded {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base.img");
+        let file = std::fs::File::create(&base).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0xb5; 32 << 10], 0).unwrap();
+        file.set_len(CAPACITY).unwrap();
+        let disk = Disk { capacity: CAPACITY, lb_size };
+        let new = NewRecording {
+            segment_size: 64 << 10,
+            ..NewRecording::new(
+                disk,
+                BaseImage::identify(&base).unwrap(),
+                serde_json::json!({"profile": "req16k"}),
+            )
+        };
+        let writer = Writer::create(&dir.path().join("disk.recording"), new).unwrap();
+        let negotiation =
+            Negotiation { flush_offered: true, flush: true, config_wce: false, writeback: true };
+        writer.append(&Event::Negotiate(negotiation)).unwrap();
+        Recorded { dir, writer: Some(writer), position: 0 }
+    }
+
+    pub(crate) fn writer(&self) -> &Writer {
+        self.writer.as_ref().unwrap()
+    }
+
+    pub(crate) fn submit(&mut self, op: Op) -> Seq {
+        let position = self.position;
+        self.position += 1;
+        let submit = Submit { queue: 0, position, head: position, ioprio: 0, op };
+        self.writer().append(&Event::Submit(submit)).unwrap()
+    }
+
+    /// A write that is in flight.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Seq {
+        let payload = self.writer().payload(data).unwrap();
+        let len = data.len() as u64;
+        self.submit(Op::Write { offset, len, fua: false, atomic: false, payload })
+    }
+
+    pub(crate) fn complete(&mut self, request: Seq) -> Seq {
+        let visible = [(0, self.position)];
+        self.writer().complete(&visible, Completion::ok(request)).unwrap()
+    }
+
+    pub(crate) fn flush(&mut self) -> Seq {
+        let flush = self.submit(Op::Flush);
+        self.complete(flush)
+    }
+
+    pub(crate) fn mark(&mut self, name: &str) -> Seq {
+        self.writer().append(&Event::Mark(Mark { name: name.into() })).unwrap()
+    }
+
+    /// A flushed write of 1s, and one of 2s over 16 KiB that is only complete.
+    pub(crate) fn some(lb_size: u32) -> Recorded {
+        let mut recorded = Recorded::new(lb_size);
+        let first = recorded.write(8192, &[1; 16384]);
+        recorded.complete(first);
+        recorded.flush();
+        let second = recorded.write(8192, &[2; 16384]);
+        recorded.complete(second);
+        recorded.mark("done");
+        recorded
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("disk.recording")
+    }
+
+    pub(crate) fn base(&self) -> PathBuf {
+        self.dir.path().join("base.img")
+    }
+
+    /// The device is gone.
+    pub(crate) fn end(mut self) -> Recorded {
+        self.writer = None;
+        self
+    }
+}
+
+/// What is in a folder.
+pub(crate) fn list(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+pub(crate) fn says<T: std::fmt::Debug>(result: Result<T, BundleError>, text: &str) {
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains(text), "{error}");
+}
