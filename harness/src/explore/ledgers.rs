@@ -194,6 +194,7 @@ mod tests {
             depth: 4,
             flags: vec![WriteFlags::default()],
             prepare,
+            planted: None,
         };
         Workload {
             nonce: 7,

@@ -185,6 +185,7 @@ mod tests {
             depth: 1,
             flags: vec![WriteFlags { direct: true, dsync: true, ..WriteFlags::default() }],
             prepare: Prepare::Written,
+            planted: None,
         };
         Subject {
             suite: "s".into(),

@@ -46,7 +46,7 @@ fn count_writes(ledger: &Ledger, wire: &Wire, counts: &mut Counts) {
             match seen {
                 // This cut could do nothing to it, whatever was promised.
                 Eligibility::Unseen => {}
-                Eligibility::NotEligible(_) if !asked.flags.atomic => counts.not_eligible += 1,
+                Eligibility::NotEligible(_) if !asked.must_be_whole() => counts.not_eligible += 1,
                 Eligibility::Eligible | Eligibility::NotEligible(_) => {
                     counts.eligible += 1;
                     counts.at_risk += u64::from(wire.volatile(key));
@@ -171,8 +171,13 @@ impl View<'_> {
             let key = Key { file: self.target.file, unit: self.number, r#gen };
             let reason = match self.wire.eligibility(key) {
                 _ if asked.result.is_some() && !asked.complete() => Reason::Failed,
-                _ if asked.flags.atomic => {
-                    let text = self.torn_text(r#gen, levels, "written with RWF_ATOMIC");
+                _ if asked.must_be_whole() => {
+                    let promise = if asked.flags.atomic {
+                        "written with RWF_ATOMIC"
+                    } else {
+                        "which its protocol promises to recover"
+                    };
+                    let text = self.torn_text(r#gen, levels, promise);
                     return out.findings.push(self.finding(
                         Clause::Torn,
                         Some(r#gen),
@@ -349,6 +354,7 @@ pub(super) mod tests {
                 depth: 1,
                 flags: vec![dsync()],
                 prepare: Prepare::Written,
+                planted: None,
             }],
             load: false,
             writes: 10,
@@ -436,7 +442,7 @@ pub(super) mod tests {
 
     #[test]
     fn an_atomic_write_must_be_whole_whatever_the_disk() {
-        let atomic = WriteFlags { direct: true, atomic: true, dsync: false };
+        let atomic = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
         let runs = [(12, own(2)), (20, own(1))];
         assert_eq!(clauses(atomic, &wire(false), &runs), [Clause::Torn]);
         assert_eq!(clauses(atomic, &Wire::default(), &runs), [Clause::Torn]);
@@ -446,7 +452,7 @@ pub(super) mod tests {
     #[test]
     fn a_failed_atomic_write_may_be_torn_but_is_told() {
         let w = workload();
-        let atomic = WriteFlags { direct: true, atomic: true, dsync: false };
+        let atomic = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
         let mut b = LedgerBuilder::new(&w);
         b.batch([(3, intent(0, 2, atomic))]);
         b.batch([(4, MarkText::Done { file: 1, unit: 0, r#gen: 2, result: -5 })]);
@@ -608,7 +614,7 @@ pub(super) mod tests {
     #[test]
     fn only_what_is_volatile_on_the_wire_is_at_risk() {
         let w = workload();
-        let atomic = WriteFlags { direct: true, atomic: true, dsync: false };
+        let atomic = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
         let counts = |wire: &Wire, r#gen| {
             let mut b = LedgerBuilder::new(&w);
             b.batch([(1, intent(0, r#gen, atomic))]);

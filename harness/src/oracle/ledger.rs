@@ -21,6 +21,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Whole whatever the disk promises: the kernel said so, or the protocol that committed it does.
+    pub fn must_be_whole(&self) -> bool {
+        self.flags.atomic || self.flags.protocol
+    }
+
     pub fn complete(&self) -> bool {
         self.result == Some(i64::from(self.len))
     }
@@ -117,7 +122,7 @@ impl<'a> LedgerBuilder<'a> {
                 if !asked.complete() {
                     return;
                 }
-                if asked.flags.dsync {
+                if asked.flags.dsync || asked.flags.protocol {
                     self.durable(file, unit, r#gen);
                 } else {
                     self.returned.insert((file, unit, r#gen), self.batch);

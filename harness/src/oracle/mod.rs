@@ -180,8 +180,11 @@ pub struct Judgement {
     pub counts: Counts,
 }
 
-/// The system call of a write, as one would write it in C.
+/// The system call of a write, as one would write it in C, or the commit that it is.
 pub fn call(len: u32, offset: u64, flags: WriteFlags) -> String {
+    if flags.protocol {
+        return format!("commit(len {len}, offset {offset}, O_DIRECT), by a protocol of its own");
+    }
     let rwf: Vec<&str> = [(flags.atomic, "RWF_ATOMIC"), (flags.dsync, "RWF_DSYNC")]
         .into_iter()
         .filter_map(|(on, name)| on.then_some(name))

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tornblk_agent::channel::{Prepare, Target, Workload};
+use tornblk_agent::planted::{self, Planted};
 use tornblk_model::crash::{Fault, Profile};
 use tornblk_model::event::Disk;
 
@@ -113,9 +114,12 @@ struct TargetText {
     threads: u32,
     #[serde(default = "one_u32")]
     depth: u32,
+    #[serde(default)]
     flags: Vec<String>,
     #[serde(default)]
     prepare: Prepare,
+    #[serde(default)]
+    planted: Option<Planted>,
 }
 
 #[derive(Deserialize)]
@@ -263,7 +267,7 @@ impl LaneText {
         let mut targets = Vec::new();
         for (i, text) in self.target.into_iter().enumerate() {
             let target = text.build(i as u32 + 1).map_err(|e| format!("target {}: {e}", i + 1))?;
-            let end = target.offset + u64::from(target.unit) * u64::from(target.units);
+            let end = target.end();
             if end > self.capacity.0 {
                 return Err(format!("target {}: ends beyond the disk ({end} bytes)", i + 1));
             }
@@ -315,8 +319,16 @@ impl TargetText {
         if !self.offset.0.is_multiple_of(u64::from(unit)) {
             return Err("`offset` is a multiple of `unit`".into());
         }
-        if self.units == 0 || self.threads == 0 || self.depth == 0 || self.flags.is_empty() {
-            return Err("`units`, `threads`, `depth` and `flags` are at least one".into());
+        if self.units == 0 || self.threads == 0 || self.depth == 0 {
+            return Err("`units`, `threads` and `depth` are at least one".into());
+        }
+        if self.planted.is_some() && (self.depth > 1 || !self.flags.is_empty()) {
+            return Err(
+                "`planted` says how units are written: no `flags`, and a `depth` of 1".into()
+            );
+        }
+        if self.planted.is_none() && self.flags.is_empty() {
+            return Err("`flags` are at least one".into());
         }
         if self.threads.saturating_mul(self.depth) > self.units {
             return Err(format!(
@@ -324,7 +336,10 @@ impl TargetText {
                 self.threads, self.depth
             ));
         }
-        let flags: Result<Vec<_>, _> = self.flags.iter().map(|f| parse_flags(f)).collect();
+        let flags: Result<Vec<_>, _> = match self.planted {
+            Some(_) => Ok(vec![planted::FLAGS]),
+            None => self.flags.iter().map(|f| parse_flags(f)).collect(),
+        };
         Ok(Target {
             file,
             path: self.path,
@@ -335,17 +350,19 @@ impl TargetText {
             depth: self.depth,
             flags: flags?,
             prepare: self.prepare,
+            planted: self.planted,
         })
     }
 }
 
 /// Numbers (from 1) of two targets that write the same bytes.
 fn overlap(targets: &[Target]) -> Option<(u32, u32)> {
-    let end = |t: &Target| t.offset + u64::from(t.unit) * u64::from(t.units);
     targets.iter().find_map(|a| {
         targets
             .iter()
-            .find(|b| a.file < b.file && a.path == b.path && a.offset < end(b) && b.offset < end(a))
+            .find(|b| {
+                a.file < b.file && a.path == b.path && a.offset < b.end() && b.offset < a.end()
+            })
             .map(|b| (a.file, b.file))
     })
 }

@@ -14,6 +14,7 @@
 //! acknowledges it, and the agent waits for that before it goes on. So an *intent* is on record
 //! before its system call starts, and a *done* only after it returned.
 
+use crate::planted::{self, Planted};
 use serde::{Deserialize, Serialize};
 
 /// The virtio-serial port's name: `/dev/virtio-ports/<NAME>` in the guest.
@@ -89,6 +90,10 @@ pub struct WriteFlags {
     /// RWF_DSYNC, or a file opened with O_DSYNC.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dsync: bool,
+    /// Committed by a protocol of several calls ([`crate::planted`]), which claims that the unit is
+    /// whole after recovery, and durable when it is done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protocol: bool,
 }
 
 impl MarkText {
@@ -292,6 +297,10 @@ pub struct Target {
     /// Each write takes one of these in turn.
     pub flags: Vec<WriteFlags>,
     pub prepare: Prepare,
+    /// Units are committed by this protocol, with [`crate::planted::FLAGS`], and read back after
+    /// its recovery; else each by one write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planted: Option<Planted>,
 }
 
 impl Target {
@@ -303,6 +312,12 @@ impl Target {
     /// Where `unit` begins in the file (bytes).
     pub fn offset_of(&self, unit: u64) -> u64 {
         self.offset + unit * u64::from(self.unit)
+    }
+
+    /// Where the target ends in the file (bytes): behind its units, and the slots of its protocol.
+    pub fn end(&self) -> u64 {
+        let slots = u64::from(planted::slots(self)) * u64::from(planted::slot_len(self));
+        self.offset_of(self.units.into()) + slots
     }
 }
 
@@ -491,7 +506,7 @@ mod tests {
 
     #[test]
     fn marks_survive_their_line() {
-        let flags = WriteFlags { direct: true, atomic: true, dsync: false };
+        let flags = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
         for mark in [
             MarkText::Intent { file: 1, unit: 2, r#gen: 3, offset: 4096, len: 16384, flags },
             MarkText::Done { file: 1, unit: 2, r#gen: 3, result: -5 },

@@ -1,6 +1,7 @@
 //! What the host and the guest's agent share.
 //!
 //! - [`payload`]: how every block that a workload writes describes itself.
+//! - [`planted`]: commits that are wrong on purpose, and their correct twins.
 //! - [`channel`]: the commands and answers between the host and the agent.
 //!
 //! The agent itself (PID 1, workloads) is module `guest` and the binary, both only with feature `guest`:
@@ -10,3 +11,4 @@ pub mod channel;
 #[cfg(feature = "guest")]
 pub mod guest;
 pub mod payload;
+pub mod planted;

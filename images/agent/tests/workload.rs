@@ -13,6 +13,7 @@ use tornblk_agent::channel::{
     Command, Found, MarkText, Outcome, Prepare, Target, Workload, WriteFlags, Written,
 };
 use tornblk_agent::payload::{self, Read, Stamp};
+use tornblk_agent::planted::{FLAGS, Planted, Protocol, fill_slot, slot_of};
 
 fn written(outcome: Outcome) -> Written {
     match outcome {
@@ -26,7 +27,7 @@ fn last_generations(marks: &[(u64, MarkText)]) -> HashMap<(u32, u64), u32> {
     let mut last = HashMap::new();
     for (_, mark) in marks {
         if let MarkText::Done { file, unit, r#gen, result } = mark {
-            assert_eq!(*result, 4096);
+            assert!([4096, 16384].contains(result), "{result}");
             last.insert((*file, *unit), *r#gen);
         }
     }
@@ -441,4 +442,85 @@ fn workloads_that_cannot_be_meant_are_refused() {
         panic!("two targets with one number were taken")
     };
     assert!(message.contains("the number 1"), "{message}");
+}
+
+/// Commits by every protocol, right and wrong: without a crash all of them last.
+#[test]
+fn planted_protocols_commit_and_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    for (n, protocol) in Protocol::ALL.into_iter().enumerate() {
+        for bug in [false, true] {
+            let path = dir.path().join(format!("{n}-{bug}"));
+            let planted = Target {
+                unit: 16384,
+                flags: vec![FLAGS],
+                planted: Some(Planted { protocol, bug }),
+                ..target(1, &path, 6, 2, 1)
+            };
+            let workload = workload(vec![planted.clone()], 30);
+            let mut host = Host::new();
+            match host.run(Command::Workload { workload: workload.clone() }) {
+                Outcome::Unsupported { message } => println!("skipped: {message}"),
+                outcome => {
+                    assert_eq!(written(outcome).whole, 30);
+                    let last = last_generations(&host.marks);
+                    let done = |m: &&(u64, MarkText)| matches!(m.1, MarkText::Done { .. });
+                    assert_eq!(host.marks.iter().filter(done).count(), 30);
+                    assert_eq!(std::fs::metadata(&path).unwrap().len(), planted.end());
+                    for unit in host.readback(&workload).units {
+                        let r#gen = last.get(&(1, unit.unit)).copied().unwrap_or(0);
+                        assert_eq!(unit.runs, [(32, Found::Own { r#gen })], "{protocol:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_torn_page_is_read_back_as_its_protocol_recovers_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let journal = Planted { protocol: Protocol::Journal, bug: false };
+    let target = Target {
+        unit: 16384,
+        flags: vec![FLAGS],
+        planted: Some(journal),
+        ..target(1, &path, 3, 1, 1)
+    };
+    let mut workload = workload(vec![target.clone()], 0);
+    let stamp =
+        |generation| Stamp { nonce: 77, unit: 1, file: 1, generation, sector: 0, sectors: 0 };
+    let mut bytes = vec![0; target.end() as usize];
+    let slot = slot_of(&target, 1).unwrap();
+    fill_slot(&mut bytes[slot.start as usize..slot.end as usize], stamp(4));
+    payload::fill(&mut bytes[16384..32768], stamp(3));
+    payload::fill(&mut bytes[16384..16384 + 4096], stamp(4));
+    std::fs::write(&path, &bytes).unwrap();
+    workload.files[0].prepare = Prepare::AsIs;
+    let mut host = Host::new();
+    let runs = |host: &mut Host| host.readback(&workload).units[1].runs.clone();
+    assert_eq!(runs(&mut host), [(32, Found::Own { r#gen: 4 })]);
+    bytes[slot.start as usize + 5000] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let torn = [(8, Found::Own { r#gen: 4 }), (24, Found::Own { r#gen: 3 })];
+    assert_eq!(runs(&mut host), torn, "its record is torn too");
+}
+
+#[test]
+fn what_cannot_be_committed_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let planted = Some(Planted { protocol: Protocol::Page, bug: true });
+    let good = Target { planted, flags: vec![FLAGS], ..target(1, &dir.path().join("a"), 4, 1, 1) };
+    let mut host = Host::new();
+    for (target, says) in [
+        (Target { planted: None, ..good.clone() }, "go with one"),
+        (Target { flags: vec![BUFFERED], ..good.clone() }, "go with one"),
+        (Target { depth: 2, ..good.clone() }, "one by one"),
+        (Target { prepare: Prepare::Hole, ..good.clone() }, "as-is or written"),
+    ] {
+        let outcome = host.run(Command::Workload { workload: workload(vec![target], 5) });
+        let Outcome::Failed { message, .. } = outcome else { panic!("{outcome:?}") };
+        assert!(message.contains(says), "{message}");
+    }
 }

@@ -111,8 +111,9 @@ impl Drop for Host {
     }
 }
 
-pub const BUFFERED: WriteFlags = WriteFlags { direct: false, atomic: false, dsync: false };
-pub const DSYNC: WriteFlags = WriteFlags { direct: false, atomic: false, dsync: true };
+pub const BUFFERED: WriteFlags =
+    WriteFlags { direct: false, atomic: false, dsync: false, protocol: false };
+pub const DSYNC: WriteFlags = WriteFlags { dsync: true, ..BUFFERED };
 
 /// A target of 4 KiB units in a file.
 pub fn target(file: u32, path: &std::path::Path, units: u32, threads: u32, depth: u32) -> Target {
@@ -126,6 +127,7 @@ pub fn target(file: u32, path: &std::path::Path, units: u32, threads: u32, depth
         depth,
         flags: vec![BUFFERED, DSYNC],
         prepare: Prepare::Written,
+        planted: None,
     }
 }
 

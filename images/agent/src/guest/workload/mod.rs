@@ -3,7 +3,8 @@
 //! - [`plan`]: which thread writes what, from the seed alone.
 //! - [`prepare`]: files and ranges as they shall be before the first write.
 //! - [`probe`]: whether the kernel and the file system take such writes at all.
-//! - [`mod@write`]: one write after the other; marks; [`ring`]: several in flight.
+//! - [`mod@write`]: one write after the other; marks; [`ring`]: several in flight; [`commit`]: by a
+//!   protocol of several calls.
 //! - [`readback`]: what is there afterwards.
 //!
 //! Order is what a workload is about: an intent is recorded before its system call starts, a done
@@ -18,9 +19,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::outbox::Outbox;
 use super::{Error, Result};
-use crate::channel::{MarkText, Target, Workload, WriteFlags, Written};
+use crate::channel::{MarkText, Prepare, Target, Workload, WriteFlags, Written};
+use crate::planted::FLAGS;
 
 pub mod buffer;
+pub mod commit;
 pub mod plan;
 pub mod prepare;
 pub mod probe;
@@ -41,6 +44,9 @@ pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
     if workload.files.iter().any(|t| t.depth > 1) {
         ring::probe()?;
     }
+    if workload.files.iter().any(|t| t.planted.is_some()) {
+        commit::probe()?;
+    }
     for target in &workload.files {
         probe::probe(target)?;
     }
@@ -59,9 +65,10 @@ pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
                 let (shared, opened) = (&shared, &opened[plan.target]);
                 scope.spawn(move || {
                     let target = &shared.workload.files[plan.target];
-                    let outcome = match target.depth {
-                        1 => write::run(shared, target, opened, plan),
-                        _ => ring::run(shared, target, opened, plan),
+                    let outcome = match (target.planted, target.depth) {
+                        (Some(planted), _) => commit::run(shared, target, planted, opened, plan),
+                        (None, 1) => write::run(shared, target, opened, plan),
+                        (None, _) => ring::run(shared, target, opened, plan),
                     };
                     if outcome.is_err() {
                         shared.give_up.store(true, Ordering::Relaxed);
@@ -200,8 +207,8 @@ pub fn check(workload: &Workload) -> Result<()> {
                 t.offset
             ));
         }
-        let end = t.offset.checked_add(u64::from(t.units) * u64::from(unit));
-        if end.is_none_or(|end| end > i64::MAX as u64) {
+        // Units and slots: each fewer bytes than 2^32 times 2^17.
+        if t.offset.checked_add(1 << 51).is_none_or(|end| end > i64::MAX as u64) {
             return refuse(format!("{path}: offset {} is too large", t.offset));
         }
         if t.threads == 0 || t.threads > t.units.min(MAX_THREADS) {
@@ -216,13 +223,26 @@ pub fn check(workload: &Workload) -> Result<()> {
         if t.flags.is_empty() {
             return refuse(format!("{path}: no flags to write with"));
         }
+        if t.flags.iter().any(|flags| (t.planted.is_some()) != (*flags == FLAGS)) {
+            return refuse(format!(
+                "{path}: the flags of a protocol of several calls, and no others, go with one"
+            ));
+        }
+        if t.planted.is_some()
+            && (t.depth > 1 || !matches!(t.prepare, Prepare::AsIs | Prepare::Written))
+        {
+            return refuse(format!(
+                "{path}: commits by a protocol are made one by one (depth 1), in a range that is \
+                 as-is or written"
+            ));
+        }
         if !numbers.insert(t.file) {
             return refuse(format!("two targets have the number {}", t.file));
         }
     }
     for (i, a) in workload.files.iter().enumerate() {
         for b in &workload.files[i + 1..] {
-            let (a_end, b_end) = (a.offset_of(a.units.into()), b.offset_of(b.units.into()));
+            let (a_end, b_end) = (a.end(), b.end());
             if a.path == b.path && a.offset < b_end && b.offset < a_end {
                 return refuse(format!("targets {} and {} overlap in {}", a.file, b.file, a.path));
             }

@@ -142,6 +142,7 @@ mod tests {
             depth,
             flags: vec![WriteFlags::default(), direct, WriteFlags { dsync: true, ..direct }],
             prepare: Prepare::Written,
+            planted: None,
         }
     }
 

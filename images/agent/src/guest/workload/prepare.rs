@@ -12,6 +12,7 @@ use super::is_block_device;
 use crate::channel::{Prepare, Target, Workload};
 use crate::guest::{Error, Result, sys};
 use crate::payload::{Stamp, fill};
+use crate::planted::slot_len;
 
 /// Bytes written at once.
 const CHUNK: usize = 1 << 20;
@@ -21,7 +22,7 @@ pub fn prepare(target: &Target, workload: &Workload) -> Result<()> {
     let path = &target.path;
     let file = super::open(target, false)?;
     let device = is_block_device(&file)?;
-    let (start, end) = (target.offset, target.offset_of(target.units.into()));
+    let (start, end) = (target.offset, target.end());
     let failed = |what: &str| Error::system(format!("cannot {what} {path}"));
     if device {
         if target.prepare != Prepare::AsIs {
@@ -113,6 +114,20 @@ fn write_all(target: &Target, workload: &Workload) -> Result<()> {
             )))?;
         }
         next += units;
+    }
+    clear_slots(target, &plain)
+}
+
+/// Zeroes in the slots of the target's protocol: what an earlier run left there is none of ours,
+/// and the file's blocks are written before they are written over.
+fn clear_slots(target: &Target, file: &File) -> Result<()> {
+    let zeroes = vec![0; slot_len(target) as usize];
+    let end = target.end();
+    let mut at = target.offset_of(target.units.into());
+    while at < end {
+        file.write_all_at(&zeroes, at)
+            .map_err(Error::system(format!("cannot clear the slots of {}", target.path)))?;
+        at += zeroes.len() as u64;
     }
     Ok(())
 }

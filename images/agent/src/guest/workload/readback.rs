@@ -11,6 +11,7 @@ use super::check;
 use crate::channel::{Found, Readback, Target, UnitFound, Workload};
 use crate::guest::Result;
 use crate::payload::{SECTOR, classify};
+use crate::planted::{PageId, recover, slot_of};
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
@@ -55,6 +56,13 @@ fn read_target(target: &Target, nonce: u64, out: &mut Vec<UnitFound>) {
             match read {
                 Ok(n) => {
                     let there = n.saturating_sub(i * unit_len).min(unit_len);
+                    if there == unit_len
+                        && recover_unit(&source, target, nonce, unit, piece).is_err()
+                    {
+                        read_apart(&source, piece, target, nonce, unit, &mut runs);
+                        out.push(UnitFound { file: target.file, unit, runs: runs.0 });
+                        continue;
+                    }
                     classify_unit(&piece[..there], sectors, nonce, target.file, unit, &mut runs);
                 }
                 Err(_) => read_apart(&source, piece, target, nonce, unit, &mut runs),
@@ -63,6 +71,22 @@ fn read_target(target: &Target, nonce: u64, out: &mut Vec<UnitFound>) {
         }
         next += count;
     }
+}
+
+/// Makes of a unit what the recovery of its protocol makes of it. An error where its slot cannot be
+/// read.
+fn recover_unit(
+    source: &Source,
+    target: &Target,
+    nonce: u64,
+    unit: u64,
+    page: &mut [u8],
+) -> io::Result<()> {
+    let Some(range) = slot_of(target, unit) else { return Ok(()) };
+    let mut slot = Buffer::new((range.end - range.start) as usize);
+    let n = source.read(slot.bytes_mut(), range.start)?;
+    recover(page, &slot.bytes()[..n], PageId { nonce, file: target.file, unit });
+    Ok(())
 }
 
 /// `bytes` is what is there of the unit; the rest is beyond the end.
