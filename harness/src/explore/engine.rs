@@ -8,6 +8,7 @@ use super::{
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tornblk_model::crash::WriteCuts;
 use tornblk_model::crash::{Coverage, Cut, ModelError, Outcome, Profile, StateName, Strategy};
 use tornblk_model::event::Seq;
 use xxhash_rust::xxh3::xxh3_128;
@@ -34,14 +35,14 @@ pub fn explore(
     let all = settings.profiles.len() * points.len();
     let mut ended = Ended::Complete;
     'all: for profile in &settings.profiles {
-        let mut coverage = Coverage::new();
+        let mut coverage = run.coverage_before(profile)?;
         for after in points.iter().rev() {
             let cut = job.history.cut(*after, profile)?;
             match run.point(&cut, &mut *verifier, sink, &mut coverage)? {
                 Ended::Complete => {}
                 other => {
                     ended = other;
-                    run.coverage.push((profile.to_string(), coverage.covered()));
+                    run.covered(profile, &coverage);
                     break 'all;
                 }
             }
@@ -49,7 +50,7 @@ pub fn explore(
             let share = run.counts.points as f64 / all.max(1) as f64;
             run.tell(sink, share, format!("{profile}/p{after}"));
         }
-        run.coverage.push((profile.to_string(), coverage.covered()));
+        run.covered(profile, &coverage);
     }
     let position = run.position();
     sink.position(&position)?;
@@ -74,6 +75,8 @@ struct Run<'a> {
     seen: HashMap<u128, u64>,
     done: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
     coverage: Vec<(String, tornblk_model::crash::Covered)>,
+    /// Of the profiles that are done, and of those before a `--resume`.
+    cuts: BTreeMap<String, Vec<WriteCuts>>,
     known: HashMap<String, u64>,
     not_shrunk: u64,
 }
@@ -92,6 +95,7 @@ impl<'a> Run<'a> {
             seen: before.judged.iter().map(|j| (j.key.0, j.promises)).collect(),
             done: before.done,
             coverage: Vec::new(),
+            cuts: before.coverage,
             known: HashMap::new(),
             not_shrunk: 0,
         }
@@ -105,7 +109,21 @@ impl<'a> Run<'a> {
                 .map(|(key, promises)| Judged { key: Fingerprint(*key), promises: *promises })
                 .collect(),
             counts: self.counts,
+            coverage: self.cuts.clone(),
         }
+    }
+
+    fn coverage_before(&self, profile: &Profile) -> Result<Coverage, ExploreError> {
+        let mut coverage = Coverage::new();
+        for cuts in self.cuts.get(&profile.to_string()).into_iter().flatten() {
+            coverage.add(cuts)?;
+        }
+        Ok(coverage)
+    }
+
+    fn covered(&mut self, profile: &Profile, coverage: &Coverage) {
+        self.coverage.push((profile.to_string(), coverage.covered()));
+        self.cuts.insert(profile.to_string(), coverage.writes());
     }
 
     fn tell(&mut self, sink: &mut dyn Sink, share: f64, at: String) {

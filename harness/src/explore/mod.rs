@@ -21,6 +21,7 @@ mod engine;
 mod ids;
 mod in_place;
 mod ledgers;
+pub mod session;
 mod slow;
 mod subject;
 #[cfg(test)]
@@ -43,7 +44,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use tornblk_model::crash::{
-    Content, Covered, Fault, History, ModelError, Profile, Source, StateName, Strategy,
+    Content, Covered, Fault, History, ModelError, Profile, Source, StateName, Strategy, WriteCuts,
 };
 use tornblk_model::event::Seq;
 use tornblk_model::recording::RecordingError;
@@ -434,6 +435,9 @@ pub struct Position {
     pub judged: Vec<Judged>,
     /// Sums up to here.
     pub counts: Counts,
+    /// Which cuts of which writes were looked at, by profile.
+    #[serde(default)]
+    pub coverage: BTreeMap<String, Vec<WriteCuts>>,
 }
 
 /// [`View::fingerprint`], written as 32 hexadecimal digits.

@@ -1,7 +1,8 @@
 //! "Each of its cuts was built, or proved equal to one that was": the count of it.
 
-use super::{Cut, ModelError, StateName};
+use super::{Cut, Mask, ModelError, StateName};
 use crate::event::Seq;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -21,6 +22,18 @@ pub struct Coverage {
     writes: BTreeMap<Seq, BTreeMap<(usize, bool), Outcome>>,
     cuts: BTreeMap<Seq, usize>,
     points: BTreeSet<Seq>,
+}
+
+/// What is known of the cuts of one write: for keeping, and for putting together what was looked at
+/// by several. Cut `at` (after fragment `at`, counted from 1) is bit `2 (at - 1)` where the second
+/// part is there, and the bit after that where the first is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteCuts {
+    pub write: Seq,
+    pub cuts: u64,
+    /// Masks in hexadecimal, as in states' names.
+    pub built: String,
+    pub equal: String,
 }
 
 /// The count, to be printed.
@@ -107,6 +120,50 @@ impl Coverage {
         Ok(())
     }
 
+    /// All that is known, write by write.
+    pub fn writes(&self) -> Vec<WriteCuts> {
+        let mask = |write: &Seq, outcome: Outcome| {
+            let seen = self.writes.get(write).into_iter().flatten();
+            let these = seen.filter(|(_, known)| **known == outcome);
+            let mask: Mask =
+                these.map(|((at, first), _)| 2 * (at - 1) + usize::from(*first)).collect();
+            mask.to_string()
+        };
+        self.cuts
+            .iter()
+            .map(|(write, cuts)| WriteCuts {
+                write: *write,
+                cuts: *cuts as u64,
+                built: mask(write, Outcome::Built),
+                equal: mask(write, Outcome::Equal),
+            })
+            .collect()
+    }
+
+    /// Adds what was looked at elsewhere, with the same profile. What built it wins.
+    ///
+    /// # Errors
+    /// A mask cannot be read, or names a cut that the write does not have.
+    pub fn add(&mut self, cuts: &WriteCuts) -> Result<(), ModelError> {
+        let bad = || ModelError::State(format!("the cuts of write {} make no sense", cuts.write));
+        let n = usize::try_from(cuts.cuts).map_err(|_| bad())?;
+        if *self.cuts.entry(cuts.write).or_insert(n) != n {
+            return Err(bad());
+        }
+        for (mask, outcome) in [(&cuts.built, Outcome::Built), (&cuts.equal, Outcome::Equal)] {
+            let mask = Mask::parse(mask).ok_or_else(bad)?;
+            if mask.end() > n {
+                return Err(bad());
+            }
+            for bit in mask.iter() {
+                let seen = self.writes.entry(cuts.write).or_default();
+                let best = seen.entry((bit / 2 + 1, bit % 2 == 1)).or_insert(outcome);
+                *best = (*best).max(outcome);
+            }
+        }
+        Ok(())
+    }
+
     pub fn covered(&self) -> Covered {
         let outcomes = || self.writes.values().flat_map(BTreeMap::values);
         Covered {
@@ -115,5 +172,40 @@ impl Coverage {
             built: outcomes().filter(|outcome| **outcome == Outcome::Built).count(),
             equal: outcomes().filter(|outcome| **outcome == Outcome::Equal).count(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn cuts(built: &str, equal: &str) -> WriteCuts {
+        WriteCuts { write: Seq(7), cuts: 6, built: built.into(), equal: equal.into() }
+    }
+
+    #[test]
+    fn what_several_looked_at_is_put_together() {
+        let mut coverage = Coverage::new();
+        coverage.add(&cuts("3", "4")).unwrap();
+        coverage.add(&cuts("4", "9")).unwrap();
+        assert_eq!(coverage.writes(), [cuts("7", "8")]);
+        let covered = coverage.covered();
+        assert_eq!((covered.writes, covered.cuts, covered.built, covered.equal), (1, 6, 3, 1));
+        assert_eq!(covered.missing(), 2);
+        let mut again = Coverage::new();
+        for cuts in coverage.writes() {
+            again.add(&cuts).unwrap();
+        }
+        assert_eq!(again.writes(), coverage.writes());
+    }
+
+    #[test]
+    fn cuts_that_a_write_does_not_have_are_refused() {
+        let mut coverage = Coverage::new();
+        coverage.add(&cuts("0", "0")).unwrap();
+        assert!(coverage.add(&cuts("40", "0")).is_err());
+        assert!(coverage.add(&cuts("x", "0")).is_err());
+        assert!(coverage.add(&WriteCuts { cuts: 4, ..cuts("0", "0") }).is_err());
     }
 }

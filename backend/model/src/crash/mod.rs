@@ -31,7 +31,7 @@ mod state;
 mod strategy;
 
 pub use build::content_hash;
-pub use coverage::{Coverage, Covered, Outcome};
+pub use coverage::{Coverage, Covered, Outcome, WriteCuts};
 pub use cut::Cut;
 pub use history::{End, Request, Stable};
 pub use legal::{Clause, Violation};
