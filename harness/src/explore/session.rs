@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tornblk_model::crash::WriteCuts;
 use tornblk_model::event::{Event, Op, Seq, Submit};
 use tornblk_model::recording::Reader;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -120,20 +121,10 @@ pub struct Kept {
 pub struct ProfileState {
     pub profile: String,
     pub counts: Counts,
-    pub coverage: Coverage,
     /// Everything that was asked for was gone through.
     pub complete: bool,
     /// Contents that failed beyond what was shrunk.
     pub not_shrunk: u64,
-}
-
-/// Which cuts of which writes were looked at, as numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Coverage {
-    pub writes: u64,
-    pub cuts: u64,
-    pub built: u64,
-    pub equal: u64,
 }
 
 /// All of it but the contents that were judged.
@@ -149,6 +140,8 @@ pub struct Session {
     pub lane: String,
     /// Crash points that are done, by profile and strategy.
     pub done: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
+    /// Which cuts of which writes were looked at, by profile.
+    pub cuts: BTreeMap<String, Vec<WriteCuts>>,
     pub profiles: Vec<ProfileState>,
     pub failures: Vec<Kept>,
     /// States that could not be judged, and why: the first of them.
@@ -172,6 +165,7 @@ impl Session {
             suite: String::new(),
             lane: String::new(),
             done: BTreeMap::new(),
+            cuts: BTreeMap::new(),
             failures: Vec::new(),
             unsure: Vec::new(),
             ended: None,
@@ -239,7 +233,7 @@ impl Session {
 
     /// Where the engine goes on.
     pub fn position(&self, judged: Vec<Judged>, counts: Counts) -> Position {
-        Position { done: self.done.clone(), judged, counts }
+        Position { done: self.done.clone(), judged, counts, coverage: self.cuts.clone() }
     }
 }
 
