@@ -25,7 +25,9 @@ pub const SECTOR: u64 = 512;
 
 /// An event's place in the total order: its slot number in the recording. Rises from event to
 /// event, but for [`Event::Visible`]: what became visible until a request ended is recorded with
-/// its [`Event::Complete`], comes before it, and has the same `Seq`.
+/// its [`Event::Complete`], comes before it, and has the same `Seq`. So have the two ends of a
+/// request that was submitted and completed at one moment, as those of an imported log are: no
+/// crash point lies between them.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

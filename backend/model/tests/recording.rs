@@ -697,7 +697,7 @@ fn the_crash_model_takes_events_that_share_a_slot() {
     let events: Vec<_> = reader.events().collect::<Result<_, _>>().unwrap();
     assert_eq!(events.len(), 9);
     let history = History::new(reader.header().disk.clone(), events.clone()).unwrap();
-    let stable = history.request(write).unwrap().stable;
+    let stable = history.request(write).unwrap().stable();
     assert_eq!(stable, Some((end, Stable::Flushed { flush: late })));
     // The crash points around each flush, each once.
     assert_eq!(history.points(false), [Seq(2), Seq(3), Seq(4), Seq(5)]);

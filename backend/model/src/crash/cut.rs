@@ -1,8 +1,9 @@
 //! A crash point: which writes there are, which of their fragments may still go either way.
 
+use super::RequestKind;
 use super::{AtomicMode, DiscardReads, History, Mask, ModelError, Parsed, Profile, Request};
 use super::{Choice, Source, Stable, StateName};
-use crate::event::{Op, Seq};
+use crate::event::Seq;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -68,7 +69,7 @@ pub(super) type Fragment = (u32, usize);
 
 impl Write<'_> {
     pub(super) fn id(&self) -> Seq {
-        self.request.id
+        self.request.id()
     }
 
     /// How many fragments it has.
@@ -77,7 +78,7 @@ impl Write<'_> {
     }
 
     pub(super) fn is_discard(&self) -> bool {
-        matches!(self.request.op, Op::Discard { .. })
+        self.request.kind() == RequestKind::Discard
     }
 
     pub(super) fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
@@ -131,10 +132,10 @@ impl Write<'_> {
 
     /// What a block holds when this write shows there.
     pub(super) fn source(&self, block: u64) -> Source {
-        match (&self.request.op, self.extents.first()) {
-            (Op::Write { .. }, Some(extent)) => {
+        match (self.request.kind(), self.extents.first()) {
+            (RequestKind::Write { .. }, Some(extent)) => {
                 let block = (block - extent.blocks.start) as u32;
-                Source::Written { request: self.request.id, block }
+                Source::Written { request: self.request.id(), block }
             }
             _ => Source::Zeroes,
         }
@@ -148,9 +149,9 @@ fn extents(history: &History, request: &Request, unit: u64) -> (SmallVec<[Extent
     let (mut first, mut skipped) = (0, 0);
     let mut extents = SmallVec::new();
     for (offset, len) in request.ranges() {
-        let blocks = match request.op {
+        let blocks = match request.kind() {
             // A disk forgets whole blocks or none.
-            Op::Discard { .. } => offset.div_ceil(lb)..(offset + len) / lb,
+            RequestKind::Discard => offset.div_ceil(lb)..(offset + len) / lb,
             _ => disk.touched(offset, len),
         };
         if len == 0 || blocks.is_empty() {
@@ -169,15 +170,21 @@ impl<'a> Cut<'a> {
     pub(super) fn new(history: &'a History, after: Seq, profile: &'a Profile) -> Cut<'a> {
         let unit = profile.tear_unit_on(history.disk()) / u64::from(history.disk().lb_size);
         let live = history.epoch(after).iter().filter(|request| {
-            request.changes() && request.fetched_again.is_none_or(|again| again > after)
+            request.changes() && request.fetched_again().is_none_or(|again| again > after)
         });
         let writes = live.map(|request| {
+            // What may show through does so block by block: nothing holds its blocks together.
+            let apart =
+                request.kind() == RequestKind::Discard && profile.discard == DiscardReads::Either;
+            let unit = if apart { 1 } else { unit };
             let (extents, units) = extents(history, request, unit);
-            let whole = match request.op {
-                Op::Write { offset, len, atomic, .. } => profile.eligible(offset, len, atomic),
+            let whole = match (request.kind(), request.ranges().first()) {
+                (RequestKind::Write { atomic, .. }, Some((offset, len))) => {
+                    profile.eligible(*offset, *len, atomic)
+                }
                 _ => false,
             };
-            let stable = request.stable.filter(|(since, _)| *since <= after).map(|(_, why)| why);
+            let stable = request.stable().filter(|(since, _)| *since <= after).map(|(_, why)| why);
             Write { request, whole, stable, extents, unit, units }
         });
         let mut cut =
@@ -201,12 +208,12 @@ impl<'a> Cut<'a> {
     fn unsettled(&self) -> BTreeMap<u64, Unsettled> {
         let mut open: BTreeMap<u64, Unsettled> = BTreeMap::new();
         // The earliest submission from each write on: what ended before it is before all of them.
-        let mut earliest: Vec<Seq> = self.writes.iter().map(|w| w.request.submitted).collect();
+        let mut earliest: Vec<Seq> = self.writes.iter().map(|w| w.request.submitted()).collect();
         for i in (1..earliest.len()).rev() {
             earliest[i - 1] = earliest[i - 1].min(earliest[i]);
         }
         let may_matter = |i: u32, from: usize| {
-            let end = self.writes[i as usize].request.end;
+            let end = self.writes[i as usize].request.end();
             end.is_none_or(|end| end.at() >= earliest[from])
         };
         let mut together: Vec<u32> = Vec::new();
@@ -274,7 +281,7 @@ impl<'a> Cut<'a> {
 
     /// The index in `writes`.
     pub(super) fn find(&self, id: Seq) -> Result<u32, ModelError> {
-        match self.writes.binary_search_by_key(&id, |w| w.request.id) {
+        match self.writes.binary_search_by_key(&id, |w| w.request.id()) {
             Ok(i) => Ok(i as u32),
             Err(_) => Err(ModelError::State(format!(
                 "event {id} submitted no write that counts at crash point {}",

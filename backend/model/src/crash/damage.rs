@@ -4,29 +4,31 @@ use super::cut::Write;
 use super::random::Rng;
 use super::state::State;
 use super::{
-    Cut, Fault, FaultKind, History, Mask, ModelError, Profile, Request, Stable, StateName,
+    Cut, Fault, FaultKind, History, Mask, ModelError, Profile, Request, RequestKind, Stable,
+    StateName,
 };
-use crate::event::{Op, Seq};
+use crate::event::Seq;
 use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 impl Fault {
     /// Is this a request that the fault counts (`nth`)? `disk` as in [`Profile::eligible`].
     fn counts(&self, history: &History, profile: &Profile, request: &Request) -> bool {
-        let kind = match (&request.op, self.kind) {
-            (Op::Write { offset, len, atomic, .. }, FaultKind::TearAtomic) => {
+        let (offset, len) = request.ranges().first().copied().unwrap_or_default();
+        let kind = match (request.kind(), self.kind) {
+            (RequestKind::Write { atomic, .. }, FaultKind::TearAtomic) => {
                 let unit = profile.tear_unit_on(history.disk());
                 let units = (offset + len).div_ceil(unit) - offset / unit;
-                profile.eligible(*offset, *len, *atomic) && units > 1
+                profile.eligible(offset, len, atomic) && units > 1
             }
             (
-                Op::Write { len, .. },
+                RequestKind::Write { .. },
                 FaultKind::LoseWrite | FaultKind::Misdirect | FaultKind::Corrupt,
-            ) => *len > 0,
-            (Op::Flush, FaultKind::IgnoreFlush | FaultKind::ReorderFlush) => true,
+            ) => len > 0,
+            (RequestKind::Flush, FaultKind::IgnoreFlush | FaultKind::ReorderFlush) => true,
             _ => false,
         };
-        kind && (matches!(request.op, Op::Flush) || self.in_range(request))
+        kind && (request.kind() == RequestKind::Flush || self.in_range(request))
     }
 
     fn in_range(&self, request: &Request) -> bool {
@@ -105,7 +107,7 @@ impl Cut<'_> {
             .epoch(self.after)
             .iter()
             .filter(|request| fault.counts(self.history, self.profile, request))
-            .map(|request| request.id);
+            .map(Request::id);
         match (fault.nth, fault.probability) {
             (Some(nth), _) => counted.skip(nth as usize - 1).take(1).collect(),
             (None, None) => counted.collect(),
@@ -171,14 +173,13 @@ impl Cut<'_> {
     ) -> Vec<String> {
         let nothing = !state.all && state.kept.values().all(Mask::is_empty);
         let ignored: BTreeSet<Seq> = picked.iter().copied().collect();
-        let without = self.history.stability(|flush| !ignored.contains(&flush));
-        let requests = self.history.requests();
+        let without = self.history.flushes(|flush| !ignored.contains(&flush));
         let mut lost = Vec::new();
         let mut last = None;
         for (i, write) in self.writes.iter().enumerate() {
             let i = i as u32;
-            let request = requests.partition_point(|r| r.id < write.id());
-            let still = without[request].is_some_and(|(since, _)| since <= self.after);
+            let without = self.history.stable_by(&without, write.request);
+            let still = without.is_some_and(|(since, _)| since <= self.after);
             if write.stable.is_none() || still || self.is_void(write) {
                 continue;
             }
@@ -237,7 +238,7 @@ impl Cut<'_> {
             let Some(flush) = self.history.request(*id) else { continue };
             let survivor = (0..self.writes.len() as u32).find(|i| {
                 let write = &self.writes[*i as usize];
-                flush.submitted < write.request.submitted && !self.is_void(write)
+                flush.submitted() < write.request.submitted() && !self.is_void(write)
             });
             let Some(survivor) = survivor else { continue };
             let mut there = state.clone();

@@ -1,31 +1,13 @@
 //! What the events say about the requests: when each was submitted, how it ended, since when it
 //! is stable.
 
-use super::{Cut, History, ModelError, Profile};
+use super::moments::{Moments, PointKind};
+use super::request::{Facts, Ranges};
+use super::{Cut, History, ModelError, Profile, Request, RequestKind};
 use crate::event::{
     Disk, Event, Negotiation, Op, ResetCause, SECTOR, Segment, Seq, Status, Submit,
 };
-use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap};
-
-/// One request, from its submission to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Its [`Event::Submit`]: the request's name in states.
-    pub id: Seq,
-    /// When it was submitted: earlier than `id` where an [`Event::Visible`] showed it before the
-    /// device took it.
-    pub submitted: Seq,
-    pub end: Option<End>,
-    /// The request that took its place: the same chain, fetched again after a reconnect.
-    pub fetched_again: Option<Seq>,
-    pub op: Op,
-    pub queue: u16,
-    pub position: u16,
-    pub head: u16,
-    /// Since when a power cut leaves it there, and why; only for what changes the disk.
-    pub stable: Option<(Seq, Stable)>,
-}
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,39 +41,6 @@ pub enum Stable {
     Fua,
 }
 
-impl Request {
-    /// Does it change what is on the disk?
-    pub fn changes(&self) -> bool {
-        matches!(self.op, Op::Write { .. } | Op::Discard { .. } | Op::WriteZeroes { .. })
-    }
-
-    /// When it completed with status OK.
-    pub fn succeeded(&self) -> Option<Seq> {
-        match self.end {
-            Some(End::Completed { at, status: Status::Ok }) => Some(at),
-            _ => None,
-        }
-    }
-
-    /// Did it end before `other` was submitted?
-    pub fn is_before(&self, other: &Request) -> bool {
-        self.end.is_some_and(|end| end.at() < other.submitted)
-    }
-
-    /// The bytes it is about, of each segment.
-    pub fn ranges(&self) -> SmallVec<[(u64, u64); 1]> {
-        match &self.op {
-            Op::Read { offset, len } | Op::Write { offset, len, .. } => {
-                SmallVec::from_slice(&[(*offset, *len)])
-            }
-            Op::Flush => SmallVec::new(),
-            Op::Discard { segments } | Op::WriteZeroes { segments } => {
-                segments.iter().map(|s| (s.offset, s.len)).collect()
-            }
-        }
-    }
-}
-
 /// When the rule "no write cache" held.
 #[derive(Clone, Copy, Debug)]
 struct Regime {
@@ -111,19 +60,22 @@ impl Regime {
     }
 }
 
+/// The most requests in a queue (VIRTIO 1.2, 2.7).
+const QUEUE_MAX: u64 = 32_768;
+
 /// What was seen of one queue since its last reset. Indexes and positions are free-running 16 bit
 /// numbers; here they are unwrapped to the nearest number to what was seen last, which is exact
 /// because no queue holds more than 32,768 requests.
 #[derive(Debug)]
 struct Ring {
     /// Available indexes, rising, with the moment when each was first seen.
-    visible: Vec<(u64, Seq)>,
+    visible: VecDeque<(u64, Seq)>,
     last: u64,
 }
 
 impl Ring {
     fn new(number: u16) -> Ring {
-        Ring { visible: Vec::new(), last: (1 << 32) + u64::from(number) }
+        Ring { visible: VecDeque::new(), last: (1 << 32) + u64::from(number) }
     }
 
     fn unwrap(&self, number: u16) -> u64 {
@@ -133,8 +85,8 @@ impl Ring {
 
     fn saw(&mut self, index: u16, at: Seq) {
         let index = self.unwrap(index);
-        if self.visible.last().is_none_or(|(known, _)| *known < index) {
-            self.visible.push((index, at));
+        if self.visible.back().is_none_or(|(known, _)| *known < index) {
+            self.visible.push_back((index, at));
             self.last = self.last.max(index);
         }
     }
@@ -142,37 +94,54 @@ impl Ring {
     /// When the request at `position`, taken at `at`, was submitted.
     fn submitted(&mut self, position: u16, at: Seq) -> Seq {
         let position = self.unwrap(position);
-        let above = self.visible.partition_point(|(index, _)| *index <= position);
+        let mut above = self.visible.partition_point(|(index, _)| *index <= position);
         self.last = self.last.max(position + 1);
+        // No position that far back comes again.
+        while self.visible.front().is_some_and(|(index, _)| index + QUEUE_MAX < position) {
+            self.visible.pop_front();
+            above -= 1;
+        }
         self.visible.get(above).map_or(at, |(_, seen)| (*seen).min(at))
     }
+}
+
+/// What a request was fetched from, as long as it matters.
+#[derive(Debug)]
+struct Chain {
+    /// Its number in [`Reader::requests`].
+    index: usize,
+    queue: u16,
+    position: u16,
+    head: u16,
+    op: Op,
 }
 
 /// Reads the events one after another.
 struct Reader {
     disk: Disk,
     requests: Vec<Request>,
-    by_id: HashMap<Seq, usize>,
-    in_flight: Vec<usize>,
+    in_flight: Vec<Chain>,
     /// Ended by a reconnect, and maybe fetched again.
-    left: Vec<usize>,
+    left: Vec<Chain>,
     rings: HashMap<u16, Ring>,
     regime: Regime,
     /// Where the write cache was switched on or off: from this moment on it was so.
     regimes: Vec<(Seq, bool)>,
     first_of_epoch: usize,
-    events: Vec<(Seq, PointKind)>,
-    /// The last event was an [`Event::Visible`].
-    after_visible: bool,
+    moments: Moments,
+    /// Whether the next event may have the number of the last one.
+    share: Share,
     power_cuts: Vec<Seq>,
 }
 
-/// What makes an event a crash point that is worth looking at.
+/// What may share its number with the event before it: see [`Seq`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PointKind {
-    FlushCompleted,
-    Mark,
-    Other,
+enum Share {
+    Nothing,
+    /// After an [`Event::Visible`].
+    Anything,
+    /// After an [`Event::Submit`].
+    ItsEnd,
 }
 
 fn bad(at: Seq, why: impl std::fmt::Display) -> ModelError {
@@ -181,15 +150,25 @@ fn bad(at: Seq, why: impl std::fmt::Display) -> ModelError {
 
 impl Reader {
     fn read(&mut self, at: Seq, event: Event) -> Result<(), ModelError> {
-        // What became visible right before a completion is recorded with it, as one event.
-        let shared = self.events.last().is_some_and(|(last, _)| *last == at) && self.after_visible;
-        if let Some((last, _)) = self.events.last()
-            && *last >= at
-            && !shared
+        if let Some(last) = self.moments.last()
+            && last >= at
         {
-            return Err(bad(at, format_args!("events must rise, but it follows event {last}")));
+            let shared = match self.share {
+                Share::Nothing => false,
+                Share::Anything => true,
+                Share::ItsEnd => {
+                    matches!(event, Event::Complete { request, .. } if request == at)
+                }
+            };
+            if last > at || !shared {
+                return Err(bad(at, format_args!("events must rise, but it follows event {last}")));
+            }
         }
-        self.after_visible = matches!(event, Event::Visible { .. });
+        self.share = match event {
+            Event::Visible { .. } => Share::Anything,
+            Event::Submit(_) => Share::ItsEnd,
+            _ => Share::Nothing,
+        };
         let mut kind = PointKind::Other;
         match event {
             Event::Visible { queue, index } => {
@@ -212,10 +191,7 @@ impl Reader {
             }
             Event::Reset { cause, queue } => self.reset(at, cause, queue),
         }
-        if shared {
-            self.events.pop();
-        }
-        self.events.push((at, kind));
+        self.moments.push(at, kind);
         Ok(())
     }
 
@@ -238,28 +214,32 @@ impl Reader {
         let Submit { queue, position, head, op, .. } = submit;
         let ring = self.rings.entry(queue).or_insert_with(|| Ring::new(position));
         let mut submitted = ring.submitted(position, at);
-        let again = self.left.iter().position(|i| {
-            let old = &self.requests[*i];
+        let again = self.left.iter().position(|old| {
             (old.queue, old.position, old.head) == (queue, position, head) && same(&old.op, &op)
         });
         if let Some(again) = again {
-            let old = &mut self.requests[self.left.swap_remove(again)];
-            old.fetched_again = Some(at);
-            submitted = old.submitted;
+            let old = &mut self.requests[self.left.swap_remove(again).index];
+            old.set_fetched_again(at);
+            submitted = old.submitted();
         }
-        self.by_id.insert(at, self.requests.len());
-        self.in_flight.push(self.requests.len());
-        self.requests.push(Request {
+        let ranges = match &op {
+            Op::Read { offset, len } | Op::Write { offset, len, .. } => [(*offset, *len)].into(),
+            Op::Flush => Ranges::new(),
+            Op::Discard { segments } | Op::WriteZeroes { segments } => {
+                segments.iter().map(|s| (s.offset, s.len)).collect()
+            }
+        };
+        let kind = RequestKind::of(&op);
+        self.in_flight.push(Chain { index: self.requests.len(), queue, position, head, op });
+        self.requests.push(Request::new(Facts {
             id: at,
             submitted,
             end: None,
             fetched_again: None,
-            op,
-            queue,
-            position,
-            head,
+            kind,
+            ranges,
             stable: None,
-        });
+        }));
         Ok(())
     }
 
@@ -307,14 +287,14 @@ impl Reader {
 
     /// Was it a flush?
     fn complete(&mut self, at: Seq, id: Seq, status: Status) -> Result<bool, ModelError> {
-        let Some(index) = self.by_id.get(&id).copied() else {
+        let Ok(index) = self.requests.binary_search_by_key(&id, Request::id) else {
             return Err(bad(
                 at,
                 format_args!("it completes request {id}, which was not submitted"),
             ));
         };
         let request = &mut self.requests[index];
-        match request.end {
+        match request.end() {
             // It ended when the reset did, or the power was cut: the driver never sees this.
             None if index < self.first_of_epoch => return Ok(false),
             Some(End::Reset { .. }) => return Ok(false),
@@ -326,26 +306,24 @@ impl Reader {
                 ));
             }
         }
-        request.end = Some(End::Completed { at, status });
-        self.in_flight.retain(|i| *i != index);
+        request.set_end(End::Completed { at, status });
+        self.in_flight.retain(|chain| chain.index != index);
         let request = &self.requests[index];
-        let flush = matches!(request.op, Op::Flush);
         if request.changes() && status == Status::Ok {
-            let fua = matches!(request.op, Op::Write { fua: true, .. });
-            let why = if fua {
+            let why = if matches!(request.kind(), RequestKind::Write { fua: true, .. }) {
                 Some(Stable::Fua)
-            } else if self.write_through(request.submitted, at) {
+            } else if self.write_through(request.submitted(), at) {
                 Some(Stable::WriteThrough)
             } else {
                 None
             };
-            self.requests[index].stable = why.map(|why| (at, why));
+            self.requests[index].set_stable(why.map(|why| (at, why)));
         }
-        Ok(flush)
+        Ok(self.requests[index].kind() == RequestKind::Flush)
     }
 
     fn reset(&mut self, at: Seq, cause: ResetCause, queue: Option<u16>) {
-        let hit = |request: &Request| queue.is_none_or(|queue| queue == request.queue);
+        let hit = |chain: &Chain| queue.is_none_or(|queue| queue == chain.queue);
         if cause == ResetCause::PowerCut {
             // What was in flight stays in flight, for ever.
             self.in_flight.clear();
@@ -357,18 +335,17 @@ impl Reader {
             self.power_cuts.push(at);
             return;
         }
-        let requests = &mut self.requests;
         if !matches!(cause, ResetCause::Reconnect | ResetCause::Restart) {
-            self.left.retain(|i| !hit(&requests[*i]));
+            self.left.retain(|chain| !hit(chain));
         }
-        for index in std::mem::take(&mut self.in_flight) {
-            if hit(&requests[index]) {
-                requests[index].end = Some(End::Reset { at });
+        for chain in std::mem::take(&mut self.in_flight) {
+            if hit(&chain) {
+                self.requests[chain.index].set_end(End::Reset { at });
                 if matches!(cause, ResetCause::Reconnect | ResetCause::Restart) {
-                    self.left.push(index);
+                    self.left.push(chain);
                 }
             } else {
-                self.in_flight.push(index);
+                self.in_flight.push(chain);
             }
         }
         match queue {
@@ -388,6 +365,11 @@ fn same(a: &Op, b: &Op) -> bool {
         _ => a == b,
     }
 }
+
+/// Flushes by submission: when each was submitted, the earliest completion among it and all later
+/// ones, and whose that is.
+#[derive(Debug)]
+pub(super) struct Flushes(Vec<(Seq, Seq, Seq)>);
 
 impl History {
     /// Reads a recording's events, in rising order of their `Seq` (holes are no error).
@@ -414,41 +396,43 @@ impl History {
         let mut reader = Reader {
             disk,
             requests: Vec::new(),
-            by_id: HashMap::new(),
             in_flight: Vec::new(),
             left: Vec::new(),
             rings: HashMap::new(),
             regime: Regime::UNKNOWN,
             regimes: Vec::new(),
             first_of_epoch: 0,
-            events: Vec::new(),
-            after_visible: false,
+            moments: Moments::default(),
+            share: Share::Nothing,
             power_cuts: Vec::new(),
         };
         for (at, event) in events {
             reader.read(at, event)?;
         }
+        reader.requests.shrink_to_fit();
+        reader.moments.shrink();
         let mut history = History {
             disk: reader.disk,
             requests: reader.requests,
-            events: reader.events,
+            moments: reader.moments,
             power_cuts: reader.power_cuts,
         };
-        let stable = history.stability(|_| true);
-        for (request, stable) in history.requests.iter_mut().zip(stable) {
-            request.stable = stable;
+        let flushes = history.flushes(|_| true);
+        let mut requests = std::mem::take(&mut history.requests);
+        for request in &mut requests {
+            request.set_stable(history.stable_by(&flushes, request));
         }
+        history.requests = requests;
         Ok(history)
     }
 
-    /// Since when each request is stable, if only the flushes that `counts` accepts had worked.
-    pub(super) fn stability(&self, counts: impl Fn(Seq) -> bool) -> Vec<Option<(Seq, Stable)>> {
-        // Flushes by submission, each with the earliest completion among it and all later ones.
+    /// The flushes that worked, of those that `counts` accepts.
+    pub(super) fn flushes(&self, counts: impl Fn(Seq) -> bool) -> Flushes {
         let mut flushes: Vec<(Seq, Seq, Seq)> = self
             .requests
             .iter()
-            .filter(|r| matches!(r.op, Op::Flush) && counts(r.id))
-            .filter_map(|r| Some((r.submitted, r.succeeded()?, r.id)))
+            .filter(|r| r.kind() == RequestKind::Flush && counts(r.id()))
+            .filter_map(|r| Some((r.submitted(), r.succeeded()?, r.id())))
             .collect();
         flushes.sort_unstable();
         for i in (1..flushes.len()).rev() {
@@ -456,20 +440,21 @@ impl History {
                 (flushes[i - 1].1, flushes[i - 1].2) = (flushes[i].1, flushes[i].2);
             }
         }
-        self.requests
-            .iter()
-            .map(|request| {
-                let own = request.stable.filter(|(_, why)| !matches!(why, Stable::Flushed { .. }));
-                let done = request.succeeded().filter(|_| request.changes())?;
-                // At the same event it was there before: see [`Seq`].
-                let next = flushes.partition_point(|(submitted, ..)| *submitted <= done);
-                let flushed = flushes
-                    .get(next)
-                    .filter(|(_, at, _)| self.base_of(*at) == self.base_of(done))
-                    .map(|(_, at, flush)| (*at, Stable::Flushed { flush: *flush }));
-                own.or(flushed)
-            })
-            .collect()
+        Flushes(flushes)
+    }
+
+    /// Since when a request is stable, if only these flushes had worked.
+    pub(super) fn stable_by(&self, flushes: &Flushes, request: &Request) -> Option<(Seq, Stable)> {
+        let own = request.stable().filter(|(_, why)| !matches!(why, Stable::Flushed { .. }));
+        let done = request.succeeded().filter(|_| request.changes())?;
+        // At the same event it was there before: see [`Seq`].
+        let next = flushes.0.partition_point(|(submitted, ..)| *submitted <= done);
+        let flushed = flushes
+            .0
+            .get(next)
+            .filter(|(_, at, _)| self.base_of(*at) == self.base_of(done))
+            .map(|(_, at, flush)| (*at, Stable::Flushed { flush: *flush }));
+        own.or(flushed)
     }
 
     pub fn disk(&self) -> &Disk {
@@ -482,12 +467,12 @@ impl History {
     }
 
     pub fn request(&self, id: Seq) -> Option<&Request> {
-        self.requests.binary_search_by_key(&id, |r| r.id).ok().map(|i| &self.requests[i])
+        self.requests.binary_search_by_key(&id, Request::id).ok().map(|i| &self.requests[i])
     }
 
     /// The last event; `None` where there is none.
     pub fn last(&self) -> Option<Seq> {
-        self.events.last().map(|(at, _)| *at)
+        self.moments.last()
     }
 
     /// The power cut whose crash state is the base of everything at crash point `after`; `None`:
@@ -500,30 +485,17 @@ impl History {
     /// The requests that the state at crash point `after` is made of.
     pub(super) fn epoch(&self, after: Seq) -> &[Request] {
         let first = match self.base_of(after) {
-            Some(cut) => self.requests.partition_point(|r| r.id <= cut),
+            Some(cut) => self.requests.partition_point(|r| r.id() <= cut),
             None => 0,
         };
-        let end = self.requests.partition_point(|r| r.id <= after);
+        let end = self.requests.partition_point(|r| r.id() <= after);
         &self.requests[first..end]
     }
 
     /// The crash points that are worth looking at: before and after every completion of a flush,
     /// after every mark, after the last event; with `every_event` after each event. Rising.
     pub fn points(&self, every_event: bool) -> Vec<Seq> {
-        let mut points = Vec::new();
-        let mut previous = None;
-        for (at, kind) in &self.events {
-            if *kind == PointKind::FlushCompleted {
-                points.extend(previous);
-            }
-            if every_event || *kind != PointKind::Other {
-                points.push(*at);
-            }
-            previous = Some(*at);
-        }
-        points.extend(previous);
-        points.dedup();
-        points
+        self.moments.points(every_event)
     }
 
     /// The crash point right after event `after`.
@@ -547,12 +519,12 @@ impl History {
     pub fn count(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         for request in &self.requests {
-            let kind = match request.op {
-                Op::Read { .. } => "read",
-                Op::Write { .. } => "write",
-                Op::Flush => "flush",
-                Op::Discard { .. } => "discard",
-                Op::WriteZeroes { .. } => "write-zeroes",
+            let kind = match request.kind() {
+                RequestKind::Read => "read",
+                RequestKind::Write { .. } => "write",
+                RequestKind::Flush => "flush",
+                RequestKind::Discard => "discard",
+                RequestKind::WriteZeroes => "write-zeroes",
             };
             *counts.entry(kind).or_default() += 1;
         }

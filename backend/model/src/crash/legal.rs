@@ -263,7 +263,7 @@ impl Cut<'_> {
                 return None;
             }
             if bottom.is_empty() {
-                let ids: BTreeSet<Seq> = left.iter().map(|f| request(f).id).collect();
+                let ids: BTreeSet<Seq> = left.iter().map(|f| request(f).id()).collect();
                 return Some(ids.into_iter().collect());
             }
             for fragment in bottom {

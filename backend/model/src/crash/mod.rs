@@ -22,9 +22,11 @@ mod fault;
 mod history;
 mod legal;
 mod mask;
+mod moments;
 mod name;
 mod profile;
 mod random;
+mod request;
 mod shrink;
 pub mod size;
 mod state;
@@ -33,11 +35,12 @@ mod strategy;
 pub use build::content_hash;
 pub use coverage::{Coverage, Covered, Outcome, WriteCuts};
 pub use cut::Cut;
-pub use history::{End, Request, Stable};
+pub use history::{End, Stable};
 pub use legal::{Clause, Violation};
 pub use mask::Mask;
 pub use name::{Choice, Parsed, Part, Selection};
 pub use random::discard_reads_zeroes;
+pub use request::{Ranges, Request, RequestKind};
 pub use shrink::Shrunk;
 pub use strategy::Strategy;
 
@@ -167,6 +170,6 @@ pub enum FaultKind {
 pub struct History {
     disk: Disk,
     requests: Vec<Request>,
-    events: Vec<(Seq, history::PointKind)>,
+    moments: moments::Moments,
     power_cuts: Vec<Seq>,
 }

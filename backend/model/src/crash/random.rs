@@ -118,8 +118,8 @@ impl Cut<'_> {
             for fragment in &layers {
                 moments.entry(*fragment).or_insert_with(|| {
                     let request = self.writes[fragment.0 as usize].request;
-                    let end = request.end.map_or(self.after, |end| end.at().min(self.after)).0;
-                    let from = request.submitted.0.min(end);
+                    let end = request.end().map_or(self.after, |end| end.at().min(self.after)).0;
+                    let from = request.submitted().0.min(end);
                     (from + rng.below(end - from + 1), rng.next())
                 });
             }

@@ -575,6 +575,10 @@ impl Iterator for Events<'_> {
                     self.ready.extend(
                         seen.map(|(queue, index)| Event::Visible { queue: *queue, index: *index })
                             .chain(decoded.event)
+                            .chain(decoded.at_once.then_some(Event::Complete {
+                                request: Seq(seq),
+                                status: Status::Ok,
+                            }))
                             .map(|event| (Seq(seq), event)),
                     );
                 }

@@ -22,6 +22,8 @@ const SEGMENT: usize = 24;
 
 const INLINE: u8 = 0x80;
 const UNMAP: u8 = 0x01;
+/// Added to the kind of a submission: it completed, with OK, at that very moment.
+const AT_ONCE: u8 = 0x20;
 
 pub(super) type Words = [u64; WORDS];
 
@@ -118,6 +120,8 @@ pub(super) struct Decoded {
     pub visible: smallvec::SmallVec<[(u16, u16); PAIRS]>,
     /// `None`: the pairs are all there is.
     pub event: Option<Event>,
+    /// The event is a submission, and its completion with OK follows with the same number.
+    pub at_once: bool,
     /// A completion of a request that was not executed.
     pub not_executed: bool,
     /// The event is incomplete until [`fill`] was given these bytes.
@@ -241,9 +245,22 @@ pub(super) fn encode(event: &Event, at: Payload) -> Words {
     }
 }
 
+/// A request that is submitted and completed, with OK, at one moment. `event`: its submission.
+pub(super) fn encode_at_once(event: &Event, at: Payload) -> Words {
+    let mut words = encode(event, at);
+    debug_assert!((1..=5).contains(&(words[0] as u8)), "a submission");
+    words[0] |= u64::from(AT_ONCE);
+    words
+}
+
 /// `None`: no such slot is ever written, though its checksum fits.
 pub(super) fn decode(words: &Words) -> Option<Decoded> {
     let (kind, flags, aux) = (words[0] as u8, (words[0] >> 8) as u8, (words[0] >> 16) as u16);
+    let at_once = kind & AT_ONCE != 0;
+    let kind = kind & !AT_ONCE;
+    if at_once && !(1..=5).contains(&kind) {
+        return None;
+    }
     let payload = Payload { position: words[4], crc: words[5] as u32 };
     let away = |unit: u64| {
         let len = usize::try_from(words[3].checked_mul(unit)?).ok()?;
@@ -341,7 +358,7 @@ pub(super) fn decode(words: &Words) -> Option<Decoded> {
         return None;
     }
     let not_executed = kind == 6 && words[4] & 1 != 0;
-    Some(Decoded { visible: seen, event, not_executed, outside })
+    Some(Decoded { visible: seen, event, at_once, not_executed, outside })
 }
 
 /// Puts into `event` what was kept outside of its slot. `None`: that makes no sense.

@@ -5,7 +5,7 @@ use super::mapping::Mapping;
 use super::reader::Reader;
 use super::slot::{self, Geometry, PAIRS, SEGMENT_HEADER, SLOT, SegmentKind, Words};
 use super::{MARK_MAX, RecordingError, SEGMENT_SIZE};
-use crate::event::{Disk, Event, Payload, ResetCause, SECTOR, Seq, Status};
+use crate::event::{Disk, Event, Payload, ResetCause, SECTOR, Seq, Status, Submit};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -359,15 +359,28 @@ impl Writer {
             _ => 0,
         };
         self.room(kept)?;
-        let at = match slot::outside(event) {
-            Some(bytes) => {
-                let position = self.take_room(bytes.len() as u64, SECTOR)?;
-                self.exclusive(position, bytes.len()).copy_from_slice(&bytes);
-                Payload { position, crc: crc32c::crc32c(&bytes) }
-            }
-            None => Payload::default(),
-        };
+        let at = self.outside(event)?;
         self.put(slot::encode(event, at), last)
+    }
+
+    /// Puts what does not fit into the event's slot elsewhere.
+    fn outside(&self, event: &Event) -> Result<Payload, RecordingError> {
+        let Some(bytes) = slot::outside(event) else { return Ok(Payload::default()) };
+        let position = self.take_room(bytes.len() as u64, SECTOR)?;
+        self.exclusive(position, bytes.len()).copy_from_slice(&bytes);
+        Ok(Payload { position, crc: crc32c::crc32c(&bytes) })
+    }
+
+    /// Appends a request that was submitted and completed, with OK, at one moment: both have the
+    /// `Seq` that is returned, and no crash point lies between them.
+    ///
+    /// # Errors
+    /// As [`Writer::append`].
+    pub fn append_at_once(&self, submit: Submit) -> Result<Seq, RecordingError> {
+        self.room(0)?;
+        let event = Event::Submit(submit);
+        let at = self.outside(&event)?;
+        self.put(slot::encode_at_once(&event, at), false)
     }
 
     /// Appends the end of a request, and before it what became visible until then.

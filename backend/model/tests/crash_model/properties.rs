@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tornblk_model::crash::{
     AtomicMode, Choice, Clause, Coverage, Cut, DiscardReads, Fault, FaultKind, Mask, ModelError,
-    Outcome, Parsed, Part, Profile, Selection, StateName, Strategy as Explore,
+    Outcome, Parsed, Part, Profile, RequestKind, Selection, StateName, Strategy as Explore,
 };
-use tornblk_model::event::{Op, Seq};
+use tornblk_model::event::Seq;
 
 /// Calls `f` with crash points of small recordings that have few enough states.
 fn cuts(recordings: u64, mut f: impl FnMut(&Cut<'_>, &mut Dice)) {
@@ -93,7 +93,7 @@ fn any_selection(cut: &Cut<'_>, dice: &mut Dice) -> Selection {
         .history
         .requests()
         .iter()
-        .map(|r| r.id)
+        .map(|r| r.id())
         .filter(|id| cut.fragments(*id).is_ok_and(|n| n > 0))
         .collect();
     let mut selection = Selection { all: dice.one_in(2), ..Selection::default() };
@@ -111,8 +111,8 @@ fn any_selection(cut: &Cut<'_>, dice: &mut Dice) -> Selection {
                 selection.order.push((over, Part { write: *other, fragments: None }));
             }
         }
-        let op = &cut.history.request(*id).unwrap().op;
-        if matches!(op, Op::Discard { .. }) && dice.one_in(2) {
+        let kind = cut.history.request(*id).unwrap().kind();
+        if kind == RequestKind::Discard && dice.one_in(2) {
             let blocks: usize = (1..200)
                 .take_while(|n| {
                     let mut one = Selection::default();

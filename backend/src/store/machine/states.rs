@@ -318,7 +318,7 @@ mod tests {
     fn a_state_is_the_same_by_name_and_by_difference() {
         let (recorded, shows) = states_rig();
         let history = recorded.history();
-        let last = history.requests().last().unwrap().id;
+        let last = history.requests().last().unwrap().id();
         let names = ["none", "all", "none", "none,+w5", "all,-w5.3"];
         assert!(shows.content() == recorded.base, "the base image is shown first");
         assert_eq!(shows.machine.status().store, "states");
@@ -326,7 +326,7 @@ mod tests {
         let (mut from, mut fingerprint) = (Content::default(), None);
         for choice in names {
             let name = format!("lb512/p{}:{choice}", last.0 + 1);
-            let write = history.requests()[2].id.0.to_string();
+            let write = history.requests()[2].id().0.to_string();
             let name = name.replace("w5", &format!("w{write}"));
             let by_name = shows.machine.use_state(&name).unwrap();
             let bytes_by_name = shows.content();
@@ -378,7 +378,7 @@ mod tests {
     #[test]
     fn what_is_done_to_a_state_is_recorded_and_has_states_of_its_own() {
         let (recorded, shows) = states_rig();
-        let last = recorded.history().requests().last().unwrap().id;
+        let last = recorded.history().requests().last().unwrap().id();
         let outer = format!("lb512/p{}:none", last.0 + 1);
         shows.machine.use_state(&outer).unwrap();
         let before = shows.content();
@@ -394,7 +394,7 @@ mod tests {
         let reader = Reader::open(&file).unwrap();
         assert_eq!(reader.header().on.as_ref().unwrap().state, outer);
         let history = history_of(&reader).unwrap();
-        let end = history.requests().last().unwrap().id;
+        let end = history.requests().last().unwrap().id();
         let mut expected = before.clone();
         expected[2048..6144].fill(0xd4);
         for (choice, then) in [("none", expected), ("all", all)] {

@@ -11,7 +11,7 @@ use tornblk_model::recording::{Completion, Reader, StateReader, Trust};
 fn name(recorded: &Recorded) -> StateName {
     let (history, reader) = read(recorded);
     let last = history.last().unwrap();
-    let write = history.requests().iter().rfind(|r| r.changes()).unwrap().id;
+    let write = history.requests().iter().rfind(|r| r.changes()).unwrap().id();
     StateName(format!(
         "lb/p{last}:none,+w{write}.{}",
         if reader.header().disk.lb_size == 512 { "ff" } else { "1" }
