@@ -1,12 +1,12 @@
 //! What was promised by each crash point, from the recording's marks alone.
 //!
 //! The ledger of the whole recording is made once; every change of a unit's promises is kept with
-//! the event that made it. So a unit at a crash point costs its own changes, whatever the number of
-//! points, and the number of promises at a point is one search.
+//! the event that made it. So what is asked about a unit at a crash point is a search among its own
+//! changes, whatever the number of points, and the number of promises at a point is one search.
 
 use super::Promises;
-use crate::oracle::{Asked, Ledger, LedgerBuilder, UnitLedger};
-use std::collections::{BTreeMap, HashMap};
+use crate::oracle::{Asked, Asking, Ledger, LedgerBuilder, UnitLedger};
+use std::collections::{BTreeMap, BTreeSet};
 use tornblk_agent::channel::{MarkText, Workload};
 use tornblk_model::event::{Event, Seq};
 
@@ -16,7 +16,7 @@ pub type UnitKey = (u32, u64);
 /// The ledger of a recording at every crash point.
 #[derive(Clone, Debug, Default)]
 pub struct Ledgers {
-    units: BTreeMap<UnitKey, Vec<Change>>,
+    units: BTreeMap<UnitKey, UnitHistory>,
     /// Events at which more was promised than before, or a call was told to have failed; rising.
     acknowledged: Vec<u64>,
     load_done: Option<u64>,
@@ -24,25 +24,67 @@ pub struct Ledgers {
     failed_syncs: Vec<(u64, u32, i64)>,
 }
 
-/// What was said last, while the marks are read.
-#[derive(Default)]
-struct Known {
-    asked: HashMap<(UnitKey, u32), Asked>,
-    durable: HashMap<UnitKey, u32>,
+/// What marks said about one unit. All lists rise by event.
+#[derive(Clone, Debug, Default)]
+struct UnitHistory {
+    /// Events that changed anything here.
+    events: Vec<u64>,
+    /// By generation: what was known of its write, and since when.
+    asked: BTreeMap<u32, Vec<(u64, Asked)>>,
+    /// (since, the newest generation that had to survive)
+    durable: Vec<(u64, u32)>,
+    /// (since, the newest generation that was asked for)
+    newest: Vec<(u64, u32)>,
+    /// (since, a generation whose write did not return all of its bytes)
+    failed: Vec<(u64, u32)>,
+    /// Since when there is a write through the page cache, but for the load.
+    buffered: Option<u64>,
 }
 
-/// One thing that a mark changed about a unit.
+/// A unit at a crash point.
 #[derive(Clone, Copy, Debug)]
-struct Change {
-    event: u64,
-    r#gen: u32,
-    what: What,
+pub struct UnitAt<'a> {
+    unit: Option<&'a UnitHistory>,
+    after: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum What {
-    Asked(Asked),
-    Durable,
+/// The last of these at or before an event.
+fn at<T: Copy>(list: &[(u64, T)], after: u64) -> Option<T> {
+    let next = list.partition_point(|(event, _)| *event <= after);
+    next.checked_sub(1).map(|i| list[i].1)
+}
+
+impl Asking for UnitAt<'_> {
+    fn durable(&self) -> Option<u32> {
+        self.unit.and_then(|unit| at(&unit.durable, self.after))
+    }
+
+    fn asked(&self, r#gen: u32) -> Option<Asked> {
+        self.unit.and_then(|unit| at(unit.asked.get(&r#gen)?, self.after))
+    }
+
+    fn newest(&self) -> Option<u32> {
+        self.unit.and_then(|unit| at(&unit.newest, self.after))
+    }
+
+    fn buffered(&self) -> bool {
+        self.unit.and_then(|unit| unit.buffered).is_some_and(|since| since <= self.after)
+    }
+
+    fn failed(&self) -> Vec<(u32, Asked)> {
+        let failed = self.unit.map_or(&[][..], |unit| &unit.failed);
+        let before = failed.iter().take_while(|(event, _)| *event <= self.after);
+        let generations: BTreeSet<u32> = before.map(|(_, r#gen)| *r#gen).collect();
+        generations.into_iter().filter_map(|g| Some((g, self.asked(g)?))).collect()
+    }
+}
+
+impl UnitHistory {
+    fn touch(&mut self, event: u64) {
+        if self.events.last() != Some(&event) {
+            self.events.push(event);
+        }
+    }
 }
 
 impl Ledgers {
@@ -67,33 +109,43 @@ impl Ledgers {
     ) -> Ledgers {
         let mut builder = LedgerBuilder::new(workload);
         let mut ledgers = Ledgers::default();
-        let mut known = Known::default();
         for (batch, event, mark) in marks {
             builder.record(batch, event, mark);
-            ledgers.note(event, &mut builder, &mut known);
+            ledgers.note(event, &mut builder);
         }
         ledgers
     }
 
     /// Takes over what the last mark changed.
-    fn note(&mut self, event: u64, builder: &mut LedgerBuilder<'_>, known: &mut Known) {
+    fn note(&mut self, event: u64, builder: &mut LedgerBuilder<'_>) {
         let touched = builder.take_touched();
         let ledger = builder.ledger();
         let mut acknowledged = false;
         for (file, unit, r#gen) in touched {
-            let key = (file, unit);
             let Some(now) = ledger.unit(file, unit) else { continue };
-            let changes = self.units.entry(key).or_default();
-            if let Some(asked) = now.writes.get(&r#gen)
-                && known.asked.insert((key, r#gen), *asked) != Some(*asked)
-            {
-                changes.push(Change { event, r#gen, what: What::Asked(*asked) });
-                acknowledged |= asked.result.is_some() && !asked.complete();
+            let history = self.units.entry((file, unit)).or_default();
+            if let Some(asked) = now.writes.get(&r#gen) {
+                let known = history.asked.entry(r#gen).or_default();
+                if known.last().map(|(_, asked)| asked) != Some(asked) {
+                    known.push((event, *asked));
+                    history.touch(event);
+                    if asked.result.is_some() && !asked.complete() {
+                        history.failed.push((event, r#gen));
+                        acknowledged = true;
+                    }
+                    if history.newest.last().is_none_or(|(_, newest)| *newest < r#gen) {
+                        history.newest.push((event, r#gen));
+                    }
+                    if !asked.load && !asked.flags.direct {
+                        history.buffered.get_or_insert(event);
+                    }
+                }
             }
             if let Some(r#gen) = now.durable
-                && known.durable.insert(key, r#gen) != Some(r#gen)
+                && history.durable.last().is_none_or(|(_, durable)| *durable != r#gen)
             {
-                changes.push(Change { event, r#gen, what: What::Durable });
+                history.durable.push((event, r#gen));
+                history.touch(event);
                 acknowledged = true;
             }
         }
@@ -122,15 +174,21 @@ impl Ledgers {
         self.units.is_empty()
     }
 
-    /// What a unit was asked for and promised at this crash point.
-    pub fn unit(&self, key: UnitKey, after: Seq) -> UnitLedger {
-        self.units.get(&key).map(|changes| replay(changes, after.0)).unwrap_or_default()
+    /// What a unit was asked for and promised at this crash point. Costs nothing until it is asked.
+    pub fn unit(&self, key: UnitKey, after: Seq) -> UnitAt<'_> {
+        UnitAt { unit: self.units.get(&key), after: after.0 }
     }
 
-    /// A number that is different at two crash points only where [`Ledgers::unit`] is.
+    /// A number that is the same at two crash points only where nothing was said about the unit in
+    /// between.
     pub fn version(&self, key: UnitKey, after: Seq) -> u64 {
-        let changes = self.units.get(&key).map_or(&[][..], Vec::as_slice);
-        changes.partition_point(|change| change.event <= after.0) as u64
+        let events = self.units.get(&key).map_or(&[][..], |unit| &unit.events);
+        events.partition_point(|event| *event <= after.0) as u64
+    }
+
+    /// The events that said something about a unit, rising.
+    pub fn events_of(&self, key: UnitKey) -> &[u64] {
+        self.units.get(&key).map_or(&[], |unit| &unit.events)
     }
 
     /// Event of the mark that ended the load.
@@ -140,17 +198,22 @@ impl Ledgers {
 
     /// Syncs that failed before this crash point: (file, negative errno).
     pub fn failed_syncs(&self, after: Seq) -> Vec<(u32, i64)> {
-        let before = self.failed_syncs.iter().filter(|(event, ..)| *event <= after.0);
+        let before = self.failed_syncs.iter().take_while(|(event, ..)| *event <= after.0);
         before.map(|(_, file, result)| (*file, *result)).collect()
     }
 
-    /// All of it at one crash point.
+    /// All of it at one crash point, as [`oracle::judge`](crate::oracle::judge) takes it.
     pub fn ledger(&self, after: Seq) -> Ledger {
         let units: BTreeMap<UnitKey, UnitLedger> = self
             .units
-            .keys()
-            .map(|key| (*key, self.unit(*key, after)))
-            .filter(|(_, unit)| *unit != UnitLedger::default())
+            .iter()
+            .filter(|(_, history)| history.events.first().is_some_and(|event| *event <= after.0))
+            .map(|(key, history)| {
+                let writes = history.asked.iter();
+                let writes = writes.filter_map(|(g, known)| Some((*g, at(known, after.0)?)));
+                let durable = at(&history.durable, after.0);
+                (*key, UnitLedger { writes: writes.collect(), durable })
+            })
             .collect();
         let writes = units.values().flat_map(|u| u.writes.values()).filter(|a| !a.load).count();
         Ledger {
@@ -160,19 +223,6 @@ impl Ledgers {
             failed_syncs: self.failed_syncs(after),
         }
     }
-}
-
-fn replay(changes: &[Change], upto: u64) -> UnitLedger {
-    let mut unit = UnitLedger::default();
-    for change in changes.iter().take_while(|change| change.event <= upto) {
-        match change.what {
-            What::Asked(asked) => {
-                unit.writes.insert(change.r#gen, asked);
-            }
-            What::Durable => unit.durable = unit.durable.max(Some(change.r#gen)),
-        }
-    }
-    unit
 }
 
 #[cfg(test)]
@@ -276,6 +326,17 @@ mod tests {
                 let expected = builder.finish();
                 let found = ledgers.ledger(Seq(after));
                 assert_eq!(found, expected, "seed {seed}, after {after}");
+                for (key, unit) in &expected.units {
+                    let lazy = ledgers.unit(*key, Seq(after));
+                    let generations: Vec<u32> = unit.writes.keys().copied().collect();
+                    for r#gen in generations.into_iter().chain([99]) {
+                        assert_eq!(lazy.asked(r#gen), Asking::asked(unit, r#gen));
+                    }
+                    assert_eq!(lazy.durable(), Asking::durable(unit));
+                    assert_eq!(lazy.newest(), unit.newest());
+                    assert_eq!(lazy.buffered(), unit.buffered());
+                    assert_eq!(lazy.failed(), unit.failed());
+                }
                 durable += expected.units.values().filter(|u| u.acknowledged()).count();
                 failed += expected.failed_syncs.len();
                 let count = ledgers.count(Seq(after));

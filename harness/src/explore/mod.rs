@@ -17,6 +17,7 @@
 //!   what a verifier keeps can be kept up to date at the cost of what changed.
 
 pub mod bundle;
+mod carried;
 mod engine;
 mod ids;
 mod in_place;
@@ -26,13 +27,16 @@ mod slow;
 mod subject;
 #[cfg(test)]
 pub(crate) mod testing;
+mod units;
 
+pub use carried::Carried;
 pub use engine::{MakeVerifier, explore};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
 pub use slow::{Named, named};
 pub use subject::{Subject, SubjectError};
+pub use units::WorkloadUnits;
 
 use crate::oracle::Finding;
 use crate::run::RunError;

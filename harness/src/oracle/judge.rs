@@ -30,10 +30,85 @@ pub fn judge(
             let runs = found.get(&(target.file, number)).map_or(&[][..], |u| &u.runs);
             judgement.counts.units += 1;
             judgement.counts.durable += u64::from(unit.acknowledged());
-            let view = View { target, number, unit, wire, lb_size, sectors: expand(target, runs) };
-            view.judge(&mut judgement);
+            let sectors = expand(target, runs);
+            View { target, number, unit, seen: wire, lb_size, sectors }.judge(&mut judgement);
         }
     }
+    judgement
+}
+
+/// What was asked of one unit, and promised, at a crash point.
+pub trait Asking {
+    /// The newest generation that had to survive.
+    fn durable(&self) -> Option<u32>;
+    /// The write of a generation, if it was asked for.
+    fn asked(&self, r#gen: u32) -> Option<Asked>;
+    /// The newest generation that was asked for.
+    fn newest(&self) -> Option<u32>;
+    /// Was it written through the page cache, but for the load?
+    fn buffered(&self) -> bool;
+    /// The writes that did not return all of their bytes, by generation.
+    fn failed(&self) -> Vec<(u32, Asked)>;
+}
+
+impl Asking for UnitLedger {
+    fn durable(&self) -> Option<u32> {
+        self.durable
+    }
+
+    fn asked(&self, r#gen: u32) -> Option<Asked> {
+        self.writes.get(&r#gen).copied()
+    }
+
+    fn newest(&self) -> Option<u32> {
+        self.writes.keys().next_back().copied()
+    }
+
+    fn buffered(&self) -> bool {
+        self.writes.values().any(|asked| !asked.load && !asked.flags.direct)
+    }
+
+    fn failed(&self) -> Vec<(u32, Asked)> {
+        let failed = |(_, asked): &(&u32, &Asked)| asked.result.is_some() && !asked.complete();
+        self.writes.iter().filter(failed).map(|(r#gen, asked)| (*r#gen, *asked)).collect()
+    }
+}
+
+/// What the requests up to a crash point, and the state there, say about a unit.
+pub trait Seen {
+    fn eligibility(&self, key: Key) -> Eligibility;
+    /// Does the state hold some of it, wherever? `None` where the state is not known.
+    fn on_disk(&self, key: Key) -> Option<bool>;
+    /// Does the state hold this sector as a request carried it, with a wrong checksum already?
+    fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool;
+}
+
+impl Seen for Wire {
+    fn eligibility(&self, key: Key) -> Eligibility {
+        Wire::eligibility(self, key)
+    }
+
+    fn on_disk(&self, key: Key) -> Option<bool> {
+        Wire::on_disk(self, key)
+    }
+
+    fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool {
+        Wire::is_mixed(self, file, unit, sector)
+    }
+}
+
+/// Judges one unit of a target by what its sectors hold (after the recovery of its protocol, where
+/// it has one): findings and legal tears.
+pub fn judge_unit(
+    target: &Target,
+    number: u64,
+    unit: &dyn Asking,
+    seen: &dyn Seen,
+    lb_size: u32,
+    sectors: Vec<Found>,
+) -> Judgement {
+    let mut judgement = Judgement::default();
+    View { target, number, unit, seen, lb_size, sectors }.judge(&mut judgement);
     judgement
 }
 
@@ -71,8 +146,8 @@ fn expand(target: &Target, runs: &[(u32, Found)]) -> Vec<Found> {
 struct View<'a> {
     target: &'a Target,
     number: u64,
-    unit: &'a UnitLedger,
-    wire: &'a Wire,
+    unit: &'a dyn Asking,
+    seen: &'a dyn Seen,
     lb_size: u32,
     sectors: Vec<Found>,
 }
@@ -105,7 +180,7 @@ impl View<'_> {
                 Found::Unknown {} => {
                     (Clause::Foreign, format!("sector {i} holds bytes that this run never wrote"))
                 }
-                Found::Own { r#gen } if !self.unit.writes.contains_key(r#gen) => (
+                Found::Own { r#gen } if self.unit.asked(*r#gen).is_none() => (
                     Clause::Foreign,
                     format!("sector {i} holds generation {gen}, which was not asked for yet"),
                 ),
@@ -122,17 +197,17 @@ impl View<'_> {
             };
             if told.insert(clause) {
                 let own = |f: &Found| match f {
-                    Found::Own { r#gen } if self.unit.writes.contains_key(r#gen) => Some(*r#gen),
+                    Found::Own { r#gen } => self.unit.asked(*r#gen).map(|_| *r#gen),
                     _ => None,
                 };
-                let about = self.sectors.iter().filter_map(own).max().or(self.unit.durable);
+                let about = self.sectors.iter().filter_map(own).max().or(self.unit.durable());
                 out.findings.push(self.finding(clause, about, 0, text));
             }
         }
     }
 
     fn durability(&self, levels: &Levels, out: &mut Judgement) {
-        let Some(durable) = self.unit.durable else { return };
+        let Some(durable) = self.unit.durable() else { return };
         let needed = u64::from(durable) + 1;
         let old = levels.iter().flatten().filter(|l| **l < needed).count();
         if old == 0 {
@@ -142,7 +217,7 @@ impl View<'_> {
         let all = if old == levels.len() { "the unit" } else { "a part of the unit" };
         let lowest = levels.iter().flatten().min().copied().unwrap_or_default();
         let shows = level_text(lowest);
-        let (clause, text) = if self.wire.on_disk(key) == Some(true) {
+        let (clause, text) = if self.seen.on_disk(key) == Some(true) {
             (
                 Clause::Stale,
                 format!(
@@ -167,9 +242,9 @@ impl View<'_> {
         // From the newest: a torn generation is one that shows while something older shows too.
         for level in shown.iter().skip(1).rev() {
             let r#gen = (*level - 1) as u32;
-            let Some(asked) = self.unit.writes.get(&r#gen) else { continue };
+            let Some(asked) = self.unit.asked(r#gen) else { continue };
             let key = Key { file: self.target.file, unit: self.number, r#gen };
-            let reason = match self.wire.eligibility(key) {
+            let reason = match self.seen.eligibility(key) {
                 _ if asked.result.is_some() && !asked.complete() => Reason::Failed,
                 _ if asked.must_be_whole() => {
                     let promise = if asked.flags.atomic {
@@ -216,8 +291,7 @@ impl View<'_> {
     /// Was this sector corrupt in its request already? That is legal only where writeback may have
     /// copied a page that was being written: a direct write's buffer is left alone.
     fn is_mixed(&self, sector: usize) -> bool {
-        self.unit.writes.values().any(|asked| !asked.load && !asked.flags.direct)
-            && self.wire.is_mixed(self.target.file, self.number, sector as u32)
+        self.unit.buffered() && self.seen.is_mixed(self.target.file, self.number, sector as u32)
     }
 
     /// A tear below the sector, which is legal: its newest generation that is known.
@@ -226,21 +300,21 @@ impl View<'_> {
         if !self.sectors.iter().enumerate().any(torn) {
             return None;
         }
-        let r#gen = *self.unit.writes.keys().next_back()?;
+        let r#gen = self.unit.newest()?;
         Some((r#gen, u64::from(r#gen) + 1, Reason::Mixed))
     }
 
     /// Calls that failed.
     fn results(&self, out: &mut Judgement) {
-        for (r#gen, asked) in &self.unit.writes {
-            let Some(result) = asked.result.filter(|_| !asked.complete()) else { continue };
+        for (r#gen, asked) in self.unit.failed() {
+            let Some(result) = asked.result else { continue };
             let text = if result < 0 {
                 format!("the write of generation {gen} failed: {}", errno_text(-result))
             } else {
                 format!("the write of generation {gen} wrote {result} of {} bytes", asked.len)
             };
-            let level = u64::from(*r#gen) + 1;
-            out.findings.push(self.finding(Clause::Failed, Some(*r#gen), level, text));
+            let level = u64::from(r#gen) + 1;
+            out.findings.push(self.finding(Clause::Failed, Some(r#gen), level, text));
         }
     }
 
@@ -263,7 +337,7 @@ impl View<'_> {
             .filter_map(level_of)
             .map(|l| l.checked_sub(1).map(|g| g as u32))
             .collect();
-        let asked: Option<&Asked> = r#gen.and_then(|g| self.unit.writes.get(&g));
+        let asked: Option<Asked> = r#gen.and_then(|g| self.unit.asked(g));
         let offset = self.target.offset_of(self.number);
         Finding {
             clause,
@@ -274,7 +348,7 @@ impl View<'_> {
             len: self.target.unit,
             generation: r#gen,
             shown: shown.into_iter().collect(),
-            durable: self.unit.durable,
+            durable: self.unit.durable(),
             call: asked
                 .filter(|a| !a.load)
                 .map_or_else(|| "(load)".to_owned(), |a| call(a.len, a.offset, a.flags)),

@@ -25,7 +25,7 @@ mod judge;
 mod ledger;
 mod wire;
 
-pub use judge::judge;
+pub use judge::{Asking, Seen, judge, judge_unit};
 pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
 pub use wire::{Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tornblk_agent::channel::{Found, Readback, UnitFound, Workload};
 use tornblk_agent::payload::{self, SECTOR};
+use tornblk_agent::planted::{PageId, recover, slot_of};
 use tornblk_model::crash::{History, StateName};
 use tornblk_model::recording::{Reader, StateReader, Trust};
 
@@ -119,13 +120,22 @@ fn state(recording: &Path, name: &str, dir: &Path) -> Result<StateReader, RunErr
     StateReader::new(reader, base, Trust::SameContent, content).map_err(bad)
 }
 
-/// What a guest would read from the raw disk.
-fn read(state: &StateReader, workload: &Workload) -> Result<Readback, RunError> {
+/// What a guest would read from the raw disk, after the recovery of a unit's protocol.
+pub(crate) fn read(state: &StateReader, workload: &Workload) -> Result<Readback, RunError> {
     let mut readback = Readback::default();
     for target in &workload.files {
         let mut bytes = vec![0; target.unit as usize];
         for unit in 0..u64::from(target.units) {
             state.read_at(target.offset_of(unit), &mut bytes).map_err(bad)?;
+            if let Some(range) = slot_of(target, unit) {
+                let mut slot = vec![0; (range.end - range.start) as usize];
+                state.read_at(range.start, &mut slot).map_err(bad)?;
+                recover(
+                    &mut bytes,
+                    &slot,
+                    PageId { nonce: workload.nonce, file: target.file, unit },
+                );
+            }
             let mut runs: Vec<(u32, Found)> = Vec::new();
             for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
                 let found = payload::classify(sector, workload.nonce, target.file, unit, i as u32);

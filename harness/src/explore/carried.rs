@@ -1,0 +1,406 @@
+//! What each write of a recording carried, sector by sector: its payload is read and classified
+//! once, and remembered as runs.
+
+use super::{Call, Explain, ExploreError, Ledgers};
+use crate::oracle::{Asking, call};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use tornblk_agent::channel::{Found, Target, Workload};
+use tornblk_agent::payload::{self, Read, SECTOR};
+use tornblk_model::crash::{Content, Source};
+use tornblk_model::event::{Event, Op, Payload, Seq, Submit};
+use tornblk_model::recording::{Reader, StateReader, Trust};
+
+/// What a run of sectors holds, wherever it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// Stamped by this run: sectors `first`, `first + 1`, ... of one generation of a unit.
+    Ours {
+        file: u32,
+        unit: u64,
+        r#gen: u32,
+        first: u32,
+        of: u32,
+    },
+    Foreign {
+        nonce: u64,
+    },
+    /// Our magic, a wrong checksum; what it says it is, if it says that it is of this run.
+    Corrupt {
+        place: Option<(u32, u64, u32)>,
+    },
+    Zero,
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    /// Its first sector, counted from the payload's beginning.
+    pub(super) at: u32,
+    pub(super) n: u32,
+    pub(super) what: What,
+}
+
+/// One write.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) atomic: bool,
+    payload: Payload,
+    runs: Box<[Run]>,
+}
+
+/// Everything that a recording's writes carried, and its base image.
+#[derive(Debug)]
+pub struct Carried {
+    nonce: u64,
+    lb_size: u32,
+    reader: Arc<Reader>,
+    base: StateReader,
+    writes: HashMap<u64, Written>,
+    /// The requests that carried sectors of a generation of a unit, in their order.
+    carriers: HashMap<(u32, u64, u32), Vec<Carrier>>,
+    /// Of a unit: (request, which carried some of it), rising.
+    units: HashMap<(u32, u64), Vec<u64>>,
+    /// For whoever explains a write.
+    workload: Workload,
+    ledgers: Arc<Ledgers>,
+}
+
+/// As the oracle's, but for what the profile and the crash point say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Carrier {
+    pub(super) request: u64,
+    pub(super) whole: bool,
+    pub(super) mixed: bool,
+}
+
+impl Carried {
+    /// Reads every write of the recording. `base`: a copy of the base image, where it is not the one
+    /// that the recording names.
+    ///
+    /// # Errors
+    /// The recording or its base image cannot be read, or `trust` is broken.
+    pub fn of(
+        reader: Arc<Reader>,
+        base: Option<&Path>,
+        trust: Trust,
+        events: &[(Seq, Event)],
+        workload: &Workload,
+        ledgers: Arc<Ledgers>,
+    ) -> Result<Carried, ExploreError> {
+        let base = StateReader::new(reader.clone(), base, trust, Content::default())?;
+        let mut carried = Carried {
+            nonce: workload.nonce,
+            lb_size: reader.header().disk.lb_size,
+            reader,
+            base,
+            writes: HashMap::new(),
+            carriers: HashMap::new(),
+            units: HashMap::new(),
+            workload: workload.clone(),
+            ledgers,
+        };
+        for (seq, event) in events {
+            if let Event::Submit(Submit { op: Op::Write { .. }, .. }) = event {
+                carried.add(*seq, event)?;
+            }
+        }
+        Ok(carried)
+    }
+
+    fn add(&mut self, seq: Seq, event: &Event) -> Result<(), ExploreError> {
+        let Event::Submit(Submit { op: Op::Write { offset, len, atomic, payload, .. }, .. }) =
+            event
+        else {
+            return Ok(());
+        };
+        let (offset, len) = (*offset, *len);
+        let bytes = self.reader.payload(payload, self.reader.payload_len(offset, len) as usize)?;
+        let mut runs: Vec<Run> = Vec::new();
+        for (i, sector) in (0u32..).zip(bytes.chunks_exact(SECTOR)) {
+            push(&mut runs, i, self.what(sector));
+        }
+        let skip = (offset % u64::from(self.lb_size)) as usize / SECTOR;
+        self.note_carriers(seq.0, &runs, skip as u32..skip as u32 + (len as usize / SECTOR) as u32);
+        let written =
+            Written { offset, len, atomic: *atomic, payload: *payload, runs: runs.into() };
+        self.writes.insert(seq.0, written);
+        Ok(())
+    }
+
+    fn what(&self, sector: &[u8]) -> What {
+        match payload::read(sector) {
+            Read::Stamped(s) if s.nonce != self.nonce => What::Foreign { nonce: s.nonce },
+            Read::Stamped(s) => What::Ours {
+                file: s.file,
+                unit: s.unit,
+                r#gen: s.generation,
+                first: s.sector,
+                of: s.sectors,
+            },
+            Read::Corrupt => {
+                let claimed = payload::claimed(sector).filter(|s| s.nonce == self.nonce);
+                What::Corrupt { place: claimed.map(|s| (s.file, s.unit, s.sector)) }
+            }
+            Read::Zero => What::Zero,
+            Read::Unknown => What::Unknown,
+        }
+    }
+
+    /// `asked`: the sectors that the request itself wrote; the rest filled up a logical block.
+    fn note_carriers(&mut self, request: u64, runs: &[Run], asked: Range<u32>) {
+        struct Part {
+            key: (u32, u64, u32),
+            first: u32,
+            n: u32,
+            of: u32,
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        let mut unstable: HashSet<(u32, u64)> = HashSet::new();
+        for run in runs {
+            let start = run.at.max(asked.start);
+            let end = (run.at + run.n).min(asked.end);
+            if start >= end {
+                continue;
+            }
+            match run.what {
+                What::Ours { file, unit, r#gen, first, of } => parts.push(Part {
+                    key: (file, unit, r#gen),
+                    first: first + (start - run.at),
+                    n: end - start,
+                    of,
+                }),
+                What::Corrupt { place: Some((file, unit, _)) } => {
+                    unstable.insert((file, unit));
+                }
+                _ => {}
+            }
+        }
+        for (i, part) in parts.iter().enumerate() {
+            let (file, unit, _) = part.key;
+            let same_unit = |o: &Part| (o.key.0, o.key.1) == (file, unit);
+            let mixed = unstable.contains(&(file, unit))
+                || parts.iter().any(|o| same_unit(o) && o.key.2 != part.key.2);
+            let alone = !parts.iter().enumerate().any(|(k, o)| k != i && same_unit(o));
+            let whole = alone && !mixed && part.first == 0 && part.n == part.of;
+            self.carriers.entry(part.key).or_default().push(Carrier { request, whole, mixed });
+            let unit = self.units.entry((file, unit)).or_default();
+            if unit.last() != Some(&request) {
+                unit.push(request);
+            }
+        }
+    }
+
+    pub(super) fn lb_size(&self) -> u32 {
+        self.lb_size
+    }
+
+    pub(super) fn write(&self, request: u64) -> Option<&Written> {
+        self.writes.get(&request)
+    }
+
+    /// Up to this crash point.
+    pub(super) fn carriers(&self, key: (u32, u64, u32), after: u64) -> &[Carrier] {
+        let all = self.carriers.get(&key).map_or(&[][..], Vec::as_slice);
+        &all[..all.partition_point(|carrier| carrier.request <= after)]
+    }
+
+    /// The requests that carried some of a unit, rising.
+    pub(super) fn requests_of(&self, unit: (u32, u64)) -> &[u64] {
+        self.units.get(&unit).map_or(&[], Vec::as_slice)
+    }
+
+    /// What the sectors of a logical block of a write hold: sectors from the block's first, how
+    /// many, what.
+    pub(super) fn block_runs(&self, request: Seq, block: u32) -> Vec<(u32, u32, What)> {
+        let per = self.lb_size / SECTOR as u32;
+        let (start, end) = (block * per, (block + 1) * per);
+        let Some(written) = self.writes.get(&request.0) else {
+            return vec![(0, per, What::Unknown)];
+        };
+        let first = written.runs.partition_point(|run| run.at + run.n <= start);
+        written.runs[first..]
+            .iter()
+            .take_while(|run| run.at < end)
+            .map(|run| {
+                let from = run.at.max(start);
+                let n = (run.at + run.n).min(end) - from;
+                (from - start, n, advance(run.what, from - run.at))
+            })
+            .collect()
+    }
+
+    /// Appends what the sectors of a disk's block hold where sectors of this unit are expected.
+    pub(super) fn sectors(
+        &self,
+        block: u64,
+        source: Source,
+        target: &Target,
+        unit: u64,
+        out: &mut Vec<Found>,
+    ) -> Result<(), ExploreError> {
+        let per = self.lb_size as usize / SECTOR;
+        match source {
+            Source::Written { request, block } => {
+                for (_, n, what) in self.block_runs(request, block) {
+                    for i in 0..n {
+                        let sector = out.len() as u32;
+                        out.push(found(advance(what, i), target, unit, sector));
+                    }
+                }
+            }
+            Source::Zeroes => out.extend(std::iter::repeat_n(Found::Zero {}, per)),
+            Source::Garbage { .. } => out.extend(std::iter::repeat_n(Found::Unknown {}, per)),
+            Source::Base | Source::Flipped { .. } => {
+                let mut bytes = vec![0; self.lb_size as usize];
+                self.bytes(block, source, &mut bytes)?;
+                for sector in bytes.chunks_exact(SECTOR) {
+                    let number = out.len() as u32;
+                    out.push(payload::classify(sector, self.nonce, target.file, unit, number));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of a disk's block, and where a write or the base image goes on for more, of as many.
+    pub(super) fn bytes(
+        &self,
+        block: u64,
+        source: Source,
+        out: &mut [u8],
+    ) -> Result<(), ExploreError> {
+        let lb = u64::from(self.lb_size);
+        let written = |request: Seq, n: u32, out: &mut [u8]| match self.writes.get(&request.0) {
+            Some(written) => {
+                Ok(self.reader.read_payload(&written.payload, u64::from(n) * lb, out)?)
+            }
+            None => Err(ExploreError::Bad(format!(
+                "event {request} of {} is no write: the state is of another recording",
+                self.reader.path().display()
+            ))),
+        };
+        match source {
+            Source::Base => self.base.read_at(block * lb, out)?,
+            Source::Written { request, block } => written(request, block, out)?,
+            Source::Zeroes => out.fill(0),
+            Source::Garbage { .. } => {
+                let mut one = self.base.try_clone()?;
+                one.set(block, source);
+                one.read_at(block * lb, out)?;
+            }
+            Source::Flipped { request, block: n, bit } => {
+                match request {
+                    Some(request) => written(request, n, out)?,
+                    None => self.base.read_at(block * lb, out)?,
+                }
+                if let Some(byte) = out.get_mut(bit as usize / 8) {
+                    *byte ^= 1 << (bit % 8);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Carried {
+    /// The bytes of consecutive blocks from `first` on: blocks in a row of one write are one read.
+    pub(super) fn read(
+        &self,
+        first: u64,
+        sources: &[Source],
+        out: &mut [u8],
+    ) -> Result<(), ExploreError> {
+        let lb = self.lb_size as usize;
+        let mut i = 0;
+        while i < sources.len() {
+            let follows = |n: usize| match (sources[i], sources.get(i + n)) {
+                (Source::Base, Some(Source::Base)) => true,
+                (
+                    Source::Written { request, block },
+                    Some(Source::Written { request: r, block: b }),
+                ) => *r == request && *b as usize == block as usize + n,
+                _ => false,
+            };
+            let n = (1..).find(|n| !follows(*n)).unwrap_or(1);
+            self.bytes(first + i as u64, sources[i], &mut out[i * lb..(i + n) * lb])?;
+            i += n;
+        }
+        Ok(())
+    }
+}
+
+/// The same run of sectors, so many sectors later.
+fn advance(what: What, by: u32) -> What {
+    match what {
+        What::Ours { file, unit, r#gen, first, of } => {
+            What::Ours { file, unit, r#gen, first: first + by, of }
+        }
+        other => other,
+    }
+}
+
+/// Equal neighbours together, and sectors of one generation in a row.
+fn push(runs: &mut Vec<Run>, at: u32, what: What) {
+    if let Some(last) = runs.last_mut()
+        && advance(last.what, last.n) == what
+        && !matches!(what, What::Corrupt { .. })
+    {
+        last.n += 1;
+        return;
+    }
+    runs.push(Run { at, n: 1, what });
+}
+
+/// [`payload::classify`], of what was read already.
+fn found(what: What, target: &Target, unit: u64, sector: u32) -> Found {
+    match what {
+        What::Ours { file, unit: of, r#gen, first, .. } => {
+            if (file, of, first) == (target.file, unit, sector) {
+                Found::Own { r#gen }
+            } else {
+                Found::Misplaced { file, unit: of, sector: first, r#gen }
+            }
+        }
+        What::Foreign { nonce } => Found::Foreign { nonce },
+        What::Corrupt { .. } => Found::Corrupt {},
+        What::Zero => Found::Zero {},
+        What::Unknown => Found::Unknown {},
+    }
+}
+
+impl Explain for Carried {
+    fn call(&self, write: Seq, blocks: &Range<u64>) -> Option<Call> {
+        let written = self.write(write.0)?;
+        let first = written.offset / u64::from(self.lb_size);
+        let last = (written.offset + written.len).div_ceil(u64::from(self.lb_size));
+        let ours = (blocks.start.max(first)..blocks.end.min(last)).find_map(|block| {
+            let runs = self.block_runs(write, (block - first) as u32);
+            runs.into_iter().find_map(|(_, _, what)| match what {
+                What::Ours { file, unit, r#gen, .. } => Some((file, unit, r#gen)),
+                _ => None,
+            })
+        });
+        let (file, unit, generation) = ours?;
+        let target = self.workload.files.iter().find(|target| target.file == file)?;
+        let last = Seq(u64::MAX);
+        let asked = self.ledgers.unit((file, unit), last).asked(generation)?;
+        let text = if asked.load {
+            "(load)".to_owned()
+        } else {
+            call(asked.len, asked.offset, asked.flags)
+        };
+        Some(Call {
+            call: text,
+            path: target.path.clone(),
+            offset: asked.offset,
+            len: asked.len.into(),
+            unit,
+            generation,
+        })
+    }
+}
