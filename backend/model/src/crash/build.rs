@@ -96,15 +96,19 @@ impl Cut<'_> {
             let (request, number) = match blocks.get(block) {
                 None | Some(Source::Base) => (None, 0),
                 Some(Source::Written { request, block }) => (Some(*request), *block),
-                Some(_) => {
-                    return Err(ModelError::State(format!(
-                        "no bit of block {block} can be inverted: it holds no written data"
-                    )));
-                }
+                Some(_) => return Err(ModelError::no_bit(*block)),
             };
             blocks.insert(*block, Source::Flipped { request, block: number, bit: *bit });
         }
         Ok(Content { blocks })
+    }
+}
+
+impl ModelError {
+    pub(super) fn no_bit(block: u64) -> ModelError {
+        ModelError::State(format!(
+            "no bit of block {block} can be inverted: it holds no written data"
+        ))
     }
 }
 

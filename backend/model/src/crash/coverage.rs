@@ -1,13 +1,15 @@
 //! "Each of its cuts was built, or proved equal to one that was": the count of it.
 
+use super::state::State;
 use super::{Cut, Mask, ModelError, StateName};
 use crate::event::Seq;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// What became of a state that a strategy chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Its content equals one that was built and judged.
     Equal,
@@ -17,11 +19,55 @@ pub enum Outcome {
 
 /// Which cuts of which writes were looked at. A write of `n` fragments has 2 (n - 1) cuts: after
 /// each of its fragments but the last, the first or the second part being there.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    writes: BTreeMap<Seq, BTreeMap<(usize, bool), Outcome>>,
-    cuts: BTreeMap<Seq, usize>,
-    points: BTreeSet<Seq>,
+    writes: BTreeMap<Seq, Cuts>,
+}
+
+/// Of one write, by where it is cut (0: after its first fragment): the first part is there, the
+/// second is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cuts(Vec<[Option<Outcome>; 2]>);
+
+impl Cuts {
+    pub(super) fn new(fragments: usize) -> Cuts {
+        Cuts(vec![[None; 2]; fragments - 1])
+    }
+
+    /// Notes a state of the write, of which these fragments may show, and are there or not.
+    /// Fragments that cannot show are on either side of every cut.
+    pub(super) fn note(&mut self, open: impl Iterator<Item = (usize, bool)>, outcome: Outcome) {
+        let n = self.0.len() + 1;
+        let (mut first, mut last) = ([None; 2], [None; 2]);
+        for (fragment, there) in open {
+            let side = usize::from(!there);
+            first[side].get_or_insert(fragment);
+            last[side] = Some(fragment);
+        }
+        for side in [0, 1] {
+            let from = last[side].map_or(1, |before| before + 1).max(1);
+            let to = first[1 - side].unwrap_or(n - 1).min(n - 1);
+            for at in from..=to {
+                let best = &mut self.0[at - 1][side];
+                *best = (*best).max(Some(outcome));
+            }
+        }
+    }
+
+    /// [`WriteCuts`]' bits of an outcome.
+    fn mask(&self, outcome: Outcome) -> Mask {
+        let bits = self.0.iter().flat_map(|[first, second]| [second, first]).enumerate();
+        bits.filter(|(_, known)| **known == Some(outcome)).map(|(bit, _)| bit).collect()
+    }
+
+    fn add(&mut self, other: &Cuts) {
+        // One write has as many fragments in every part of an exploration.
+        for (own, other) in self.0.iter_mut().zip(&other.0) {
+            for side in [0, 1] {
+                own[side] = own[side].max(other[side]);
+            }
+        }
+    }
 }
 
 /// What is known of the cuts of one write: for keeping, and for putting together what was looked at
@@ -37,7 +83,7 @@ pub struct WriteCuts {
 }
 
 /// The count, to be printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     /// Writes that can be torn, at the crash points that were looked at.
     pub writes: usize,
@@ -70,16 +116,29 @@ impl Coverage {
         Coverage::default()
     }
 
+    /// The cuts of a write of so many fragments, more than one.
+    pub(super) fn cuts(&mut self, write: Seq, fragments: usize) -> &mut Cuts {
+        self.writes.entry(write).or_insert_with(|| Cuts::new(fragments))
+    }
+
+    pub(super) fn add_cuts(&mut self, write: Seq, cuts: &Cuts) {
+        let own = self.writes.entry(write);
+        own.and_modify(|own| own.add(cuts)).or_insert_with(|| cuts.clone());
+    }
+
+    /// What another one noted, of the same recording and profile.
+    pub fn merge(&mut self, other: &Coverage) {
+        for (write, cuts) in &other.writes {
+            self.add_cuts(*write, cuts);
+        }
+    }
+
     /// Counts the writes that can be torn at this crash point.
     pub fn visit(&mut self, cut: &Cut<'_>) {
-        if !self.points.insert(cut.after) {
-            return;
-        }
         for i in cut.open_writes().into_keys() {
             let write = &cut.writes[i as usize];
-            let n = write.fragments();
-            if n > 1 {
-                self.cuts.insert(write.id(), 2 * (n - 1));
+            if write.fragments() > 1 {
+                self.cuts(write.id(), write.fragments());
             }
         }
     }
@@ -94,50 +153,30 @@ impl Coverage {
         name: &StateName,
         outcome: Outcome,
     ) -> Result<(), ModelError> {
-        self.visit(cut);
-        let state = cut.state(name)?;
+        self.note_state(cut, &cut.state(name)?, outcome);
+        Ok(())
+    }
+
+    pub(super) fn note_state(&mut self, cut: &Cut<'_>, state: &State, outcome: Outcome) {
         for (i, open) in cut.open_writes() {
             let write = &cut.writes[i as usize];
-            let kept = cut.kept(&state, i);
-            // Fragments that cannot show are on either side of every cut.
-            let ends = |there: bool| {
-                let same = || open.iter().copied().filter(|f| kept.get(*f) == there);
-                (same().min(), same().max())
-            };
-            let ((kept_first, kept_last), (lost_first, lost_last)) = (ends(true), ends(false));
-            for (first, before, after) in
-                [(true, kept_last, lost_first), (false, lost_last, kept_first)]
-            {
-                let from = before.map_or(1, |before| before + 1);
-                let to = after.unwrap_or(write.fragments() - 1);
-                for at in from.max(1)..=to.min(write.fragments() - 1) {
-                    let seen = self.writes.entry(write.id()).or_default();
-                    let best = seen.entry((at, first)).or_insert(outcome);
-                    *best = (*best).max(outcome);
-                }
+            if write.fragments() > 1 {
+                let kept = cut.kept(state, i);
+                let open = open.into_iter().map(|f| (f, kept.get(f)));
+                self.cuts(write.id(), write.fragments()).note(open, outcome);
             }
         }
-        Ok(())
     }
 
     /// All that is known, write by write.
     pub fn writes(&self) -> Vec<WriteCuts> {
-        let mask = |write: &Seq, outcome: Outcome| {
-            let seen = self.writes.get(write).into_iter().flatten();
-            let these = seen.filter(|(_, known)| **known == outcome);
-            let mask: Mask =
-                these.map(|((at, first), _)| 2 * (at - 1) + usize::from(*first)).collect();
-            mask.to_string()
-        };
-        self.cuts
-            .iter()
-            .map(|(write, cuts)| WriteCuts {
-                write: *write,
-                cuts: *cuts as u64,
-                built: mask(write, Outcome::Built),
-                equal: mask(write, Outcome::Equal),
-            })
-            .collect()
+        let each = self.writes.iter().map(|(write, cuts)| WriteCuts {
+            write: *write,
+            cuts: 2 * cuts.0.len() as u64,
+            built: cuts.mask(Outcome::Built).to_string(),
+            equal: cuts.mask(Outcome::Equal).to_string(),
+        });
+        each.collect()
     }
 
     /// Adds what was looked at elsewhere, with the same profile. What built it wins.
@@ -147,30 +186,28 @@ impl Coverage {
     pub fn add(&mut self, cuts: &WriteCuts) -> Result<(), ModelError> {
         let bad = || ModelError::State(format!("the cuts of write {} make no sense", cuts.write));
         let n = usize::try_from(cuts.cuts).map_err(|_| bad())?;
-        if *self.cuts.entry(cuts.write).or_insert(n) != n {
+        let own = self.writes.entry(cuts.write).or_insert_with(|| Cuts::new(n / 2 + 1));
+        if !n.is_multiple_of(2) || 2 * own.0.len() != n {
             return Err(bad());
         }
         for (mask, outcome) in [(&cuts.built, Outcome::Built), (&cuts.equal, Outcome::Equal)] {
-            let mask = Mask::parse(mask).ok_or_else(bad)?;
-            if mask.end() > n {
-                return Err(bad());
-            }
+            let mask = Mask::parse(mask).filter(|mask| mask.end() <= n).ok_or_else(bad)?;
             for bit in mask.iter() {
-                let seen = self.writes.entry(cuts.write).or_default();
-                let best = seen.entry((bit / 2 + 1, bit % 2 == 1)).or_insert(outcome);
-                *best = (*best).max(outcome);
+                let best = &mut own.0[bit / 2][1 - bit % 2];
+                *best = (*best).max(Some(outcome));
             }
         }
         Ok(())
     }
 
     pub fn covered(&self) -> Covered {
-        let outcomes = || self.writes.values().flat_map(BTreeMap::values);
+        let sides = || self.writes.values().flat_map(|cuts| cuts.0.iter().flatten());
+        let count = |outcome| sides().filter(|side| **side == Some(outcome)).count();
         Covered {
-            writes: self.cuts.len(),
-            cuts: self.cuts.values().sum(),
-            built: outcomes().filter(|outcome| **outcome == Outcome::Built).count(),
-            equal: outcomes().filter(|outcome| **outcome == Outcome::Equal).count(),
+            writes: self.writes.len(),
+            cuts: sides().count(),
+            built: count(Outcome::Built),
+            equal: count(Outcome::Equal),
         }
     }
 }

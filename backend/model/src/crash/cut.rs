@@ -67,6 +67,31 @@ pub(super) struct Write<'a> {
 /// A fragment: which write (index into [`Cut::writes`]), and which of its fragments.
 pub(super) type Fragment = (u32, usize);
 
+impl<'a> Write<'a> {
+    /// `unit`: blocks in a tear unit of the profile.
+    pub(super) fn new(
+        history: &History,
+        profile: &Profile,
+        unit: u64,
+        request: &'a Request,
+        after: Seq,
+    ) -> Write<'a> {
+        // What may show through does so block by block: nothing holds its blocks together.
+        let apart =
+            request.kind() == RequestKind::Discard && profile.discard == DiscardReads::Either;
+        let unit = if apart { 1 } else { unit };
+        let (extents, units) = extents(history, request, unit);
+        let whole = match (request.kind(), request.ranges().first()) {
+            (RequestKind::Write { atomic, .. }, Some((offset, len))) => {
+                profile.eligible(*offset, *len, atomic)
+            }
+            _ => false,
+        };
+        let stable = request.stable().filter(|(since, _)| *since <= after).map(|(_, why)| why);
+        Write { request, whole, stable, extents, unit, units }
+    }
+}
+
 impl Write<'_> {
     pub(super) fn id(&self) -> Seq {
         self.request.id()
@@ -143,7 +168,11 @@ impl Write<'_> {
 }
 
 /// The extents of a request, and how many tear units they have.
-fn extents(history: &History, request: &Request, unit: u64) -> (SmallVec<[Extent; 1]>, usize) {
+pub(super) fn extents(
+    history: &History,
+    request: &Request,
+    unit: u64,
+) -> (SmallVec<[Extent; 1]>, usize) {
     let disk = history.disk();
     let lb = u64::from(disk.lb_size);
     let (mut first, mut skipped) = (0, 0);
@@ -172,21 +201,7 @@ impl<'a> Cut<'a> {
         let live = history.epoch(after).iter().filter(|request| {
             request.changes() && request.fetched_again().is_none_or(|again| again > after)
         });
-        let writes = live.map(|request| {
-            // What may show through does so block by block: nothing holds its blocks together.
-            let apart =
-                request.kind() == RequestKind::Discard && profile.discard == DiscardReads::Either;
-            let unit = if apart { 1 } else { unit };
-            let (extents, units) = extents(history, request, unit);
-            let whole = match (request.kind(), request.ranges().first()) {
-                (RequestKind::Write { atomic, .. }, Some((offset, len))) => {
-                    profile.eligible(*offset, *len, atomic)
-                }
-                _ => false,
-            };
-            let stable = request.stable().filter(|(since, _)| *since <= after).map(|(_, why)| why);
-            Write { request, whole, stable, extents, unit, units }
-        });
+        let writes = live.map(|request| Write::new(history, profile, unit, request, after));
         let mut cut =
             Cut { history, after, profile, writes: writes.collect(), open: BTreeMap::new() };
         cut.open = cut.unsettled();

@@ -70,7 +70,21 @@ impl Cut<'_> {
         faults: &[Fault],
         seed: u64,
     ) -> Result<(StateName, Vec<String>), ModelError> {
-        let mut state = self.state(name)?;
+        let (state, words) = self.break_state(self.state(name)?, faults, seed)?;
+        if words.is_empty() {
+            return Ok((name.clone(), words));
+        }
+        self.content(&state)?;
+        Ok((self.name_of(&state), words))
+    }
+
+    /// As [`Cut::break_with`]; does not look whether what is left is a state.
+    pub(super) fn break_state(
+        &self,
+        mut state: State,
+        faults: &[Fault],
+        seed: u64,
+    ) -> Result<(State, Vec<String>), ModelError> {
         let mut words = Vec::new();
         let mut faults: Vec<&Fault> = faults.iter().filter(|fault| !fault.kind.is_live()).collect();
         // Where data lies is settled before it is moved, and moved before it is corrupted.
@@ -94,11 +108,7 @@ impl Cut<'_> {
                 words.push(format!("{fault}: {}", done.join("; ")));
             }
         }
-        if words.is_empty() {
-            return Ok((name.clone(), words));
-        }
-        self.content(&state)?;
-        Ok((self.name_of(&state), words))
+        Ok((state, words))
     }
 
     fn picked(&self, fault: &Fault, seed: u64) -> Vec<Seq> {

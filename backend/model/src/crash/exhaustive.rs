@@ -49,6 +49,17 @@ impl Choices {
         let blocks = |unit: &Unit| unit.sheer.len() + usize::from(unit.garbage);
         self.fragments.len() + self.units.iter().map(blocks).sum::<usize>()
     }
+
+    /// How many choices of fragments there are to try; 0 where there are too many.
+    pub(super) fn subsets(&self, at_most: u32) -> u64 {
+        subsets(self.number(), self.fragments.len(), at_most)
+    }
+}
+
+/// How many subsets of `fragments` are tried where there are `choices` in all.
+pub(super) fn subsets(choices: usize, fragments: usize, at_most: u32) -> u64 {
+    // More than 62 could not be counted, let alone tried.
+    if choices <= (at_most as usize).min(62) { 1 << fragments } else { 0 }
 }
 
 impl Cut<'_> {
@@ -59,7 +70,7 @@ impl Cut<'_> {
         self.all_choices().number()
     }
 
-    fn all_choices(&self) -> Choices {
+    pub(super) fn all_choices(&self) -> Choices {
         let mut fragments = BTreeSet::new();
         let mut units: BTreeMap<Key, Unit> = BTreeMap::new();
         for (block, open) in &self.open {
@@ -103,25 +114,28 @@ impl Cut<'_> {
     /// changes at a time.
     pub(super) fn exhaustive(&self, at_most: u32) -> impl Iterator<Item = StateName> + '_ {
         let choices = self.all_choices();
-        // More than this many could not be counted, let alone tried.
-        let few = choices.number() <= (at_most as usize).min(62);
-        let subsets = if few { 1u64 << choices.fragments.len() } else { 0 };
-        (0..subsets).flat_map(move |n| {
-            let gray = n ^ (n >> 1);
-            let chosen = choices.fragments.iter().enumerate();
-            let persisted: BTreeSet<Fragment> =
-                chosen.filter(|(bit, _)| gray >> bit & 1 == 1).map(|(_, f)| *f).collect();
-            let mut search = Search {
-                cut: self,
-                units: &choices.units,
-                persisted: &persisted,
-                shown: Vec::new(),
-                lies_over: BTreeSet::new(),
-                found: Vec::new(),
-            };
-            search.descend();
-            search.found
+        (0..choices.subsets(at_most)).flat_map(move |n| {
+            let found = self.states_of_subset(&choices, n);
+            found.into_iter().map(|state| self.name_of(&state))
         })
+    }
+
+    /// The states of the nth choice of fragments; the first is none of them.
+    pub(super) fn states_of_subset(&self, choices: &Choices, n: u64) -> Vec<State> {
+        let gray = n ^ (n >> 1);
+        let chosen = choices.fragments.iter().enumerate();
+        let persisted: BTreeSet<Fragment> =
+            chosen.filter(|(bit, _)| gray >> bit & 1 == 1).map(|(_, f)| *f).collect();
+        let mut search = Search {
+            cut: self,
+            units: &choices.units,
+            persisted: &persisted,
+            shown: Vec::new(),
+            lies_over: BTreeSet::new(),
+            found: Vec::new(),
+        };
+        search.descend();
+        search.found
     }
 }
 
@@ -132,7 +146,7 @@ struct Search<'a> {
     persisted: &'a BTreeSet<Fragment>,
     shown: Vec<Shown>,
     lies_over: BTreeSet<(Fragment, Fragment)>,
-    found: Vec<StateName>,
+    found: Vec<State>,
 }
 
 impl Search<'_> {
@@ -152,7 +166,7 @@ impl Search<'_> {
                 .filter_map(|shown| if let Shown::Write(f) = shown { Some(*f) } else { None })
                 .collect();
             if self.persisted.is_subset(&shown) {
-                self.found.push(self.cut.name_of(&self.state(&shown)));
+                self.found.push(self.state(&shown));
             }
             return;
         };

@@ -11,7 +11,7 @@
 //! things happen, what is stable), `profile` (what is promised), `cut` (fragments, and what may
 //! show), `state`, `name` and `build` (what a state's name says, and its content), `legal` (what is
 //! allowed), `strategy`, `exhaustive` and `random` (which states to try), `damage` (faults),
-//! `shrink` and `coverage` (what to say in the end).
+//! `shrink` and `coverage` (what to say in the end), `walk` (the same states, fast).
 
 mod build;
 mod coverage;
@@ -31,6 +31,7 @@ mod shrink;
 pub mod size;
 mod state;
 mod strategy;
+pub mod walk;
 
 pub use build::content_hash;
 pub use coverage::{Coverage, Covered, Outcome, WriteCuts};
@@ -41,7 +42,7 @@ pub use mask::Mask;
 pub use name::{Choice, Parsed, Part, Selection};
 pub use random::discard_reads_zeroes;
 pub use request::{Ranges, Request, RequestKind};
-pub use shrink::Shrunk;
+pub use shrink::{Difference, Shrunk};
 pub use strategy::Strategy;
 
 use crate::event::{Disk, Seq};

@@ -62,16 +62,11 @@ impl Cut<'_> {
     pub(super) fn sample(&self, seed: u64, n: u64) -> State {
         let mut rng = Rng::new(xxh3_64(self.random(seed, n).0.as_bytes()));
         let mut state = State { all: true, ..State::default() };
-        // A cache that is nearly written back, nearly not, and in between.
-        let keep = [16, 64, 128, 192, 240][rng.below(5) as usize];
+        let keep = draw_keep(&mut rng);
         for (i, fragments) in self.open_writes() {
             let write = &self.writes[i as usize];
             let mut lost = vec![false; fragments.len()];
-            if fragments.len() > 1 && rng.chance(96) {
-                tear(&mut rng, &mut lost);
-            } else if !rng.chance(keep) {
-                lost.fill(true);
-            }
+            draw_lost(&mut rng, keep, &mut lost);
             if lost.contains(&true) {
                 let mut mask = Mask::first(write.fragments());
                 let gone = fragments.iter().zip(lost).filter(|(_, lost)| *lost);
@@ -128,6 +123,21 @@ impl Cut<'_> {
             }
         }
         self.order_by_winners(state, winners);
+    }
+}
+
+/// How much of what is volatile a sample keeps, of 256: of a cache that is nearly written back,
+/// nearly not, and in between.
+pub(super) fn draw_keep(rng: &mut Rng) -> u64 {
+    [16, 64, 128, 192, 240][rng.below(5) as usize]
+}
+
+/// Which of the fragments of a write that may show a sample loses; all are kept so far.
+pub(super) fn draw_lost(rng: &mut Rng, keep: u64, lost: &mut [bool]) {
+    if lost.len() > 1 && rng.chance(96) {
+        tear(rng, lost);
+    } else if !rng.chance(keep) {
+        lost.fill(true);
     }
 }
 

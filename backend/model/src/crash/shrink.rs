@@ -5,8 +5,10 @@
 
 use super::legal::Clause;
 use super::state::State;
-use super::{Cut, Mask, ModelError, StateName};
+use super::{Cut, Mask, ModelError, Part, StateName};
+use crate::event::Seq;
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 
 /// What is left of a failing state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,29 @@ pub struct Shrunk {
     pub changes: usize,
     /// How many states were judged.
     pub tried: usize,
+    /// It was shrunk to the end: no single change can be spared.
+    pub minimal: bool,
+    /// What is changed, write by write.
+    pub left: Vec<Difference>,
+}
+
+/// One difference of a failing state to a passing one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// These fragments of a write are there and would not be, or the other way round.
+    Fragments { write: Seq, there: bool, mask: Mask, of: usize },
+    /// The first lies over the second.
+    Order { over: Part, under: Part },
+    /// These blocks of a discard read as zeroes, the others as they were.
+    Discarded { discard: Seq, zeroes: Mask },
+    /// The block holds what nobody wrote.
+    Garbage { block: u64 },
+    /// An atomic write is cut: these of its tear units are there.
+    Torn { write: Seq, there: Mask, of: usize },
+    /// The write landed elsewhere.
+    Misdirected { write: Seq, block: u64 },
+    /// One bit is inverted.
+    Flipped { block: u64, bit: u32 },
 }
 
 /// One difference to a state in which everything, or nothing, volatile is persisted.
@@ -48,17 +73,29 @@ impl Cut<'_> {
         name: &StateName,
         fails: impl FnMut(&StateName) -> Result<bool, E>,
     ) -> Result<Option<Shrunk>, E> {
-        let from = self.state(name)?;
-        let allowed = self.judge(&from).into_iter().map(|violation| violation.clause).collect();
-        let mut judge = Judge { cut: self, allowed, known: BTreeMap::new(), tried: 0, fails };
-        if !judge.fails(&from)? {
+        self.shrink_by(&self.state(name)?, Names { fails, error: PhantomData })
+    }
+
+    /// As [`Cut::shrink`], of a state that is asked about in some other way than by its name.
+    pub(super) fn shrink_by<E>(&self, from: &State, ask: impl Ask<E>) -> Result<Option<Shrunk>, E> {
+        let allowed = self.judge(from).into_iter().map(|violation| violation.clause).collect();
+        let mut judge = Judge {
+            cut: self,
+            allowed,
+            known: BTreeMap::new(),
+            tried: 0,
+            hurried: false,
+            stopped: false,
+            ask,
+        };
+        if !judge.fails(from)? {
             return Ok(None);
         }
         let mut targets: Vec<(State, Vec<Change>)> = [true, false]
             .into_iter()
             .map(|all| {
                 let target = State { all, ..State::default() };
-                let changes = self.changes(&from, &target);
+                let changes = self.changes(from, &target);
                 (target, changes)
             })
             .collect();
@@ -67,12 +104,15 @@ impl Cut<'_> {
             if judge.fails(&target)? {
                 continue;
             }
-            let left = minimal(changes, |part| judge.fails(&self.with(&from, &target, part)))?;
+            judge.hurried = true;
+            let left = minimal(changes, |part| judge.fails(&self.with(from, &target, part)))?;
             return Ok(Some(Shrunk {
-                failing: self.name_of(&self.with(&from, &target, &left)),
+                failing: self.name_of(&self.with(from, &target, &left)),
                 passing: Some(self.name_of(&target)),
                 changes: left.len(),
                 tried: judge.tried,
+                minimal: !judge.stopped,
+                left: self.differences(from, &left),
             }));
         }
         // It fails with everything persisted: nothing needs to be lost.
@@ -82,7 +122,58 @@ impl Cut<'_> {
             passing: None,
             changes: 0,
             tried: judge.tried,
+            minimal: !judge.stopped,
+            left: Vec::new(),
         }))
+    }
+
+    /// Changes in words that mean something outside of this crash point.
+    fn differences(&self, from: &State, changes: &[Change]) -> Vec<Difference> {
+        let write = |i: &u32| &self.writes[*i as usize];
+        let mut fragments: BTreeMap<(u32, bool), Mask> = BTreeMap::new();
+        let mut discards: BTreeMap<u32, Mask> = BTreeMap::new();
+        let mut others = Vec::new();
+        for change in changes {
+            match change {
+                Change::Fragment(i, f) => {
+                    let there = self.kept(from, *i).get(*f);
+                    fragments.entry((*i, there)).or_default().set(*f, true);
+                }
+                Change::DiscardedBlock(i, bit) => {
+                    let plain = self.plain_discard(*i);
+                    let there = from.discards[i].get(*bit);
+                    discards.entry(*i).or_insert(plain).set(*bit, there);
+                }
+                Change::Order((a, b), n) => {
+                    let (over, under) = from.over[&(*a, *b)][*n].clone();
+                    others.push(Difference::Order {
+                        over: Part { write: write(a).id(), fragments: over },
+                        under: Part { write: write(b).id(), fragments: under },
+                    });
+                }
+                Change::Garbage(block) => others.push(Difference::Garbage { block: *block }),
+                Change::Torn(i) => others.push(Difference::Torn {
+                    write: write(i).id(),
+                    there: from.torn[i].clone(),
+                    of: write(i).units,
+                }),
+                Change::Misdirected(i) => others.push(Difference::Misdirected {
+                    write: write(i).id(),
+                    block: from.misdirected[i],
+                }),
+                Change::Flipped(block) => {
+                    others.push(Difference::Flipped { block: *block, bit: from.flipped[block] });
+                }
+            }
+        }
+        let fragments = fragments.into_iter().map(|((i, there), mask)| {
+            let write = write(&i);
+            Difference::Fragments { write: write.id(), there, mask, of: write.fragments() }
+        });
+        let discards = discards
+            .into_iter()
+            .map(|(i, zeroes)| Difference::Discarded { discard: write(&i).id(), zeroes });
+        fragments.chain(discards).chain(others).collect()
     }
 
     /// Everything in which `from` differs from `target`.
@@ -159,33 +250,72 @@ impl Cut<'_> {
     }
 }
 
+/// Who says whether a state fails.
+pub(super) trait Ask<E> {
+    /// The same for states of equal content; `None`: it is no state at all.
+    fn fingerprint(&mut self, cut: &Cut<'_>, state: &State) -> Option<u128>;
+    /// Of the state that [`Ask::fingerprint`] was called with last.
+    fn fails(&mut self, cut: &Cut<'_>, state: &State) -> Result<bool, E>;
+    /// Is what was reached good enough?
+    fn enough(&mut self) -> bool {
+        false
+    }
+}
+
+/// Is asked by name.
+struct Names<F, E> {
+    fails: F,
+    error: PhantomData<fn() -> E>,
+}
+
+impl<E: From<ModelError>, F: FnMut(&StateName) -> Result<bool, E>> Ask<E> for Names<F, E> {
+    fn fingerprint(&mut self, cut: &Cut<'_>, state: &State) -> Option<u128> {
+        // A bit that was inverted in data that is no longer there: no state at all.
+        cut.content(state).ok().map(|content| content.fingerprint())
+    }
+
+    fn fails(&mut self, cut: &Cut<'_>, state: &State) -> Result<bool, E> {
+        (self.fails)(&cut.name_of(state))
+    }
+}
+
 /// Asks whether states fail, each content once.
-struct Judge<'a, F> {
+struct Judge<'a, A> {
     cut: &'a Cut<'a>,
     allowed: BTreeSet<Clause>,
     known: BTreeMap<u128, bool>,
     tried: usize,
-    fails: F,
+    /// [`Ask::enough`] is asked.
+    hurried: bool,
+    /// [`Ask::enough`] said so: nothing else fails any more.
+    stopped: bool,
+    ask: A,
 }
 
-impl<F> Judge<'_, F> {
+impl<A> Judge<'_, A> {
     fn fails<E>(&mut self, state: &State) -> Result<bool, E>
     where
-        E: From<ModelError>,
-        F: FnMut(&StateName) -> Result<bool, E>,
+        A: Ask<E>,
     {
-        // A bit that was inverted in data that is no longer there: no state at all.
-        let Ok(content) = self.cut.content(state) else { return Ok(false) };
-        let broken = self.cut.judge(state);
-        if broken.iter().any(|violation| !self.allowed.contains(&violation.clause)) {
+        if self.stopped {
             return Ok(false);
         }
-        let fingerprint = content.fingerprint();
+        let Some(fingerprint) = self.ask.fingerprint(self.cut, state) else { return Ok(false) };
         if let Some(known) = self.known.get(&fingerprint) {
             return Ok(*known);
         }
+        // Volatile fragments alone, lost or kept, are always legal.
+        let plain = state.is_plain(self.cut);
+        let broken = if plain { Vec::new() } else { self.cut.judge(state) };
+        if broken.iter().any(|violation| !self.allowed.contains(&violation.clause)) {
+            return Ok(false);
+        }
+        if self.hurried && self.ask.enough() {
+            self.stopped = true;
+            return Ok(false);
+        }
         self.tried += 1;
-        let fails = (self.fails)(&self.cut.name_of(state))?;
+        let fails = self.ask.fails(self.cut, state)?;
         self.known.insert(fingerprint, fails);
         Ok(fails)
     }

@@ -6,6 +6,7 @@ mod generate;
 mod golden;
 mod inputs;
 mod properties;
+mod walk;
 
 use brute::Holds;
 use generate::Recording;
