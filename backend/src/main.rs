@@ -81,6 +81,21 @@ fn run(options: Options) -> anyhow::Result<()> {
         wanted.logical_block_size = Some(lb_size.into());
     }
     let limits = Limits::new(&wanted)?;
+    let fresh = options.recording.as_deref().filter(|path| !path.exists());
+    let started = start(&options, limits);
+    if let (Err(_), Some(recording)) = (&started, fresh) {
+        // Made for nothing.
+        let _ = std::fs::remove_file(recording);
+    }
+    let (device, _control, socket) = started?;
+    log::info!("{}", advertised(&options, &device));
+    vhost::serve(&device, &socket, stop.as_fd())?;
+    log::info!("ended by a signal");
+    Ok(())
+}
+
+/// Opens the disk and both sockets.
+fn start(options: &Options, limits: Limits) -> anyhow::Result<(Arc<Blk>, Option<Server>, Socket)> {
     let machine = Machine::open(store::Options {
         image: options.image.clone().unwrap_or_default(),
         states: options.states.clone(),
@@ -106,12 +121,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     });
     // Before the disk's socket: who sees that one may expect this one. Removed when dropped.
     let control = options.control.as_deref().map(|path| Server::start(path, machine.clone()));
-    let _control = control.transpose()?;
+    let control = control.transpose()?;
     let socket = Socket::bind(&options.socket)?;
-    log::info!("{}", advertised(&options, &device));
-    vhost::serve(&device, &socket, stop.as_fd())?;
-    log::info!("ended by a signal");
-    Ok(())
+    Ok((device, control, socket))
 }
 
 /// Readable when the program shall end.

@@ -238,6 +238,15 @@ fn described(want: &LimitOptions, logical: u32) -> Result<Profile, LimitsError> 
         refuse!("--atomic-mode none takes no limits: leave it out, or leave the limits out");
     }
     profile.unit_max = want.unit_max.unwrap_or_else(|| power_below(largest));
+    if profile.unit_max < lb {
+        let option =
+            if want.unit_max.is_some() { "--atomic-unit-max" } else { "--atomic-max-bytes" };
+        refuse!(
+            "{option} {} is below the logical block size: use {} or more",
+            Size(largest.min(profile.unit_max)),
+            Size(lb)
+        );
+    }
     profile.unit_min = want.unit_min.unwrap_or(lb);
     profile.max_bytes = largest;
     profile.boundary = want.boundary.unwrap_or(0);

@@ -154,6 +154,12 @@ impl RecordingStore {
                 header.disk.lb_size
             )));
         }
+        // Before anything is written to it: the recording stays as the power cut left it.
+        for event in reader.events() {
+            if let (seq, Event::Reset { cause: ResetCause::PowerCut, .. }) = event? {
+                return Err(over_for_good(recording, seq));
+            }
+        }
         drop(reader);
         RecordingStore::over(Writer::open(recording)?, gate, options)
     }
@@ -321,6 +327,14 @@ fn whole(disk: &Disk, image: &Path) -> Result<(), RecordingError> {
     Ok(())
 }
 
+fn over_for_good(recording: &Path, cut: Seq) -> RecordingError {
+    RecordingError::Invalid(format!(
+        "the power was cut in {} (event {cut}): there is no live disk to go on with; record to \
+         another file",
+        recording.display()
+    ))
+}
+
 fn failed(error: RecordingError) -> Failure {
     let kind = match error {
         RecordingError::NoSpace { .. } => io::ErrorKind::StorageFull,
@@ -357,11 +371,7 @@ impl Shared {
             let (seq, event) = found?;
             match event {
                 Event::Reset { cause: ResetCause::PowerCut, .. } => {
-                    return Err(RecordingError::Invalid(format!(
-                        "the power was cut in {} (event {seq}): there is no live disk to go on \
-                         with; record to another file",
-                        reader.path().display()
-                    )));
+                    return Err(over_for_good(reader.path(), seq));
                 }
                 Event::Submit(submit) if !untouched.contains(&seq) => {
                     let work = match submit.op {

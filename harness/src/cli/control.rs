@@ -222,7 +222,12 @@ impl StallArgs {
             When::BeforeCompletion => StallWhen::BeforeCompletion,
         };
         let token = client.stall(self.which.to_match(), when)?;
-        println!("token {token}; held until Ctrl-C or `tornblk release {token}`");
+        let until = match self.time {
+            Some(time) => format!("for {} s, or until Ctrl-C", time.as_secs_f64()),
+            None => "until Ctrl-C".to_owned(),
+        };
+        let socket = self.socket.path.display();
+        println!("token {token}; held {until} or `tornblk release {token} --control {socket}`");
         let start = Instant::now();
         let over = |t: Duration| start.elapsed() >= t;
         // A stall ends with the connection that asked for it: stay until somebody ends it.

@@ -6,12 +6,13 @@ use crate::report::terminal::{Live, Look};
 use crate::report::{github, json, junit, terminal};
 use crate::run::{
     GuestArgs, LaneReport, RealLab, RunError, RunFolder, RunReport, Settings, Verdict, run_lanes,
+    word,
 };
 use crate::suite::{self, Lane, Suite, parse_time};
 use crate::vm::{Accel, Qemu};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -106,12 +107,25 @@ enum Format {
 impl RunArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         let interrupted = signals::watch()?;
+        for path in self.json.iter().chain(&self.junit) {
+            check_writable(path)?;
+        }
         let suites = self.load()?;
         let lanes = select(&suites, &self.lane)?;
+        if self.modules.is_some() && self.kernel.is_none() {
+            bail!("--modules belongs to a kernel that is given as a file: add --kernel FILE");
+        }
         if let Some(profile) = &self.profile {
             check_profile(profile, &lanes)?;
         }
         let settings = self.settings(&suites);
+        if let Some(cut) = settings.only.filter(|cut| *cut > settings.cuts) {
+            bail!(
+                "--cut {cut}: there are the cuts 0 (the control) to {}; a cut is placed by how many \
+                 there are (--crashes)",
+                settings.cuts
+            );
+        }
         let look = Look::detect();
         let mut live = Live::new(look);
         let mut lab = lab(&settings.guest, &live, &interrupted)?;
@@ -121,6 +135,7 @@ impl RunArgs {
         let mut report = RunReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             suites: suites.iter().map(|s| s.name.clone()).collect(),
+            options: self.options(),
             seed: self.seed,
             accelerator: lab.accel.to_string(),
             qemu: format!("{major}.{minor}.{micro}"),
@@ -131,13 +146,13 @@ impl RunArgs {
             lanes: Vec::new(),
         };
         println!(
-            "{}, QEMU {}, kernel {}, seed {}: {} lanes, {} cuts each",
+            "{}, QEMU {}, kernel {}, seed {}: {}, {} each",
             report.accelerator,
             report.qemu,
             report.kernel,
             report.seed,
-            lanes.len(),
-            if settings.only.is_some() { 1 } else { settings.cuts },
+            counted(lanes.len() as u64, "lane"),
+            counted(if settings.only.is_some() { 1 } else { settings.cuts.into() }, "cut"),
         );
         let start = Instant::now();
         let ran = run_lanes(&mut lab, &lanes, &settings, &folder, &interrupted, &mut live);
@@ -161,14 +176,42 @@ impl RunArgs {
         if !keep {
             report.folder = None;
         }
-        self.tell(&report, look)?;
+        let told = self.tell(&report, look);
         if keep {
             json::write(&report, &folder.path().join("report.json"))
                 .with_context(|| format!("cannot write into {}", folder.path().display()))?;
         } else {
             folder.remove_all();
         }
-        Ok(report.exit)
+        match told {
+            // A violation is the news, whatever could not be written.
+            Err(error) if report.exit == 1 => {
+                eprintln!("tornblk: {}", super::sentence(&error));
+                Ok(1)
+            }
+            told => told.map(|()| report.exit),
+        }
+    }
+
+    /// What was given, but for what a command that is shown says by itself.
+    fn options(&self) -> String {
+        let mut options = String::new();
+        let paths = [("--modules", &self.modules), ("--qemu", &self.qemu)];
+        let paths =
+            paths.map(|(name, path)| (name, path.as_ref().map(|p| p.display().to_string())));
+        let texts = [("--kernel", self.kernel.clone()), ("--profile", self.profile.clone())];
+        let faults = self.fault.iter().map(|f| ("--fault", Some(f.to_string())));
+        let suites = self.suites.iter().map(|suite| ("", Some(suite.clone())));
+        for (name, value) in suites.chain(texts).chain(paths).chain(faults) {
+            let Some(value) = value else { continue };
+            options += " ";
+            if !name.is_empty() {
+                options += name;
+                options += " ";
+            }
+            options += &word(&value);
+        }
+        options
     }
 
     fn load(&self) -> anyhow::Result<Vec<Suite>> {
@@ -235,6 +278,22 @@ impl RunArgs {
     }
 }
 
+/// `1 lane`, `2 lanes`.
+fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// A report that cannot be written is better known before the run than after it.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let there = path.exists();
+    let cannot = || format!("cannot write {}", path.display());
+    std::fs::File::options().append(true).create(true).open(path).with_context(cannot)?;
+    if !there {
+        std::fs::remove_file(path).with_context(cannot)?;
+    }
+    Ok(())
+}
+
 /// Everything that is not a plain success leaves something to look at.
 fn worth_keeping(lanes: &[LaneReport]) -> bool {
     lanes.iter().any(|l| !matches!(l.verdict, Verdict::Passed | Verdict::Unsupported))
@@ -288,7 +347,20 @@ fn check_profile(name: &str, lanes: &[(String, Lane)]) -> anyhow::Result<()> {
     let profile: Profile = name.parse()?;
     for (_, lane) in lanes {
         let disk = Disk { capacity: lane.capacity, lb_size: lane.logical_block_size };
-        profile.check(&disk).with_context(|| format!("--profile on lane {}", lane.name))?;
+        if let Err(error) = profile.check(&disk) {
+            let fits = |l: &&(String, Lane)| {
+                let disk = Disk { capacity: l.1.capacity, lb_size: l.1.logical_block_size };
+                profile.check(&disk).is_ok()
+            };
+            let fitting: Vec<String> =
+                lanes.iter().filter(fits).map(|(_, l)| format!("--lane {}", l.name)).collect();
+            let hint = if fitting.is_empty() {
+                "no lane that was asked for has such a disk".to_owned()
+            } else {
+                format!("with {} it fits", fitting.join(" "))
+            };
+            bail!("--profile on lane {}: {error}; {hint}", lane.name);
+        }
     }
     Ok(())
 }

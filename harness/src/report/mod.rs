@@ -117,6 +117,7 @@ pub(crate) mod testing {
         RunReport {
             version: "0.1.0".into(),
             suites: vec!["direct-atomic".into()],
+            options: " direct-atomic".into(),
             seed: 1,
             accelerator: "tcg".into(),
             qemu: "7.2.0".into(),

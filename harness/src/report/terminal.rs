@@ -2,7 +2,7 @@
 
 use super::{findings, headline, strip};
 use crate::oracle::Finding;
-use crate::run::{CutReport, LaneReport, Phase, Progress, RunReport, Verdict};
+use crate::run::{CutReport, LaneReport, Phase, Progress, RunReport, Verdict, word};
 use comfy_table::{
     CellAlignment, Table,
     presets::{ASCII_BORDERS_ONLY_CONDENSED, UTF8_FULL_CONDENSED},
@@ -58,7 +58,10 @@ impl Live {
     pub fn new(look: Look) -> Live {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+            if let Ok(mut style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+                if !look.utf8 {
+                    style = style.tick_chars("|/-\\ ");
+                }
                 bar.set_style(style);
             }
             bar.enable_steady_tick(Duration::from_millis(120));
@@ -149,7 +152,9 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         }
         if lane.cuts < lane.planned && lane.verdict != Verdict::Unsupported {
             let (cuts, planned) = (lane.cuts, lane.planned);
-            writeln!(out, "{}: the time was over after {cuts} of {planned} cuts", lane.name)?;
+            let what =
+                if lane.verdict == Verdict::Error { "it ended" } else { "the time was over" };
+            writeln!(out, "{}: {what} after {cuts} of {planned} cuts", lane.name)?;
         }
         if lane.at_rest > 0 {
             let (cuts, rest) = (lane.cuts, lane.at_rest);
@@ -166,7 +171,16 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
     if let Some(folder) = &report.folder {
         writeln!(out, "kept in {}", folder.display())?;
     }
-    writeln!(out, "next: {}", next(report))
+    writeln!(out, "next: {}", typed(&next(report)))
+}
+
+/// A command as the user can type it here: a program that was called by its path is not in `PATH`.
+fn typed(command: &str) -> String {
+    let called = std::env::args().next().unwrap_or_default();
+    match command.strip_prefix("tornblk ") {
+        Some(rest) if called.ends_with("/tornblk") => format!("{} {rest}", word(&called)),
+        _ => command.to_owned(),
+    }
 }
 
 fn table(report: &RunReport, look: Look) -> String {
@@ -232,7 +246,7 @@ fn write_findings(lane: &LaneReport, look: Look, out: &mut dyn Write) -> io::Res
     }
     if let Some(cut) = last {
         for command in cut.again.iter().filter(|c| c.len() <= LONGEST * 2) {
-            writeln!(out, "  again: {command}")?;
+            writeln!(out, "  again: {}", typed(command))?;
         }
     }
     Ok(())
@@ -274,7 +288,7 @@ fn shortened(text: &str) -> String {
 
 /// The command to try next.
 fn next(report: &RunReport) -> String {
-    let suites = report.suites.join(" ");
+    let again = format!("tornblk run{}", report.options);
     let red = report.lanes.iter().find(|l| l.verdict == Verdict::Violated);
     if let Some(command) =
         red.and_then(|l| findings(l).next()).and_then(|(cut, _)| cut.again.first())
@@ -284,15 +298,22 @@ fn next(report: &RunReport) -> String {
     if let Some(lane) =
         report.lanes.iter().find(|l| matches!(l.verdict, Verdict::Inconclusive | Verdict::Error))
     {
-        return format!("tornblk run {suites} --lane {} --keep, and read its console", lane.name);
+        let folder = match &report.folder {
+            Some(folder) => word(&folder.join(&lane.name).display().to_string()),
+            None => "the lane's folder".to_owned(),
+        };
+        return match lane.verdict {
+            Verdict::Error => format!("look into {folder}: consoles and logs"),
+            _ => format!("{again} --lane {} --crashes {}", lane.name, 4 * lane.planned.max(1)),
+        };
     }
     if report.exit == 0 {
         return format!(
-            "tornblk run {suites} --fault tear-atomic (see it notice), or --soak --seed {}",
+            "{again} --fault tear-atomic (see it notice), or --soak --seed {}",
             report.seed.wrapping_add(1)
         );
     }
-    format!("tornblk run {suites} --kernel with a kernel that supports it")
+    format!("{again} --kernel with a kernel that supports it")
 }
 
 #[cfg(test)]

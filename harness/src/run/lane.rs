@@ -447,7 +447,7 @@ fn quote(text: &str) -> String {
 }
 
 /// The same, where it needs quotes.
-fn word(text: &str) -> String {
+pub(crate) fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { quote(text) }
 }

@@ -27,6 +27,7 @@ mod wire;
 
 pub use cut::{CutReport, Judged};
 pub use folder::RunFolder;
+pub(crate) use lane::word;
 pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
 pub use real::RealLab;
 pub use repro::{MakeLab, Reproduced, repro};
@@ -218,6 +219,10 @@ pub fn check(interrupted: &AtomicBool) -> Result<(), RunError> {
 pub struct RunReport {
     pub version: String,
     pub suites: Vec<String>,
+    /// The suites, kernel and so on as they were given, for the commands that are shown: words with
+    /// a space before each.
+    #[serde(default)]
+    pub options: String,
     pub seed: u64,
     pub accelerator: String,
     pub qemu: String,
