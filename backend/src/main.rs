@@ -17,6 +17,7 @@ use tornblk_backend::device::limits::{Limits, mode_name};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::store::{self, Cache, Machine, Store};
 use tornblk_backend::vhost::{self, Socket};
+use tornblk_model::crash::{Fault, FaultKind};
 use tornblk_model::recording::Reader;
 
 /// For everything that could not run.
@@ -34,10 +35,21 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tornblkd: {error:#}");
+            eprintln!("tornblkd: {}", sentence(&error));
             ExitCode::from(CANNOT_RUN)
         }
     }
+}
+
+/// The error and its causes, each said once.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
 }
 
 /// A queue whose thread died would leave its guest waiting for ever, without a word: better that
@@ -96,6 +108,10 @@ fn run(options: Options) -> anyhow::Result<()> {
 
 /// Opens the disk and both sockets.
 fn start(options: &Options, limits: Limits) -> anyhow::Result<(Arc<Blk>, Option<Server>, Socket)> {
+    let tears = |fault: &Fault| fault.kind == FaultKind::TearAtomic;
+    if !limits.atomic() && options.fault.iter().any(tears) {
+        log::warn!("--fault tear-atomic finds nothing to tear: no write on this disk is atomic");
+    }
     let machine = Machine::open(store::Options {
         image: options.image.clone().unwrap_or_default(),
         states: options.states.clone(),

@@ -229,7 +229,8 @@ impl Machine {
                 0 => u64::from(*logical_block_size),
                 n => n,
             },
-            profile: profile.to_string(),
+            // As the states' names have it.
+            profile: profile.on(&self.shared.disk).to_string(),
         }
     }
 
