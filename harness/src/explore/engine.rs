@@ -1,24 +1,34 @@
 //! The loop: walk, shard, verify once, confirm, shrink, tell.
 
-use super::slow::Named;
+use super::blame::Reported;
+use super::seen::Seen;
+use super::worker::{Told, Worker, seeded};
 use super::{
-    Counts, Ended, Explanation, ExploreError, Failure, Fingerprint, Job, Judged, Point, Position,
-    Progress, Sink, State, Summary, Verdict, Verifier,
+    Counts, Ended, ExploreError, Job, Position, Progress, Settings, Sink, Summary, Verifier,
 };
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
-use tornblk_model::crash::WriteCuts;
-use tornblk_model::crash::{Coverage, Cut, ModelError, Outcome, Profile, StateName, Strategy};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tornblk_model::crash::walk::{Cursor, Walk};
+use tornblk_model::crash::{Coverage, History, Source, StateName};
 use tornblk_model::event::Seq;
-use xxhash_rust::xxh3::xxh3_128;
 
 /// Makes the verifier of worker thread `n`, on that thread.
 pub type MakeVerifier<'a> =
     dyn Fn(usize) -> Result<Box<dyn Verifier + 'a>, ExploreError> + Sync + 'a;
 
+/// How often a sink hears of progress, and gets the position.
+const PROGRESS: Duration = Duration::from_secs(1);
+const POSITION: Duration = Duration::from_secs(10);
+/// Failures that are shrunk for each one that may be reported: others turn out to be one of those.
+const SHRUNK_EACH: u64 = 10;
+
 /// Goes through everything that the job asks for, until it is done, a limit is reached or `stop` is
-/// set.
+/// set. Crash points after a power cut in the recording are not part of it: what they would start
+/// from is a crash state, not the base image.
 ///
 /// # Errors
 /// The disk cannot have one of the profiles; or what verifier or sink failed with.
@@ -28,302 +38,318 @@ pub fn explore(
     sink: &mut dyn Sink,
     stop: &AtomicBool,
 ) -> Result<Summary, ExploreError> {
-    let mut verifier = make(0)?;
-    let mut run = Run::new(job, stop);
-    let settings = job.settings;
-    let points = job.history.points(settings.every_event);
-    let all = settings.profiles.len() * points.len();
-    let mut ended = Ended::Complete;
-    'all: for profile in &settings.profiles {
-        let mut coverage = run.coverage_before(profile)?;
-        for after in points.iter().rev() {
-            let cut = job.history.cut(*after, profile)?;
-            match run.point(&cut, &mut *verifier, sink, &mut coverage)? {
-                Ended::Complete => {}
-                other => {
-                    ended = other;
-                    run.covered(profile, &coverage);
-                    break 'all;
+    for profile in &job.settings.profiles {
+        profile.check(job.history.disk())?;
+    }
+    let ids = |block, source| job.ids.id(block, source);
+    let shared = Shared::new(job, Walk::new(job.history, None, &ids), stop);
+    job.ids.check()?;
+    let mut outcome = Ok(());
+    std::thread::scope(|scope| {
+        let (tell, told) = channel();
+        let threads: Vec<_> = (0..job.settings.threads.max(1))
+            .map(|n| {
+                let (tell, shared) = (tell.clone(), &shared);
+                scope.spawn(move || {
+                    let worked = Worker::new(shared, make, n, tell).and_then(Worker::work);
+                    if worked.is_err() {
+                        shared.failed.store(true, Ordering::Relaxed);
+                    }
+                    worked
+                })
+            })
+            .collect();
+        drop(tell);
+        let mut teller = Teller::new(&shared);
+        loop {
+            let heard = match told.recv_timeout(Duration::from_millis(100)) {
+                Ok(told) => teller.hear(sink, told),
+                Err(RecvTimeoutError::Timeout) => Ok(()),
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if let Err(error) = heard.and_then(|()| teller.tick(sink)) {
+                shared.failed.store(true, Ordering::Relaxed);
+                if outcome.is_ok() {
+                    outcome = Err(error);
                 }
             }
-            run.counts.points += 1;
-            let share = run.counts.points as f64 / all.max(1) as f64;
-            run.tell(sink, share, format!("{profile}/p{after}"));
         }
-        run.covered(profile, &coverage);
-    }
-    let position = run.position();
+        for thread in threads {
+            // A panic goes on here.
+            let worked = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if outcome.is_ok() {
+                outcome = worked;
+            }
+        }
+    });
+    outcome?;
+    let ended = shared.over().unwrap_or(Ended::Complete);
+    let position = shared.position();
     sink.position(&position)?;
+    let elapsed = shared.began.elapsed();
+    let sums = shared.sums();
     Ok(Summary {
-        ended,
-        counts: run.counts,
-        failures: run.known.len() as u64,
-        not_shrunk: run.not_shrunk,
-        coverage: run.coverage,
-        elapsed: run.began.elapsed(),
+        // The last state may have been the last one allowed.
+        ended: if shared.is_complete(&sums) { Ended::Complete } else { ended },
+        counts: position.counts,
+        failures: shared.reported().len() as u64,
+        not_shrunk: sums.not_shrunk,
+        coverage: sums.coverage.iter().map(|(p, cuts)| (p.clone(), cuts.covered())).collect(),
+        elapsed,
         position,
     })
 }
 
-struct Run<'a> {
-    job: &'a Job<'a>,
-    stop: &'a AtomicBool,
-    began: Instant,
-    told: Instant,
-    counts: Counts,
-    judged_before: u64,
-    seen: HashMap<u128, u64>,
-    done: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
-    coverage: Vec<(String, tornblk_model::crash::Covered)>,
-    /// Of the profiles that are done, and of those before a `--resume`.
-    cuts: BTreeMap<String, Vec<WriteCuts>>,
-    known: HashMap<String, u64>,
-    not_shrunk: u64,
+/// The names of all states that an exploration would try, without judging any; `f` says whether to
+/// go on. Of faults, the names before they are broken.
+///
+/// # Errors
+/// The disk cannot have one of the profiles; or what `f` failed with.
+pub fn list(
+    history: &History,
+    settings: &Settings,
+    mut f: impl FnMut(&StateName) -> Result<bool, ExploreError>,
+) -> Result<(), ExploreError> {
+    // Only names matter.
+    let ids = |_: u64, _: Source| 0;
+    let walk = Walk::new(history, None, &ids);
+    for profile in &settings.profiles {
+        let mut cursor = Cursor::new(&walk, profile)?;
+        for after in points(&walk, settings) {
+            cursor.go(after)?;
+            for strategy in &settings.strategies {
+                cursor.start(seeded(*strategy, settings.seed))?;
+                while cursor.step()? {
+                    let name = cursor.name()?;
+                    if settings.shard.is_none_or(|shard| shard.has(&name)) && !f(&name)? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
-impl<'a> Run<'a> {
-    fn new(job: &'a Job<'a>, stop: &'a AtomicBool) -> Run<'a> {
+/// Latest first.
+fn points(walk: &Walk<'_>, settings: &Settings) -> Vec<Seq> {
+    let mut points = walk.history().points(settings.every_event);
+    points.retain(|after| walk.covers(*after));
+    points.reverse();
+    points
+}
+
+/// What the threads share.
+pub(super) struct Shared<'j> {
+    pub(super) job: &'j Job<'j>,
+    pub(super) walk: Walk<'j>,
+    /// Latest first.
+    pub(super) points: Vec<Seq>,
+    /// (profile, some of the points): what a thread takes at once.
+    pub(super) items: Vec<(usize, Range<usize>)>,
+    pub(super) next: AtomicUsize,
+    pub(super) seen: Seen,
+    /// Told by the workers now and then.
+    pub(super) sums: Mutex<Sums>,
+    pub(super) failed: AtomicBool,
+    began: Instant,
+    stop: &'j AtomicBool,
+    judged: AtomicU64,
+    reported: Mutex<Vec<Reported>>,
+    shrunk: AtomicU64,
+    done_before: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
+    out_of_states: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    /// But for `judged`.
+    pub(super) counts: Counts,
+    pub(super) not_shrunk: u64,
+    pub(super) done: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
+    pub(super) coverage: BTreeMap<String, Coverage>,
+    pub(super) at: String,
+}
+
+impl<'j> Shared<'j> {
+    fn new(job: &'j Job<'j>, walk: Walk<'j>, stop: &'j AtomicBool) -> Shared<'j> {
+        let settings = job.settings;
+        let points = points(&walk, settings);
+        // Neighbours have much in common; and the latest shall be done first.
+        let piece = (points.len() / (16 * settings.threads.max(1))).clamp(1, 16);
+        let pieces = |profile| {
+            let starts = (0..points.len()).step_by(piece);
+            starts.map(move |at| (profile, at..at + piece))
+        };
+        let items = (0..settings.profiles.len())
+            .flat_map(pieces)
+            .map(|(profile, range)| (profile, range.start..range.end.min(points.len())))
+            .collect();
         let before = job.before.cloned().unwrap_or_default();
-        let now = Instant::now();
-        Run {
+        let mut done_before = before.done.clone();
+        for points in done_before.values_mut().flat_map(BTreeMap::values_mut) {
+            points.sort_unstable();
+        }
+        let mut sums = Sums { counts: before.counts, done: before.done, ..Sums::default() };
+        for (profile, writes) in &before.coverage {
+            let coverage = sums.coverage.entry(profile.clone()).or_default();
+            for cuts in writes {
+                // Of another recording, or damaged: then the cuts count as missing.
+                let _ = coverage.add(cuts);
+            }
+        }
+        Shared {
             job,
+            walk,
+            points,
+            items,
+            next: AtomicUsize::new(0),
+            seen: Seen::new(&before.judged),
+            sums: Mutex::new(sums),
+            failed: AtomicBool::new(false),
+            began: Instant::now(),
             stop,
-            began: now,
-            told: now,
-            counts: before.counts,
-            judged_before: before.counts.judged,
-            seen: before.judged.iter().map(|j| (j.key.0, j.promises)).collect(),
-            done: before.done,
-            coverage: Vec::new(),
-            cuts: before.coverage,
-            known: HashMap::new(),
-            not_shrunk: 0,
+            judged: AtomicU64::new(before.counts.judged),
+            reported: Mutex::default(),
+            shrunk: AtomicU64::new(0),
+            done_before,
+            out_of_states: AtomicBool::new(false),
         }
     }
 
-    fn position(&self) -> Position {
-        let judged = self.seen.iter();
-        Position {
-            done: self.done.clone(),
-            judged: judged
-                .map(|(key, promises)| Judged { key: Fingerprint(*key), promises: *promises })
-                .collect(),
-            counts: self.counts,
-            coverage: self.cuts.clone(),
-        }
+    fn sums(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn coverage_before(&self, profile: &Profile) -> Result<Coverage, ExploreError> {
-        let mut coverage = Coverage::new();
-        for cuts in self.cuts.get(&profile.to_string()).into_iter().flatten() {
-            coverage.add(cuts)?;
-        }
-        Ok(coverage)
+    pub(super) fn reported(&self) -> MutexGuard<'_, Vec<Reported>> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn covered(&mut self, profile: &Profile, coverage: &Coverage) {
-        self.coverage.push((profile.to_string(), coverage.covered()));
-        self.cuts.insert(profile.to_string(), coverage.writes());
+    pub(super) fn done_before(&self, profile: &str) -> Option<&BTreeMap<String, Vec<Seq>>> {
+        self.done_before.get(profile)
     }
 
-    fn tell(&mut self, sink: &mut dyn Sink, share: f64, at: String) {
-        if self.told.elapsed().as_secs() == 0 {
-            return;
-        }
-        self.told = Instant::now();
-        let elapsed = self.began.elapsed();
-        let left = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
-        let judged = (self.counts.judged - self.judged_before) as f64;
-        let rate = judged / elapsed.as_secs_f64().max(1e-9);
-        sink.progress(&Progress { counts: self.counts, rate, elapsed, left, share, at });
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
+    }
+
+    /// As [`Shared::over`], without a look at the clock.
+    pub(super) fn over_now(&self) -> bool {
+        self.is_stopped() || self.out_of_states.load(Ordering::Relaxed)
     }
 
     /// Why no more states are to be judged.
-    fn over(&self) -> Option<Ended> {
-        let settings = self.job.settings;
-        if self.stop.load(Ordering::Relaxed) {
+    pub(super) fn over(&self) -> Option<Ended> {
+        if self.is_stopped() {
             Some(Ended::Stopped)
-        } else if settings.states.is_some_and(|n| self.counts.judged >= n) {
+        } else if self.out_of_states.load(Ordering::Relaxed) {
             Some(Ended::States)
-        } else if settings.time.is_some_and(|t| self.began.elapsed() >= t) {
+        } else if self.job.settings.time.is_some_and(|time| self.began.elapsed() >= time) {
             Some(Ended::Time)
         } else {
             None
         }
     }
 
-    fn point(
-        &mut self,
-        cut: &Cut<'_>,
-        verifier: &mut dyn Verifier,
-        sink: &mut dyn Sink,
-        coverage: &mut Coverage,
-    ) -> Result<Ended, ExploreError> {
+    /// Takes one from the states that may be judged.
+    pub(super) fn may_judge(&self) -> bool {
+        let before = self.judged.fetch_add(1, Ordering::Relaxed);
+        if self.job.settings.states.is_none_or(|limit| before < limit) {
+            return true;
+        }
+        self.judged.fetch_sub(1, Ordering::Relaxed);
+        self.out_of_states.store(true, Ordering::Relaxed);
+        false
+    }
+
+    /// Takes one from the failures that may be shrunk.
+    pub(super) fn may_shrink(&self) -> bool {
+        let limit = self.job.settings.failures;
+        (self.reported().len() as u64) < limit
+            && self.shrunk.fetch_add(1, Ordering::Relaxed) < limit.saturating_mul(SHRUNK_EACH)
+    }
+
+    fn is_complete(&self, sums: &Sums) -> bool {
         let settings = self.job.settings;
-        let profile = cut.profile.to_string();
-        let (_, content) = Named::reference(cut)?;
-        let reference = self.named(cut, None, &content)?;
-        let promises = self.job.promises.at(cut.after);
-        let point = Point::new(cut.profile, cut.after, promises, &reference);
-        verifier.point(&point)?;
-        coverage.visit(cut);
-        for strategy in &settings.strategies {
-            let known = self.done.entry(profile.clone()).or_default();
-            if known.entry(strategy.to_string()).or_default().contains(&cut.after) {
-                continue;
-            }
-            let strategy_now = match *strategy {
-                Strategy::Random { count, .. } => Strategy::Random { seed: settings.seed, count },
-                other => other,
-            };
-            for name in cut.states(strategy_now) {
-                if settings.shard.is_some_and(|shard| !shard.has(&name)) {
-                    continue;
-                }
-                if let Some(ended) = self.over() {
-                    return Ok(ended);
-                }
-                let broken = match settings.faults.as_slice() {
-                    [] => name.clone(),
-                    faults => cut.break_with(&name, faults, settings.seed)?.0,
-                };
-                let state = self.named(cut, Some(&broken), &content)?;
-                let state = State::new(&point, &state);
-                let outcome = self.state(cut, &point, &state, &content, verifier, sink)?;
-                if settings.faults.is_empty() {
-                    coverage.note(cut, &name, outcome)?;
-                }
-            }
-            let known = self.done.entry(profile.clone()).or_default();
-            known.entry(strategy.to_string()).or_default().push(cut.after);
-        }
-        Ok(Ended::Complete)
-    }
-
-    fn named<'b>(
-        &self,
-        cut: &Cut<'_>,
-        name: Option<&StateName>,
-        content: &'b tornblk_model::crash::Content,
-    ) -> Result<Named<'b>, ModelError>
-    where
-        'a: 'b,
-    {
-        match name {
-            Some(name) => Named::new(cut, name, content, self.job.ids),
-            None => Named::new(cut, &Named::reference(cut)?.0, content, self.job.ids),
-        }
-    }
-
-    fn state(
-        &mut self,
-        cut: &Cut<'_>,
-        point: &Point<'_>,
-        state: &State<'_>,
-        reference: &tornblk_model::crash::Content,
-        verifier: &mut dyn Verifier,
-        sink: &mut dyn Sink,
-    ) -> Result<Outcome, ExploreError> {
-        self.counts.states += 1;
-        let mut key = state.fingerprint();
-        if verifier.depends_on_profile() {
-            key = key.wrapping_add(salt(cut.profile, cut));
-        }
-        match self.seen.insert(key, point.promises) {
-            Some(before) if before >= point.promises => {
-                self.seen.insert(key, before);
-                return Ok(Outcome::Equal);
-            }
-            Some(_) => {}
-            None => self.counts.unique += 1,
-        }
-        self.counts.judged += 1;
-        let first = verifier.verify(state)?;
-        let verdict = match &first {
-            Verdict::Failed(_) => verifier.confirm(state)?,
-            _ => first.clone(),
-        };
-        match (first, verdict) {
-            (_, Verdict::Failed(findings)) => {
-                self.counts.failed += 1;
-                self.failed(cut, point, state, findings, reference, verifier, sink)?;
-            }
-            (Verdict::Failed(_), _) => {
-                self.counts.unsure += 1;
-                let why = "it failed once, and not again";
-                sink.unsure(&state.name()?.into(), why);
-            }
-            (_, Verdict::Unsure(why)) => {
-                self.counts.unsure += 1;
-                sink.unsure(&state.name()?.into(), &why);
-            }
-            (_, Verdict::Passed) => {}
-        }
-        Ok(Outcome::Built)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn failed(
-        &mut self,
-        cut: &Cut<'_>,
-        point: &Point<'_>,
-        state: &State<'_>,
-        findings: Vec<crate::oracle::Finding>,
-        reference: &tornblk_model::crash::Content,
-        verifier: &mut dyn Verifier,
-        sink: &mut dyn Sink,
-    ) -> Result<(), ExploreError> {
-        if self.known.len() as u64 >= self.job.settings.failures {
-            self.not_shrunk += 1;
-            return Ok(());
-        }
-        let found = state.name()?;
-        let mut last: (Option<StateName>, Vec<crate::oracle::Finding>, u128) =
-            (None, findings, state.fingerprint());
-        let ids = self.job.ids;
-        let shrunk = cut.shrink(&found, |name| -> Result<bool, ExploreError> {
-            let built = Named::new(cut, name, reference, ids)?;
-            let tried = State::new(point, &built);
-            match verifier.verify(&tried)? {
-                Verdict::Failed(findings) => {
-                    last = (Some(name.clone()), findings, tried.fingerprint());
-                    Ok(true)
-                }
-                _ => Ok(false),
-            }
-        })?;
-        let Some(shrunk) = shrunk else { return Ok(()) };
-        let name = shrunk.failing.clone();
-        if let Some(number) = self.known.get(&name.0) {
-            sink.again(*number, &found.into());
-            return Ok(());
-        }
-        let number = self.known.len() as u64 + 1;
-        self.known.insert(name.0.clone(), number);
-        let violations = cut.violations(&name)?;
-        sink.failure(&Failure {
-            number,
-            state: name.into(),
-            found: found.into(),
-            profile: cut.profile.to_string(),
-            after: cut.after,
-            promises: point.promises,
-            fingerprint: Fingerprint(last.2),
-            findings: last.1,
-            explanation: Explanation {
-                pieces: Vec::new(),
-                passing: shrunk.passing.map(Into::into),
-                changes: shrunk.changes as u64,
-                minimal: true,
-                tried: shrunk.tried as u64,
-                faults: Vec::new(),
-                violations: violations.iter().map(ToString::to_string).collect(),
-            },
+        settings.profiles.iter().all(|profile| {
+            settings.strategies.iter().all(|strategy| {
+                let done = sums.done.get(&profile.to_string());
+                let done = done.and_then(|done| done.get(&strategy.to_string()));
+                done.map_or(0, Vec::len) >= self.points.len()
+            })
         })
+    }
+
+    fn counts(&self) -> Counts {
+        Counts { judged: self.judged.load(Ordering::Relaxed), ..self.sums().counts }
+    }
+
+    fn position(&self) -> Position {
+        // First what was done, then what was judged for it: never the other way round.
+        let (counts, done, coverage) = {
+            let sums = self.sums();
+            let coverage = sums.coverage.iter().map(|(p, cuts)| (p.clone(), cuts.writes()));
+            (sums.counts, sums.done.clone(), coverage.collect())
+        };
+        let counts = Counts { judged: self.judged.load(Ordering::Relaxed), ..counts };
+        Position { done, judged: self.seen.all(), counts, coverage }
     }
 }
 
-/// Keeps the contents of two profiles apart.
-fn salt(profile: &Profile, cut: &Cut<'_>) -> u128 {
-    xxh3_128(profile.on(cut.history.disk()).to_string().as_bytes())
+/// Tells the sink.
+struct Teller<'s, 'j> {
+    shared: &'s Shared<'j>,
+    judged_before: u64,
+    progress: Instant,
+    position: Instant,
+}
+
+impl<'s, 'j> Teller<'s, 'j> {
+    fn new(shared: &'s Shared<'j>) -> Self {
+        let now = Instant::now();
+        let judged_before = shared.job.before.map_or(0, |before| before.counts.judged);
+        Teller { shared, judged_before, progress: now, position: now }
+    }
+
+    fn hear(&mut self, sink: &mut dyn Sink, told: Told) -> Result<(), ExploreError> {
+        match told {
+            Told::Failure(failure) => return sink.failure(&failure),
+            Told::Again(number, found) => sink.again(number, &found),
+            Told::Unsure(state, why) => sink.unsure(&state, &why),
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, sink: &mut dyn Sink) -> Result<(), ExploreError> {
+        if self.progress.elapsed() >= PROGRESS {
+            self.progress = Instant::now();
+            sink.progress(&self.so_far());
+        }
+        if self.position.elapsed() >= POSITION {
+            sink.position(&self.shared.position())?;
+            self.position = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn so_far(&self) -> Progress {
+        let shared = self.shared;
+        let counts = shared.counts();
+        let elapsed = shared.began.elapsed();
+        let all = shared.items.len().max(1) as f64;
+        // What was taken last is not done yet.
+        let taken = shared.next.load(Ordering::Relaxed);
+        let done = taken.saturating_sub(shared.job.settings.threads.max(1));
+        let share = (done as f64 / all).min(1.0);
+        let settings = shared.job.settings;
+        let judged = counts.judged - self.judged_before;
+        let rate = judged as f64 / elapsed.as_secs_f64().max(1e-9);
+        let of_all = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
+        let of_time = settings.time.map(|time| time.saturating_sub(elapsed));
+        let of_states = settings.states.filter(|_| rate > 0.0).map(|limit| {
+            Duration::from_secs_f64(limit.saturating_sub(counts.judged) as f64 / rate)
+        });
+        let left = [of_all, of_time, of_states].into_iter().flatten().min();
+        Progress { counts, rate, elapsed, left, share, at: shared.sums().at.clone() }
+    }
 }

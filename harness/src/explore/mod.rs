@@ -16,21 +16,26 @@
 //!   blocks it may differ from the view before ([`State::changed`], [`Point::changed`]), so that
 //!   what a verifier keeps can be kept up to date at the cost of what changed.
 
+mod blame;
 pub mod bundle;
 mod carried;
 mod engine;
 mod ids;
 mod in_place;
 mod ledgers;
+mod seen;
 pub mod session;
 mod slow;
 mod subject;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod units;
+mod worker;
 
 pub use carried::Carried;
-pub use engine::{MakeVerifier, explore};
+pub use engine::{MakeVerifier, explore, list};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
@@ -178,6 +183,11 @@ pub struct State<'a> {
 impl<'a> State<'a> {
     pub fn new(point: &Point<'a>, view: &'a dyn View) -> State<'a> {
         State { profile: point.profile, after: point.after, promises: point.promises, view }
+    }
+
+    /// Without the point's reference.
+    pub fn at(profile: &'a Profile, after: Seq, promises: u64, view: &'a dyn View) -> State<'a> {
+        State { profile, after, promises, view }
     }
 
     /// Built on demand, which costs more than judging it in place.

@@ -26,6 +26,8 @@ pub struct Shrunk {
     pub minimal: bool,
     /// What is changed, write by write.
     pub left: Vec<Difference>,
+    /// Of `failing`: that of its content, in the way of whoever asked.
+    pub fingerprint: u128,
 }
 
 /// One difference of a failing state to a passing one.
@@ -106,8 +108,10 @@ impl Cut<'_> {
             }
             judge.hurried = true;
             let left = minimal(changes, |part| judge.fails(&self.with(from, &target, part)))?;
+            let failing = self.with(from, &target, &left);
             return Ok(Some(Shrunk {
-                failing: self.name_of(&self.with(from, &target, &left)),
+                fingerprint: judge.ask.fingerprint(self, &failing).unwrap_or_default(),
+                failing: self.name_of(&failing),
                 passing: Some(self.name_of(&target)),
                 changes: left.len(),
                 tried: judge.tried,
@@ -118,6 +122,7 @@ impl Cut<'_> {
         // It fails with everything persisted: nothing needs to be lost.
         let all = State { all: true, ..State::default() };
         Ok(Some(Shrunk {
+            fingerprint: judge.ask.fingerprint(self, &all).unwrap_or_default(),
             failing: self.name_of(&all),
             passing: None,
             changes: 0,

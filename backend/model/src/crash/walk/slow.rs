@@ -4,9 +4,11 @@
 use super::super::cut::Cut;
 use super::super::shrink::Ask;
 use super::super::state::State;
-use super::super::{Fault, ModelError, Parsed, Shrunk, Source, StateName};
+use super::super::{Difference, Fault, Mask, ModelError, Parsed, Shrunk, Source, StateName};
 use super::cursor::Cursor;
+use crate::event::Seq;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// A state, as what is different from what the cursor's fragments show.
 #[derive(Clone, Debug)]
@@ -201,20 +203,101 @@ impl<'w> Cursor<'w, '_> {
         fails: impl FnMut(&Self) -> Result<bool, E>,
     ) -> Result<Option<Shrunk>, E> {
         let cut = self.take_cut()?;
-        let kept: Vec<bool> = self.fragments.iter().map(|fragment| fragment.kept).collect();
-        let (overlay, sample) = (self.overlay.clone(), self.sample);
-        let state = self.state(&cut)?;
-        let shrunk = cut.shrink_by(&state, Shown { cursor: self, enough, fails });
-        self.uncover();
-        for (fragment, kept) in (0u32..).zip(kept) {
-            self.set(fragment, kept);
-        }
-        if let Some(overlay) = &overlay {
-            overlay.blocks.keys().for_each(|block| self.note_block(*block));
-        }
-        (self.overlay, self.sample, self.cut) = (overlay, sample, Some(cut));
+        let kept = self.keep();
+        let shrunk = match self.state(&cut) {
+            Ok(state) => cut.shrink_by(&state, Shown { cursor: self, enough, fails }),
+            Err(error) => Err(error.into()),
+        };
+        self.restore(kept);
+        self.cut = Some(cut);
         shrunk
     }
+
+    /// Shows the state of a name of this crash point to `f`. Afterwards the cursor shows what it
+    /// did before.
+    ///
+    /// # Errors
+    /// The name is no state of this crash point and profile.
+    pub fn look<T>(
+        &mut self,
+        name: &StateName,
+        f: impl FnOnce(&Self) -> T,
+    ) -> Result<T, ModelError> {
+        let cut = self.take_cut()?;
+        let kept = self.keep();
+        let shown = cut.state(name).and_then(|state| self.show_state(&cut, &state));
+        let seen = shown.map(|()| f(self));
+        if seen.is_ok() {
+            self.shown();
+        }
+        self.restore(kept);
+        self.cut = Some(cut);
+        seen
+    }
+
+    fn keep(&self) -> Kept {
+        Kept {
+            fragments: self.fragments.iter().map(|fragment| fragment.kept).collect(),
+            overlay: self.overlay.clone(),
+            sample: self.sample,
+        }
+    }
+
+    fn restore(&mut self, kept: Kept) {
+        self.uncover();
+        for (fragment, kept) in (0u32..).zip(kept.fragments) {
+            self.set(fragment, kept);
+        }
+        if let Some(overlay) = &kept.overlay {
+            overlay.blocks.keys().for_each(|block| self.note_block(*block));
+        }
+        (self.overlay, self.sample) = (kept.overlay, kept.sample);
+    }
+
+    /// Is all of this so in the state that is shown? Of states that say only which fragments are
+    /// there, and of differences in those; else no.
+    pub fn has(&self, differences: &[Difference]) -> bool {
+        self.overlay.is_none()
+            && differences.iter().all(|difference| match difference {
+                Difference::Fragments { write, there, mask, of } => {
+                    self.live.binary_search_by_key(write, |live| live.id).is_ok_and(|live| {
+                        let live = &self.live[live];
+                        live.count as usize == *of
+                            && mask
+                                .iter()
+                                .all(|f| self.fragments[live.first as usize + f].kept == *there)
+                    })
+                }
+                _ => false,
+            })
+    }
+
+    /// The blocks of some fragments of a write that is volatile here, those that follow one another
+    /// together; none: it is not.
+    pub fn fragment_blocks(&self, write: Seq, mask: &Mask) -> Vec<Range<u64>> {
+        let Ok(live) = self.live.binary_search_by_key(&write, |live| live.id) else {
+            return Vec::new();
+        };
+        let live = &self.live[live];
+        let mut blocks: Vec<Range<u64>> = Vec::new();
+        for f in mask.iter().filter(|f| *f < live.count as usize) {
+            let (from, to) = self.fragments[live.first as usize + f].blocks;
+            let start = self.walk.blocks()[from as usize];
+            let end = start + u64::from(to - from);
+            match blocks.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => blocks.push(start..end),
+            }
+        }
+        blocks
+    }
+}
+
+/// What a cursor shows, to be shown again.
+struct Kept {
+    fragments: Vec<bool>,
+    overlay: Option<Overlay>,
+    sample: Option<(u64, u64)>,
 }
 
 /// Is asked by being shown the state.

@@ -1,0 +1,356 @@
+//! One thread of an exploration: walks over its share of the crash points, and judges.
+
+use super::blame::{self, Place, Reported};
+use super::engine::{MakeVerifier, Shared};
+use super::seen::Known;
+use super::{ExploreError, Failure, Point, StateText, Verdict, Verifier, View};
+use crate::oracle::Finding;
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+use tornblk_model::crash::walk::Cursor;
+use tornblk_model::crash::{Content, ModelError, Outcome, Profile, Source, StateName, Strategy};
+use tornblk_model::event::Seq;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// What a worker keeps to itself before it tells the others.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// What a cursor shows.
+pub(super) struct Shown<'c, 'w, 'a>(pub(super) &'c Cursor<'w, 'a>);
+
+impl View for Shown<'_, '_, '_> {
+    fn of(&self, block: u64) -> Source {
+        self.0.of(block)
+    }
+
+    fn id(&self, block: u64) -> u64 {
+        self.0.id(block)
+    }
+
+    fn changed(&self) -> Option<&[u64]> {
+        self.0.changed()
+    }
+
+    fn delta(&self) -> Vec<(u64, Source)> {
+        self.0.delta()
+    }
+
+    fn fingerprint(&self) -> u128 {
+        self.0.fingerprint()
+    }
+
+    fn name(&self) -> Result<StateName, ModelError> {
+        self.0.name()
+    }
+
+    fn content(&self) -> Result<Content, ModelError> {
+        Ok(self.0.content())
+    }
+}
+
+/// What the thread that called hears of.
+pub(super) enum Told {
+    Failure(Box<Failure>),
+    Again(u64, StateText),
+    Unsure(StateText, String),
+}
+
+/// Counts that were not told yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    states: u64,
+    unique: u64,
+    failed: u64,
+    unsure: u64,
+    not_shrunk: u64,
+}
+
+pub(super) struct Worker<'s, 'j, 'v> {
+    shared: &'s Shared<'j>,
+    verifier: Box<dyn Verifier + 'v>,
+    tell: Sender<Told>,
+    own: Own,
+    /// Strategies that are done with, by profile: not told yet.
+    done: Vec<(String, String, Seq)>,
+    points: u64,
+    flushed: Instant,
+    /// States since the clock was looked at.
+    unclocked: u32,
+}
+
+impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
+    pub(super) fn new(
+        shared: &'s Shared<'j>,
+        make: &MakeVerifier<'v>,
+        n: usize,
+        tell: Sender<Told>,
+    ) -> Result<Self, ExploreError> {
+        Ok(Worker {
+            shared,
+            verifier: make(n)?,
+            tell,
+            own: Own::default(),
+            done: Vec::new(),
+            points: 0,
+            flushed: Instant::now(),
+            unclocked: 0,
+        })
+    }
+
+    /// Until there is nothing left to do.
+    pub(super) fn work(mut self) -> Result<(), ExploreError> {
+        let shared = self.shared;
+        let mut standing: Option<(usize, Cursor<'_, '_>)> = None;
+        while shared.over().is_none() {
+            let next = shared.next.fetch_add(1, Ordering::Relaxed);
+            let Some((profile, points)) = shared.items.get(next) else { break };
+            let mut cursor = match standing.take() {
+                Some((same, cursor)) if same == *profile => cursor,
+                other => {
+                    if let Some((_, cursor)) = other {
+                        self.flush(&cursor);
+                    }
+                    Cursor::new(&shared.walk, &shared.job.settings.profiles[*profile])?
+                }
+            };
+            for after in &shared.points[points.clone()] {
+                let ended = self.point(&mut cursor, *after);
+                if self.flushed.elapsed() >= FLUSH {
+                    self.flush(&cursor);
+                }
+                if !matches!(ended, Ok(true)) {
+                    self.flush(&cursor);
+                    return ended.map(drop);
+                }
+            }
+            standing = Some((*profile, cursor));
+        }
+        if let Some((_, cursor)) = standing {
+            self.flush(&cursor);
+        }
+        Ok(())
+    }
+
+    /// Tells the others how far it is.
+    fn flush(&mut self, cursor: &Cursor<'_, '_>) {
+        self.flushed = Instant::now();
+        let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let Own { states, unique, failed, unsure, not_shrunk } = std::mem::take(&mut self.own);
+        sums.counts.states += states;
+        sums.counts.unique += unique;
+        sums.counts.failed += failed;
+        sums.counts.unsure += unsure;
+        sums.counts.points += std::mem::take(&mut self.points);
+        sums.not_shrunk += not_shrunk;
+        for (profile, strategy, after) in self.done.drain(..) {
+            sums.done.entry(profile).or_default().entry(strategy).or_default().push(after);
+        }
+        sums.coverage.entry(cursor.profile().to_string()).or_default().merge(&cursor.coverage());
+        if let Some(after) = cursor.after() {
+            sums.at = format!("{}/p{after}", cursor.profile());
+        }
+    }
+
+    /// `false`: it is over.
+    fn point(&mut self, cursor: &mut Cursor<'_, '_>, after: Seq) -> Result<bool, ExploreError> {
+        let settings = self.shared.job.settings;
+        let name = cursor.profile().to_string();
+        let before = self.shared.done_before(&name);
+        let left: Vec<Strategy> = settings
+            .strategies
+            .iter()
+            .filter(|strategy| !before.is_some_and(|done| is_done(done, **strategy, after)))
+            .copied()
+            .collect();
+        if left.is_empty() {
+            return Ok(true);
+        }
+        cursor.go(after)?;
+        let place = Place { after, promises: self.shared.job.promises.at(after) };
+        let profile = cursor.profile();
+        self.verifier.point(&Point::new(profile, after, place.promises, &Shown(cursor)))?;
+        cursor.shown();
+        for strategy in left {
+            cursor.start(seeded(strategy, settings.seed))?;
+            while cursor.step()? {
+                if settings.shard.is_some() || !settings.faults.is_empty() {
+                    let name = cursor.name()?;
+                    if settings.shard.is_some_and(|shard| !shard.has(&name)) {
+                        continue;
+                    }
+                }
+                if self.is_over() {
+                    return Ok(false);
+                }
+                let legal = settings.faults.is_empty();
+                let words = if legal {
+                    Vec::new()
+                } else {
+                    cursor.damage(&settings.faults, settings.seed)?
+                };
+                let Some(outcome) = self.state(cursor, place, words)? else { return Ok(false) };
+                if legal {
+                    cursor.note(outcome);
+                }
+            }
+            self.done.push((name.clone(), strategy.to_string(), after));
+        }
+        self.points += 1;
+        Ok(true)
+    }
+
+    /// Looks at the clock now and then.
+    fn is_over(&mut self) -> bool {
+        self.unclocked += 1;
+        if self.unclocked < 32 {
+            return self.shared.over_now();
+        }
+        self.unclocked = 0;
+        self.shared.over().is_some()
+    }
+
+    /// `None`: no more states are to be judged.
+    fn state(
+        &mut self,
+        cursor: &mut Cursor<'_, '_>,
+        place: Place,
+        words: Vec<String>,
+    ) -> Result<Option<Outcome>, ExploreError> {
+        let shared = self.shared;
+        let mut key = cursor.fingerprint();
+        if self.verifier.depends_on_profile() {
+            key = key.wrapping_add(salt(cursor));
+        }
+        let known = shared.seen.ask(key, place.promises);
+        if known == Known::Judged {
+            self.own.states += 1;
+            return Ok(Some(Outcome::Equal));
+        }
+        if !shared.may_judge() {
+            shared.seen.gave_up(key, known);
+            return Ok(None);
+        }
+        self.own.states += 1;
+        self.own.unique += u64::from(known == Known::New);
+        match self.judge(cursor, place, words) {
+            Ok(()) => {
+                shared.seen.judged(key, place.promises);
+                Ok(Some(Outcome::Built))
+            }
+            Err(error) => {
+                shared.seen.gave_up(key, known);
+                Err(error)
+            }
+        }
+    }
+
+    fn judge(
+        &mut self,
+        cursor: &mut Cursor<'_, '_>,
+        place: Place,
+        words: Vec<String>,
+    ) -> Result<(), ExploreError> {
+        let profile = cursor.profile();
+        let first = self.verifier.verify(&place.state(profile, &Shown(cursor)))?;
+        cursor.shown();
+        match first {
+            Verdict::Passed => return Ok(()),
+            Verdict::Unsure(why) => return self.unsure(cursor, why),
+            Verdict::Failed(_) => {}
+        }
+        let second = self.verifier.confirm(&place.state(profile, &Shown(cursor)))?;
+        cursor.shown();
+        match second {
+            Verdict::Failed(findings) => {
+                self.own.failed += 1;
+                self.failed(cursor, place, findings, words)
+            }
+            Verdict::Passed => self.unsure(cursor, "it failed once, and then passed".into()),
+            Verdict::Unsure(why) => {
+                self.unsure(cursor, format!("it failed, and could not be judged again: {why}"))
+            }
+        }
+    }
+
+    fn unsure(&mut self, cursor: &Cursor<'_, '_>, why: String) -> Result<(), ExploreError> {
+        self.own.unsure += 1;
+        self.tell(Told::Unsure(cursor.name()?.into(), why));
+        Ok(())
+    }
+
+    fn tell(&self, told: Told) {
+        // Nobody listens any more where the exploration ends with an error.
+        let _ = self.tell.send(told);
+    }
+
+    fn failed(
+        &mut self,
+        cursor: &mut Cursor<'_, '_>,
+        place: Place,
+        findings: Vec<Finding>,
+        words: Vec<String>,
+    ) -> Result<(), ExploreError> {
+        let shared = self.shared;
+        let profile = cursor.profile().to_string();
+        let found = cursor.name()?;
+        let again = {
+            let reported = shared.reported();
+            let mut all = reported.iter();
+            all.find(|one| one.is_in(&profile, cursor, &findings)).map(|one| one.number)
+        };
+        if let Some(number) = again {
+            self.tell(Told::Again(number, found.into()));
+            return Ok(());
+        }
+        if !shared.may_shrink() {
+            self.own.not_shrunk += 1;
+            return Ok(());
+        }
+        let stop = || shared.is_stopped();
+        let job = shared.job;
+        let Some(blame) = blame::shrink(job, cursor, place, findings, &mut *self.verifier, &stop)?
+        else {
+            return Ok(());
+        };
+        let number = {
+            let mut reported = shared.reported();
+            let known = reported.iter().find(|one| one.is(&profile, &blame)).map(|one| one.number);
+            if let Some(number) = known {
+                drop(reported);
+                self.tell(Told::Again(number, found.into()));
+                return Ok(());
+            }
+            let number = reported.len() as u64 + 1;
+            reported.push(Reported::new(number, &profile, &blame));
+            number
+        };
+        let failure = blame::report(job, cursor, place, number, found, blame, words)?;
+        self.tell(Told::Failure(Box::new(failure)));
+        Ok(())
+    }
+}
+
+fn is_done(done: &BTreeMap<String, Vec<Seq>>, strategy: Strategy, after: Seq) -> bool {
+    // Few: one for each strategy; sorted when the exploration began.
+    done.get(&strategy.to_string()).is_some_and(|points| points.binary_search(&after).is_ok())
+}
+
+/// The settings' seed is that of every strategy.
+pub(super) fn seeded(strategy: Strategy, seed: u64) -> Strategy {
+    match strategy {
+        Strategy::Random { count, .. } => Strategy::Random { seed, count },
+        other => other,
+    }
+}
+
+/// Keeps the contents of two profiles apart.
+fn salt(cursor: &Cursor<'_, '_>) -> u128 {
+    salt_of(cursor.profile(), cursor.walk().history())
+}
+
+fn salt_of(profile: &Profile, history: &tornblk_model::crash::History) -> u128 {
+    xxh3_128(profile.on(history.disk()).to_string().as_bytes())
+}
