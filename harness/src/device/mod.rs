@@ -51,6 +51,18 @@ pub struct DiskSpec {
     pub log: PathBuf,
 }
 
+/// A device that shows the states of a recording, and no live disk.
+#[derive(Clone, Debug)]
+pub struct StatesSpec {
+    pub recording: PathBuf,
+    /// A copy of its base image, where that is not in its place any more.
+    pub base: Option<PathBuf>,
+    pub profile: String,
+    pub serial: String,
+    /// Gets everything that the device says.
+    pub log: PathBuf,
+}
+
 /// A device that runs. Killed when dropped.
 #[derive(Debug)]
 pub struct Device {
@@ -63,17 +75,11 @@ pub struct Device {
 impl Device {
     /// Starts `tornblkd` and waits until both sockets are there.
     pub fn start(program: &Path, spec: &DiskSpec) -> Result<Device, DeviceError> {
-        let folder = tempfile::Builder::new().prefix("tornblk-").tempdir().map_err(|source| {
-            DeviceError::Io { what: "make a folder in", path: std::env::temp_dir(), source }
-        })?;
-        let (socket, control) = (folder.path().join("disk"), folder.path().join("control"));
         let mut arguments: Vec<std::ffi::OsString> = Vec::new();
         let mut option = |name: &str, value: &std::ffi::OsStr| {
             arguments.push(name.into());
             arguments.push(value.to_owned());
         };
-        option("--socket", socket.as_os_str());
-        option("--control", control.as_os_str());
         option("--image", spec.image.as_os_str());
         if let Some(recording) = &spec.recording {
             option("--recording", recording.as_os_str());
@@ -85,7 +91,40 @@ impl Device {
         for fault in &spec.faults {
             option("--fault", fault.as_ref());
         }
-        let mut process = Process::spawn(program, &arguments, &spec.log)?;
+        Device::launch(program, arguments, &spec.log)
+    }
+
+    /// Starts one that shows states.
+    pub fn start_states(program: &Path, spec: &StatesSpec) -> Result<Device, DeviceError> {
+        let mut arguments: Vec<std::ffi::OsString> = Vec::new();
+        let mut option = |name: &str, value: &std::ffi::OsStr| {
+            arguments.push(name.into());
+            arguments.push(value.to_owned());
+        };
+        option("--states", spec.recording.as_os_str());
+        if let Some(base) = &spec.base {
+            option("--image", base.as_os_str());
+        }
+        option("--profile", spec.profile.as_ref());
+        option("--serial", spec.serial.as_ref());
+        Device::launch(program, arguments, &spec.log)
+    }
+
+    /// Starts it with these arguments and sockets of its own.
+    fn launch(
+        program: &Path,
+        mut arguments: Vec<std::ffi::OsString>,
+        log: &Path,
+    ) -> Result<Device, DeviceError> {
+        let folder = tempfile::Builder::new().prefix("tornblk-").tempdir().map_err(|source| {
+            DeviceError::Io { what: "make a folder in", path: std::env::temp_dir(), source }
+        })?;
+        let (socket, control) = (folder.path().join("disk"), folder.path().join("control"));
+        for (name, path) in [("--socket", &socket), ("--control", &control)] {
+            arguments.push(name.into());
+            arguments.push(path.into());
+        }
+        let mut process = Process::spawn(program, &arguments, log)?;
         let client = process.wait_for(START, || {
             if !is_listening(&socket) {
                 return Ok(None);

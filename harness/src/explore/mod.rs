@@ -20,6 +20,7 @@ mod blame;
 pub mod bundle;
 mod carried;
 mod engine;
+pub mod guest;
 mod ids;
 mod in_place;
 mod ledgers;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use tornblk_agent::payload::{self, Read, SECTOR};
 use tornblk_model::crash::{Content, Source};
 use tornblk_model::event::Seq;
@@ -73,13 +74,13 @@ type Place = (u32, u64, u32);
 pub struct Wire {
     carriers: HashMap<Key, Vec<Carrier>>,
     /// What logical block number `block` of a request's payload carries.
-    blocks: HashMap<(u64, u32), Vec<Key>>,
+    blocks: Arc<HashMap<(u64, u32), Vec<Key>>>,
     /// Keys of which the state after the cut holds at least one logical block.
     on_disk: Option<HashSet<Key>>,
     /// What logical block number `block` of a request's payload held that was corrupt before it
     /// ever reached the disk: pages of the page cache are not kept still
     /// while a disk without checksums reads them.
-    unstable: HashMap<(u64, u32), Vec<Place>>,
+    unstable: Arc<HashMap<(u64, u32), Vec<Place>>>,
     /// Those of them that the state after the cut holds.
     mixed: HashSet<Place>,
 }
@@ -117,6 +118,31 @@ impl Wire {
     /// Does the state hold this sector as a request carried it, with a wrong checksum already?
     pub fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool {
         self.mixed.contains(&(file, unit, sector))
+    }
+
+    /// The same recording seen from a crash point right after event `upto`, on a disk that keeps
+    /// other requests whole: `eligible` and `volatile` are asked about each. Of a wire of the whole
+    /// recording this is much cheaper than reading all payload again.
+    pub fn seen_from(
+        &self,
+        upto: u64,
+        eligible: impl Fn(&Carrier) -> bool,
+        volatile: impl Fn(u64) -> bool,
+    ) -> Wire {
+        let seen = |carriers: &Vec<Carrier>| -> Vec<Carrier> {
+            let before = carriers.iter().filter(|c| c.request <= upto);
+            before
+                .map(|c| Carrier { eligible: eligible(c), volatile: volatile(c.request), ..*c })
+                .collect()
+        };
+        let carriers = self.carriers.iter().map(|(key, carriers)| (*key, seen(carriers)));
+        Wire {
+            carriers: carriers.filter(|(_, carriers)| !carriers.is_empty()).collect(),
+            blocks: Arc::clone(&self.blocks),
+            unstable: Arc::clone(&self.unstable),
+            on_disk: None,
+            mixed: HashSet::new(),
+        }
     }
 
     /// Tells which state the disk is in.
@@ -157,11 +183,14 @@ pub struct WireBuilder {
     nonce: u64,
     lb_size: u32,
     wire: Wire,
+    blocks: HashMap<(u64, u32), Vec<Key>>,
+    unstable: HashMap<(u64, u32), Vec<Place>>,
 }
 
 impl WireBuilder {
     pub fn new(nonce: u64, lb_size: u32) -> Self {
-        WireBuilder { nonce, lb_size, wire: Wire::default() }
+        let wire = Wire::default();
+        WireBuilder { nonce, lb_size, wire, blocks: HashMap::new(), unstable: HashMap::new() }
     }
 
     /// A write request: `payload` is the whole logical blocks that `offset..offset + len` touches.
@@ -185,7 +214,7 @@ impl WireBuilder {
                 let claimed = payload::claimed(sector).filter(|s| s.nonce == self.nonce);
                 if let Some(s) = claimed.filter(|_| at >= skip && at < end) {
                     let block = (request.0, (at as u64 / lb) as u32);
-                    self.wire.unstable.entry(block).or_default().push((s.file, s.unit, s.sector));
+                    self.unstable.entry(block).or_default().push((s.file, s.unit, s.sector));
                     unstable.insert((s.file, s.unit));
                 }
                 continue;
@@ -195,7 +224,7 @@ impl WireBuilder {
             }
             let key = Key { file: s.file, unit: s.unit, r#gen: s.generation };
             let block = (at as u64 / lb) as u32;
-            let keys = self.wire.blocks.entry((request.0, block)).or_default();
+            let keys = self.blocks.entry((request.0, block)).or_default();
             if keys.last() != Some(&key) {
                 keys.push(key);
             }
@@ -226,7 +255,8 @@ impl WireBuilder {
     }
 
     pub fn finish(self) -> Wire {
-        self.wire
+        let (blocks, unstable) = (Arc::new(self.blocks), Arc::new(self.unstable));
+        Wire { blocks, unstable, ..self.wire }
     }
 }
 
@@ -325,6 +355,22 @@ mod tests {
         let wire = b.finish();
         assert_eq!(wire.carriers(key(0, 1)), []);
         assert_eq!(wire.eligibility(key(0, 2)), Eligibility::NotEligible(Reason::Split));
+    }
+
+    #[test]
+    fn a_crash_point_sees_what_was_submitted_before_it() {
+        let mut b = WireBuilder::new(7, 512);
+        b.write(Seq(3), 0, 2048, &unit(0, 1, 8)[..2048], false, false);
+        b.write(Seq(4), 2048, 2048, &unit(0, 1, 8)[2048..], false, false);
+        b.write(Seq(5), 4096, 4096, &unit(1, 1, 8), false, false);
+        let all = b.finish();
+        let wire = all.seen_from(5, |c| c.len <= 4096, |request| request == 5);
+        assert_eq!(wire.eligibility(key(0, 1)), Eligibility::NotEligible(Reason::Split));
+        assert_eq!(wire.eligibility(key(1, 1)), Eligibility::Eligible);
+        assert!(wire.volatile(key(1, 1)) && !wire.volatile(key(0, 1)));
+        let wire = all.seen_from(3, |_| true, |_| false);
+        assert_eq!(wire.carriers(key(0, 1)).len(), 1);
+        assert_eq!(wire.eligibility(key(1, 1)), Eligibility::Unseen);
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
 pub use real::RealLab;
 pub use repro::{MakeLab, Reproduced, repro};
 pub use volume::Volume;
+pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};
 
 use crate::device::{DeviceError, DiskSpec};

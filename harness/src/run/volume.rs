@@ -18,6 +18,11 @@ pub(super) const LONG: Duration = Duration::from_secs(300);
 const BROKEN: [&str; 4] =
     ["Corruption", "Metadata corruption", "EXT4-fs error", "JBD2: recovery failed"];
 
+/// Does the kernel say here that a file system is broken?
+pub(crate) fn is_broken(line: &str) -> bool {
+    BROKEN.iter().any(|words| line.contains(words))
+}
+
 /// What a guest has to know to use the disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Volume {
@@ -147,7 +152,7 @@ impl Volume {
         std::fs::write(&log, text).map_err(RunError::io("write", &log))?;
         if !self.is_raw()
             && readable
-            && let Some(line) = text.lines().find(|l| BROKEN.iter().any(|b| l.contains(b)))
+            && let Some(line) = text.lines().find(|line| is_broken(line))
         {
             let text = format!("the kernel found the file system broken: {}", line.trim());
             broken.push(whole_file(workload, file, Clause::Unrecoverable, text));
@@ -158,7 +163,7 @@ impl Volume {
 }
 
 /// A finding about a file as a whole.
-pub(super) fn whole_file(workload: &Workload, file: u32, clause: Clause, text: String) -> Finding {
+pub(crate) fn whole_file(workload: &Workload, file: u32, clause: Clause, text: String) -> Finding {
     let path = workload.files.iter().find(|t| t.file == file).map(|t| t.path.clone());
     Finding {
         clause,

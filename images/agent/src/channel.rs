@@ -184,6 +184,11 @@ pub enum Command {
     Readback {
         workload: Workload,
     },
+    /// Finds out what a disk holds, in one go: see [`StateCheck`]. → [`StateFound`]. `Failed` where
+    /// nothing was checked: the disk shows another state.
+    CheckState {
+        check: StateCheck,
+    },
     /// Opens the block device exclusively, which proves that nobody else holds it, and drops what
     /// the page cache has of it (BLKFLSBUF). → `{}`
     Blkflsbuf {
@@ -352,6 +357,115 @@ pub struct UnitFound {
     pub unit: u64,
     /// The unit's 512-byte sectors in order, equal neighbours together: (sectors, what).
     pub runs: Vec<(u32, Found)>,
+}
+
+/// What is done, in this order: the nonce is read from the device, the disk is mounted, the
+/// workload's blocks are read back, the disk is unmounted, opened exclusively (which proves that
+/// nobody holds it any more) and its buffers are dropped. Whatever fails, the disk is let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateCheck {
+    pub device: String,
+    /// The end of the serial number while the disk shows the state that is meant: the nonce.
+    pub tail: String,
+    /// `None`: the workload's targets are the disk itself.
+    pub mount: Option<MountPoint>,
+    pub workload: Workload,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountPoint {
+    pub target: String,
+    pub fstype: String,
+    pub options: String,
+}
+
+/// What came of a [`StateCheck`]. `mount`, `read`, `umount` and `held` are why that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateFound {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readback: Option<ShortReadback>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umount: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+    /// What the kernel said meanwhile.
+    pub messages: Vec<String>,
+    pub micros: StateMicros,
+}
+
+/// How long each step took, in microseconds of the guest's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateMicros {
+    pub nonce: u64,
+    pub mount: u64,
+    pub read: u64,
+    pub umount: u64,
+    pub flush: u64,
+}
+
+/// A [`Readback`] in few bytes: mostly a number a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ShortReadback(pub Vec<(u32, Vec<ShortUnit>)>);
+
+/// One unit, the units of a file being in order from 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ShortUnit {
+    /// The same in all of its sectors: our own block of this generation; -1: zeroes; -2: missing.
+    Whole(i64),
+    Runs(Vec<(u32, Found)>),
+}
+
+impl Readback {
+    /// In few bytes. [`ShortReadback::expand`] takes it back.
+    pub fn shorten(self) -> ShortReadback {
+        let mut files: Vec<(u32, Vec<ShortUnit>)> = Vec::new();
+        for unit in self.units {
+            let short = match unit.runs.as_slice() {
+                [(_, Found::Own { r#gen })] => ShortUnit::Whole(i64::from(*r#gen)),
+                [(_, Found::Zero {})] => ShortUnit::Whole(-1),
+                [(_, Found::Missing {})] => ShortUnit::Whole(-2),
+                _ => ShortUnit::Runs(unit.runs),
+            };
+            match files.last_mut() {
+                Some((file, units)) if *file == unit.file => units.push(short),
+                _ => files.push((unit.file, vec![short])),
+            }
+        }
+        ShortReadback(files)
+    }
+}
+
+impl ShortReadback {
+    /// `None`: it is not of this workload.
+    pub fn expand(self, workload: &Workload) -> Option<Readback> {
+        let mut units = Vec::new();
+        for (file, shorts) in self.0 {
+            let target = workload.files.iter().find(|target| target.file == file)?;
+            let sectors = target.unit / 512;
+            for (unit, short) in (0..).zip(shorts) {
+                let runs = match short {
+                    ShortUnit::Runs(runs) => runs,
+                    ShortUnit::Whole(-1) => vec![(sectors, Found::Zero {})],
+                    ShortUnit::Whole(-2) => vec![(sectors, Found::Missing {})],
+                    ShortUnit::Whole(n) => {
+                        vec![(sectors, Found::Own { r#gen: u32::try_from(n).ok()? })]
+                    }
+                };
+                units.push(UnitFound { file, unit, runs });
+            }
+        }
+        Some(Readback { units })
+    }
 }
 
 /// What one sector holds.
@@ -523,6 +637,49 @@ mod tests {
         assert_eq!(MarkText::from_line("somebody else's mark"), None);
         assert_eq!(MarkText::from_record("7 of somebody else's marks"), None);
         assert_eq!(MarkText::from_line(r#"{"m":"phase","name":"x","more":1}"#), None);
+    }
+
+    #[test]
+    fn a_readback_survives_being_shortened() {
+        let target = |file| Target {
+            file,
+            path: String::new(),
+            offset: 0,
+            unit: 4096,
+            units: 4,
+            threads: 1,
+            depth: 1,
+            flags: vec![],
+            prepare: Prepare::AsIs,
+            planted: None,
+        };
+        let workload = Workload {
+            nonce: 1,
+            seed: 1,
+            files: vec![target(3), target(1)],
+            load: false,
+            writes: 0,
+            sync_every: 0,
+            skip_sync: false,
+        };
+        let whole = |found| vec![(8, found)];
+        let torn = vec![(3, Found::Own { r#gen: 2 }), (5, Found::Corrupt {})];
+        let errors = whole(Found::Error { errno: 5 });
+        let all = [
+            [whole(Found::Own { r#gen: 0 }), whole(Found::Zero {}), torn, whole(Found::Missing {})],
+            [errors, whole(Found::Own { r#gen: u32::MAX }), whole(Found::Unknown {}), vec![]],
+        ];
+        let mut readback = Readback::default();
+        for (file, units) in [3, 1].into_iter().zip(all) {
+            for (unit, runs) in (0..).zip(units) {
+                readback.units.push(UnitFound { file, unit, runs });
+            }
+        }
+        let line = serde_json::to_string(&readback.clone().shorten()).expect("JSON");
+        let short: ShortReadback = serde_json::from_str(&line).expect("reads back");
+        assert_eq!(short.clone().expand(&workload), Some(readback));
+        let other = Workload { files: vec![target(3)], ..workload };
+        assert_eq!(short.expand(&other), None);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub fn dmesg() -> Result<String> {
 }
 
 /// A record is `priority,sequence,microseconds,flags[,...];text`, then lines ` KEY=value`.
-fn push_record(text: &mut String, record: &str) {
+pub(super) fn push_record(text: &mut String, record: &str) {
     let Some((head, body)) = record.split_once(';') else { return };
     let micros: u64 = head.split(',').nth(2).and_then(|f| f.parse().ok()).unwrap_or(0);
     let message = body.lines().next().unwrap_or_default();

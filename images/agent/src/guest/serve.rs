@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::log::{self, log};
 use super::outbox::Outbox;
 use super::port::{Link, Received};
-use super::{Error, Result, disk, exec, fs, workload};
+use super::{Error, Result, check, disk, exec, fs, workload};
 use crate::channel::{Command, Lines, Outcome, PROTOCOL, ToGuest, ToHost};
 
 /// Orphans are looked for this often where nothing else happens.
@@ -136,6 +136,7 @@ fn run(outbox: &Outbox, id: u64, command: Command) -> Result<Value> {
             to_value(&written?)
         }
         Command::Readback { workload } => to_value(&workload::readback::readback(&workload)?),
+        Command::CheckState { check } => to_value(&check::check(&check)?),
         Command::Blkflsbuf { device } => disk::flush_buffers(&device),
         Command::ReadNonce { device } => disk::read_nonce(&device),
         Command::Sync {} => {

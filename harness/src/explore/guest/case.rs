@@ -1,0 +1,118 @@
+//! What all guests of an exploration have in common: the recording, and what it promises when.
+
+use super::super::{ExploreError, Ledgers, Subject};
+use crate::oracle::{Clause, Finding, Ledger, Wire, WireBuilder, judge};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use tornblk_agent::channel::{Found, Readback, Workload};
+use tornblk_model::crash::{Content, History, ModelError, Profile};
+use tornblk_model::event::{self, Event, Seq};
+use tornblk_model::recording::Reader;
+
+/// A recording of a workload, ready to be judged at any crash point.
+#[derive(Debug)]
+pub struct Case<'a> {
+    pub recording: PathBuf,
+    /// A copy of its base image, where that is not in its place any more.
+    pub base: Option<PathBuf>,
+    pub subject: Subject,
+    pub history: &'a History,
+    ledgers: Ledgers,
+    /// Of the whole recording; who sees how much of it is up to the crash point.
+    wire: Wire,
+    /// Writes that were sent as atomic.
+    atomic: HashSet<u64>,
+}
+
+/// All that the verdict on a state depends on, but the state.
+#[derive(Debug)]
+pub(super) struct Bar {
+    pub(super) profile: Profile,
+    ledger: Ledger,
+    wire: Wire,
+}
+
+impl<'a> Case<'a> {
+    /// `events` are all of the recording, and `history` what they say.
+    ///
+    /// # Errors
+    /// The recorded data cannot be read.
+    pub fn new(
+        reader: &Reader,
+        base: Option<&Path>,
+        subject: Subject,
+        events: &[(Seq, Event)],
+        history: &'a History,
+    ) -> Result<Case<'a>, ExploreError> {
+        let workload = &subject.workload;
+        let mut builder = WireBuilder::new(workload.nonce, history.disk().lb_size);
+        let mut atomics = HashSet::new();
+        for (seq, event) in events {
+            let Event::Submit(submit) = event else { continue };
+            let event::Op::Write { offset, len, atomic, payload, .. } = &submit.op else {
+                continue;
+            };
+            let bytes = reader.payload(payload, reader.payload_len(*offset, *len) as usize)?;
+            builder.write(*seq, *offset, *len, &bytes, false, false);
+            if *atomic {
+                atomics.insert(seq.0);
+            }
+        }
+        Ok(Case {
+            recording: reader.path().to_owned(),
+            base: base.map(Path::to_owned),
+            ledgers: Ledgers::new(workload, events),
+            wire: builder.finish(),
+            atomic: atomics,
+            subject,
+            history,
+        })
+    }
+
+    pub fn ledgers(&self) -> &Ledgers {
+        &self.ledgers
+    }
+
+    /// What has to hold at a crash point.
+    pub(super) fn bar(&self, profile: &Profile, after: Seq) -> Result<Bar, ModelError> {
+        let volatile: HashSet<Seq> =
+            self.history.cut(after, profile)?.volatile().into_iter().collect();
+        let wire = self.wire.seen_from(
+            after.0,
+            |c| profile.eligible(c.offset, c.len, self.atomic.contains(&c.request)),
+            |request| volatile.contains(&Seq(request)),
+        );
+        let ledger = self.ledgers.ledger(after);
+        Ok(Bar { profile: profile.clone(), ledger, wire })
+    }
+}
+
+impl Bar {
+    /// Judges what a guest read. `content` says what the disk held, and is asked only where
+    /// something is wrong.
+    ///
+    /// System calls that failed while it was recorded are no finding here: they are the same in
+    /// every state, and the run told of them.
+    pub(super) fn judge(
+        &self,
+        workload: &Workload,
+        lb_size: u32,
+        readback: &Readback,
+        content: impl FnOnce() -> Result<Content, ExploreError>,
+    ) -> Result<Vec<Finding>, ExploreError> {
+        let findings = |wire: &Wire, ledger: &Ledger| {
+            let mut findings = judge(workload, lb_size, ledger, wire, readback).findings;
+            findings.retain(|finding| finding.clause != Clause::Failed);
+            findings
+        };
+        let first = findings(&self.wire, &self.ledger);
+        let corrupt = |(_, found): &(u32, Found)| *found == Found::Corrupt {};
+        if first.is_empty() && !readback.units.iter().any(|unit| unit.runs.iter().any(corrupt)) {
+            return Ok(first);
+        }
+        // Lost, or stale; corrupt, or torn below the sector: what the disk holds says which.
+        let mut wire = self.wire.clone();
+        wire.set_content(&content()?);
+        Ok(findings(&wire, &self.ledger))
+    }
+}

@@ -1,0 +1,385 @@
+//! A guest and the device beneath it, taken from state to state.
+
+use super::super::ExploreError;
+use super::shown::{Differs, Shown, SwitchError, Wanted};
+use super::{Case, GuestSettings};
+use crate::device::{Device, StatesSpec};
+use crate::run::{RunError, check};
+use crate::suite::MOUNT;
+use crate::vm::{Host, Vm, VmConfig, VmError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tornblk_agent::channel::{
+    Command, MarkText, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
+};
+
+/// As the guest finds it; the device needs the last 8 bytes of 20.
+const SERIAL: &str = "tornblk";
+/// Enough for a mount and a checker.
+const MEMORY_MIB: u32 = 512;
+/// More processors cost more than they bring: there is a guest for each of the host's.
+const CPUS: u16 = 1;
+/// For a state to be recovered and read: many times what it takes under emulation.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(180);
+/// For every other command.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// For a program that is run there.
+const EXEC_MS: u64 = 110_000;
+
+/// Where the time goes, summed up over all states.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stopwatch {
+    pub states: u64,
+    /// The device is told.
+    pub switch: Duration,
+    /// The agent's command, from our side.
+    pub check: Duration,
+    /// Of that, the steps by the guest's own clock, in microseconds.
+    pub steps: StateMicros,
+}
+
+/// A guest and its device. Both are killed when it is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    // First: the guest goes before its disk does.
+    guest: Option<Guest>,
+    device: Device,
+    shown: Shown,
+    settings: GuestSettings,
+    dir: PathBuf,
+    workload: Workload,
+    /// File system and options; `None`: the raw disk.
+    mount: Option<(String, String)>,
+    /// Guests that were started.
+    pub started: u64,
+    pub watch: Stopwatch,
+}
+
+#[derive(Debug)]
+struct Guest {
+    vm: Vm,
+    /// `/dev/vda`
+    device: String,
+    /// States it was taken through.
+    states: u64,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum SeatError {
+    /// The kernel died, or did not answer, in the middle of a state: how.
+    Died(String),
+    /// Something of ours: another try may help.
+    Failed(String),
+    /// Nothing helps.
+    Ends(ExploreError),
+}
+
+impl From<SeatError> for ExploreError {
+    fn from(error: SeatError) -> ExploreError {
+        match error {
+            SeatError::Ends(error) => error,
+            SeatError::Died(how) => ExploreError::Bad(format!("what the guest was told {how}")),
+            SeatError::Failed(why) => ExploreError::Bad(why),
+        }
+    }
+}
+
+impl Seat {
+    /// Starts the device. Guests are started when they are needed; `name` is that of the folder
+    /// for their consoles.
+    ///
+    /// # Errors
+    /// The device cannot be started.
+    pub fn new(
+        case: &Case<'_>,
+        settings: &GuestSettings,
+        name: &str,
+    ) -> Result<Seat, ExploreError> {
+        let dir = settings.dir.join(name);
+        std::fs::create_dir_all(&dir).map_err(|source| ExploreError::Io {
+            what: "make the folder",
+            path: dir.clone(),
+            source,
+        })?;
+        let volume = &case.subject.volume;
+        let spec = StatesSpec {
+            recording: case.recording.clone(),
+            base: case.base.clone(),
+            profile: volume.profile.clone(),
+            serial: SERIAL.to_owned(),
+            log: dir.join("device.log"),
+        };
+        let device = Device::start_states(&settings.tornblkd, &spec)
+            .map_err(|e| ExploreError::Run(e.into()))?;
+        let mut shown = Shown::default();
+        shown.forget();
+        Ok(Seat {
+            guest: None,
+            device,
+            shown,
+            settings: settings.clone(),
+            dir,
+            workload: case.subject.workload.clone(),
+            mount: (!volume.is_raw())
+                .then(|| (volume.fstype.clone(), volume.mount_options.clone())),
+            started: 0,
+            watch: Stopwatch::default(),
+        })
+    }
+
+    /// Ends the guest: the next state gets a new one.
+    pub fn discard(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.vm.kill();
+        }
+    }
+
+    /// States that the guest was taken through; 0: it is new, or there is none.
+    pub fn age(&self) -> u64 {
+        self.guest.as_ref().map_or(0, |guest| guest.states)
+    }
+
+    /// Runs a program in the guest, which is started where there is none.
+    ///
+    /// # Errors
+    /// The guest died of it, or cannot be started.
+    pub fn exec(&mut self, argv: &[&str]) -> Result<Outcome, ExploreError> {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        Ok(self.call(Command::Exec { argv, timeout_ms: EXEC_MS })?)
+    }
+
+    /// Process id of the guest's QEMU.
+    pub fn pid(&self) -> Option<u32> {
+        self.guest.as_ref().map(|guest| guest.vm.pid())
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Records what the guest does to the state that is shown, in `file`, which is made anew.
+    pub(super) fn record_here(&mut self, file: &Path) -> Result<(), SeatError> {
+        let failed = |e: &dyn std::fmt::Display| {
+            SeatError::Failed(format!("the recovery cannot be recorded: {e}"))
+        };
+        match std::fs::remove_file(file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&e)),
+            _ => {}
+        }
+        self.device.client().record_here(file).map_err(|e| failed(&e))
+    }
+
+    /// The disk in the guest. Starts one where there is none.
+    pub(super) fn disk(&mut self) -> Result<String, SeatError> {
+        Ok(self.guest()?.device.clone())
+    }
+
+    fn guest(&mut self) -> Result<&mut Guest, SeatError> {
+        check(&self.settings.stop).map_err(ends)?;
+        if self.guest.is_none() {
+            let guest = self.start()?;
+            self.started += 1;
+            self.guest = Some(guest);
+        }
+        self.guest.as_mut().ok_or_else(|| SeatError::Failed("there is no guest".into()))
+    }
+
+    fn start(&self) -> Result<Guest, SeatError> {
+        let settings = &self.settings;
+        let vm = Vm::start(&VmConfig {
+            image: &settings.image,
+            qemu: settings.qemu.clone(),
+            accel: settings.accel,
+            memory_mib: MEMORY_MIB,
+            cpus: CPUS,
+            dir: &self.dir,
+            use_saved: true,
+            stop: Some(Arc::clone(&settings.stop)),
+        });
+        // Nothing of a state was seen yet: it has nothing to do with them.
+        let failed = |e: VmError| match e {
+            VmError::Stopped => SeatError::Ends(ExploreError::Interrupted),
+            e => SeatError::Failed(e.to_string()),
+        };
+        let mut vm = vm.map_err(failed)?;
+        let disk = vm.attach_disk(&self.device.socket(), SERIAL, CPUS).map_err(failed)?;
+        let mut guest = Guest { vm, device: disk.device, states: 0 };
+        guest.hurry(&settings.stop)?;
+        // What the kernel read while it looked for partitions.
+        let flush = Command::Blkflsbuf { device: guest.device.clone() };
+        match guest.call(flush, &settings.stop, TIMEOUT)? {
+            Outcome::Ok { .. } => Ok(guest),
+            Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
+                Err(SeatError::Failed(message))
+            }
+        }
+    }
+
+    /// Shows a state to the guest, which holds nothing of the last one: → the nonce.
+    pub(super) fn switch(
+        &mut self,
+        name: &str,
+        wanted: &dyn Wanted,
+        differs: &Differs,
+    ) -> Result<u64, SeatError> {
+        // It must not read the disk (for partitions) while that changes.
+        self.guest()?;
+        let start = Instant::now();
+        let switched = self.shown.switch(self.device.client(), name, wanted, differs);
+        self.watch.switch += start.elapsed();
+        match switched {
+            Ok(shown) => Ok(shown.nonce),
+            Err(SwitchError::State(error)) => Err(SeatError::Ends(error)),
+            Err(SwitchError::Drifted) => {
+                Err(SeatError::Failed("the device does not show what it was told to".into()))
+            }
+            Err(SwitchError::Device(error)) => {
+                // Once it is gone nothing can go on.
+                self.device.check().map_err(|e| ends(e.into()))?;
+                Err(SeatError::Failed(error.to_string()))
+            }
+        }
+    }
+
+    /// Shows a state by its name: → the nonce.
+    pub(super) fn use_state(&mut self, name: &str) -> Result<u64, SeatError> {
+        self.guest()?;
+        let start = Instant::now();
+        let shown = self.device.client().use_state(name);
+        self.watch.switch += start.elapsed();
+        // Where it is no inner state, the content is another one now.
+        if !name.contains(super::NESTED) {
+            self.shown.forget();
+        }
+        shown.map(|shown| shown.nonce).map_err(|e| SeatError::Failed(e.to_string()))
+    }
+
+    /// Takes the guest through the state that is shown.
+    pub(super) fn check(&mut self, nonce: u64) -> Result<StateFound, SeatError> {
+        let mut workload = self.workload.clone();
+        let mount = self.mount.clone();
+        let stop = Arc::clone(&self.settings.stop);
+        let guest = self.guest()?;
+        guest.states += 1;
+        if mount.is_none() {
+            // The disk may have another name here.
+            let targets = workload.files.iter_mut().filter(|t| t.path.starts_with("/dev/"));
+            targets.for_each(|target| target.path.clone_from(&guest.device));
+        }
+        let check = StateCheck {
+            device: guest.device.clone(),
+            tail: format!("{nonce:08x}"),
+            mount: mount.map(|(fstype, options)| MountPoint {
+                target: MOUNT.to_owned(),
+                fstype,
+                options,
+            }),
+            workload,
+        };
+        let start = Instant::now();
+        let outcome = guest.call(Command::CheckState { check }, &stop, CHECK_TIMEOUT);
+        let took = start.elapsed();
+        let found: StateFound = match outcome? {
+            Outcome::Ok { value } => serde_json::from_value(value).map_err(|e| {
+                SeatError::Failed(format!("what the guest found is not understood: {e}"))
+            })?,
+            Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
+                return Err(SeatError::Failed(message));
+            }
+        };
+        let watch = &mut self.watch;
+        watch.states += 1;
+        watch.check += took;
+        let (sum, one) = (&mut watch.steps, &found.micros);
+        sum.nonce += one.nonce;
+        sum.mount += one.mount;
+        sum.read += one.read;
+        sum.umount += one.umount;
+        sum.flush += one.flush;
+        Ok(found)
+    }
+
+    /// Lets the guest do something else.
+    pub(super) fn call(&mut self, command: Command) -> Result<Outcome, SeatError> {
+        let stop = Arc::clone(&self.settings.stop);
+        self.guest()?.call(command, &stop, TIMEOUT)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+impl Guest {
+    /// Mounting and unmounting wait for much that costs nothing but time in a guest of one
+    /// processor. None of it changes what is written or read.
+    fn hurry(&mut self, stop: &AtomicBool) -> Result<(), SeatError> {
+        let disk = self.device.trim_start_matches("/dev/");
+        let settings = [
+            // Work queues come and go with each mount, each after a grace period.
+            ("/sys/kernel/rcu_expedited".to_owned(), "1"),
+            (format!("/sys/block/{disk}/queue/scheduler"), "none"),
+            (format!("/sys/block/{disk}/queue/iostats"), "0"),
+            (format!("/sys/block/{disk}/queue/wbt_lat_usec"), "0"),
+        ];
+        for (path, value) in settings {
+            let set = vec![(path, value.to_owned())];
+            // Not every kernel has each of them.
+            if let Outcome::Failed { message, .. } =
+                self.call(Command::Tune { set }, stop, TIMEOUT)?
+            {
+                log::debug!("{message}");
+            }
+        }
+        Ok(())
+    }
+
+    fn call(
+        &mut self,
+        command: Command,
+        stop: &AtomicBool,
+        time: Duration,
+    ) -> Result<Outcome, SeatError> {
+        let called = self.vm.call(command, &mut Until(stop), Instant::now() + time);
+        called.map_err(|e| match e {
+            VmError::Stopped => SeatError::Ends(ExploreError::Interrupted),
+            VmError::Panic { line, .. } => SeatError::Died(format!("crashed the kernel: {line}")),
+            VmError::Hung { .. } => SeatError::Died(format!("did not come to an end: {e}")),
+            e => SeatError::Failed(e.to_string()),
+        })
+    }
+}
+
+fn ends(error: RunError) -> SeatError {
+    SeatError::Ends(match error {
+        RunError::Interrupted => ExploreError::Interrupted,
+        error => ExploreError::Run(error),
+    })
+}
+
+/// Waits until it is told to stop.
+struct Until<'a>(&'a AtomicBool);
+
+impl Host for Until<'_> {
+    fn marks(&mut self, _: &[MarkText]) -> Result<(), String> {
+        Err("nobody records marks now".into())
+    }
+
+    fn progress(&mut self, text: &str) {
+        log::debug!("guest: {text}");
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,232 @@
+//! States of recorded file systems, judged in a guest that stays booted: honest ones pass, a disk
+//! that lies is found out, a guest that dies is replaced, and nothing is left when it is stopped.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tornblk::device::find_tornblkd;
+use tornblk::explore::guest::{Case, GuestSettings, GuestVerifier, NESTED};
+use tornblk::explore::{
+    ExploreError, Failure, Job, RecordingIds, Settings, Sink, StateText, Subject, Summary, Verdict,
+    Verifier, explore,
+};
+use tornblk::oracle::Clause;
+use tornblk::run::RealLab;
+use tornblk::vm::{Accel, Qemu};
+use tornblk_model::crash::{History, StateName, Strategy};
+use tornblk_model::event::{Event, Seq};
+use tornblk_model::recording::{Reader, Trust};
+
+/// A recorded lane.
+struct Recorded {
+    reader: Arc<Reader>,
+    events: Vec<(Seq, Event)>,
+    history: History,
+    /// The state that a cut with `ignore-flush` left.
+    lied: StateName,
+}
+
+fn record(lane: &str, dir: &Path) -> Recorded {
+    let out = dir.join(lane);
+    let json = dir.join(format!("{lane}.json"));
+    let mut run = Command::new(env!("CARGO_BIN_EXE_tornblk"));
+    run.args(["run", "--lane", lane, "--crashes", "1", "--seed", "1", "--time", "10m"]);
+    run.args(["--fault", "ignore-flush", "--out"]).arg(&out).arg("--json").arg(&json);
+    let output = run.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let lied = report["lanes"][0]["reports"][0]["state"].as_str().unwrap().to_owned();
+    let recording = out.join(lane).join("cut-001/disk.recording");
+    let reader = Arc::new(Reader::open(&recording).unwrap());
+    let events: Vec<_> = reader.events().map(Result::unwrap).collect();
+    let history = History::new(reader.header().disk.clone(), events.iter().cloned()).unwrap();
+    Recorded { reader, events, history, lied: StateName(lied) }
+}
+
+impl Recorded {
+    fn case(&self) -> Case<'_> {
+        let subject = Subject::read(&self.reader).unwrap().unwrap();
+        Case::new(&self.reader, None, subject, &self.events, &self.history).unwrap()
+    }
+
+    fn explore(&self, case: &Case<'_>, guests: &GuestSettings, states: u64) -> (Summary, Told) {
+        let ids = RecordingIds::new(Arc::clone(&self.reader), None, Trust::Unchanged).unwrap();
+        let promises = case.ledgers().promises();
+        let settings = Settings {
+            profiles: vec![case.subject.volume.profile.parse().unwrap()],
+            strategies: vec![Strategy::Prefix, Strategy::Random { seed: 1, count: 4 }],
+            states: Some(states),
+            threads: 2,
+            ..Settings::default()
+        };
+        let job = Job {
+            history: &self.history,
+            ids: &ids,
+            promises: &promises,
+            explain: &(),
+            settings: &settings,
+            before: None,
+        };
+        let make = |n: usize| {
+            let verifier = GuestVerifier::new(case, guests, n)?;
+            Ok(Box::new(verifier) as Box<dyn Verifier + '_>)
+        };
+        let mut told = Told::default();
+        let summary = explore(&job, &make, &mut told, &guests.stop).unwrap();
+        (summary, told)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    failed: Vec<Failure>,
+    unsure: Vec<String>,
+}
+
+impl Sink for Told {
+    fn failure(&mut self, failure: &Failure) -> Result<(), ExploreError> {
+        self.failed.push(failure.clone());
+        Ok(())
+    }
+
+    fn unsure(&mut self, state: &StateText, why: &str) {
+        self.unsure.push(format!("{state}: {why}"));
+    }
+}
+
+fn lab(stop: &Arc<AtomicBool>) -> RealLab {
+    if tornblk_image::agent::find(None).is_err() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let built = Command::new(root.join("images/build-agent")).arg("--quiet").status().unwrap();
+        assert!(built.success());
+    }
+    let request = tornblk_image::Request::new(tornblk_image::DEFAULT_KERNEL.parse().unwrap());
+    let image = tornblk_image::build(&request, &mut |_| {}).unwrap();
+    let qemu = Qemu::find().unwrap();
+    let accel = Accel::probe(&qemu, &image, Some(&image.dir));
+    RealLab::new(find_tornblkd().unwrap(), image, qemu, accel, 1).until(Arc::clone(stop))
+}
+
+fn guests(lab: &RealLab, dir: PathBuf) -> GuestSettings {
+    std::fs::create_dir_all(&dir).unwrap();
+    GuestSettings::new(lab, dir, Arc::new(AtomicBool::new(false)))
+}
+
+#[test]
+fn states_of_file_systems_are_judged_in_a_guest() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let lab = lab(&stop);
+    let dir = tempfile::tempdir().unwrap();
+    let xfs = record("xfs-cow-lb512", dir.path());
+    let case = xfs.case();
+    let settings = GuestSettings { fsck_every: 10, ..guests(&lab, dir.path().join("xfs")) };
+    honest_states_pass(&xfs, &case, &settings);
+    a_lie_is_found(&xfs, &case, &settings);
+    a_guest_that_dies_is_replaced(&xfs, &case, &settings);
+    let ext4 = record("buffered-ext4", dir.path());
+    let case = ext4.case();
+    let settings = GuestSettings { fsck_every: 10, ..guests(&lab, dir.path().join("ext4")) };
+    honest_states_pass(&ext4, &case, &settings);
+    a_lie_is_found(&ext4, &case, &settings);
+    recoveries_are_explored(&ext4, &case, &settings);
+    nothing_is_left_when_it_is_stopped(&ext4, &case, &guests(&lab, dir.path().join("stopped")));
+}
+
+fn honest_states_pass(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
+    let (summary, told) = recorded.explore(case, settings, 24);
+    assert_eq!(summary.counts.judged, 24, "{summary:?}");
+    assert!(told.failed.is_empty() && told.unsure.is_empty(), "{told:?}");
+}
+
+/// What the device resolved with a fault is found here, and its honest twin is not.
+fn a_lie_is_found(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
+    let mut verifier = GuestVerifier::new(case, settings, 0).unwrap();
+    let verdict = judge(recorded, case, &recorded.lied, &mut verifier).unwrap();
+    let Verdict::Failed(findings) = verdict else { panic!("{}: {verdict:?}", recorded.lied) };
+    let lost = [Clause::Lost, Clause::Stale, Clause::Unrecoverable];
+    assert!(findings.iter().any(|f| lost.contains(&f.clause)), "{findings:?}");
+    let honest = honest(recorded, "none");
+    let verdict = judge(recorded, case, &honest, &mut verifier).unwrap();
+    assert_eq!(verdict, Verdict::Passed, "{honest}");
+}
+
+/// Judges a state as `tornblk repro` does.
+fn judge(
+    recorded: &Recorded,
+    case: &Case<'_>,
+    name: &StateName,
+    verifier: &mut GuestVerifier<'_>,
+) -> Result<Verdict, ExploreError> {
+    let ids = RecordingIds::new(Arc::clone(&recorded.reader), None, Trust::Unchanged).unwrap();
+    let promises = case.ledgers().promises();
+    tornblk::explore::named(&recorded.history, &ids, &promises, name, verifier)
+}
+
+/// The state at the same crash point as the lie, with everything kept that may be, or nothing.
+fn honest(recorded: &Recorded, choice: &str) -> StateName {
+    let (point, _) = recorded.lied.0.split_once(':').unwrap();
+    StateName(format!("{point}:{choice}"))
+}
+
+fn a_guest_that_dies_is_replaced(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
+    let name = honest(recorded, "all");
+    let mut verifier = GuestVerifier::new(case, settings, 0).unwrap();
+    assert_eq!(judge(recorded, case, &name, &mut verifier).unwrap(), Verdict::Passed);
+    let first = verifier.seat().pid().unwrap();
+    // In a moment, while the next states are judged.
+    let panic = "(sleep 0.02; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &";
+    verifier.seat().exec(&["/bin/sh", "-c", panic]).unwrap();
+    for _ in 0..100 {
+        assert_eq!(judge(recorded, case, &name, &mut verifier).unwrap(), Verdict::Passed);
+        if verifier.guests() == 2 {
+            break;
+        }
+    }
+    assert_eq!(verifier.guests(), 2, "the guest died and was replaced");
+    assert!(!PathBuf::from(format!("/proc/{first}")).exists());
+}
+
+fn recoveries_are_explored(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
+    let settings = GuestSettings { nested: 3, seed: 7, ..settings.clone() };
+    let name = honest(recorded, "none");
+    let mut verifier = GuestVerifier::new(case, &settings, 0).unwrap();
+    assert_eq!(judge(recorded, case, &name, &mut verifier).unwrap(), Verdict::Passed);
+    assert_eq!(verifier.watch().states, 4, "the state, and three of its recovery");
+    let shown = verifier.seat().device().client().status().unwrap().state;
+    let (outer, inner) = shown.split_once(NESTED).unwrap();
+    assert_eq!(outer, name.0);
+    assert!(inner.contains("/p"), "{inner}");
+    assert_eq!(verifier.guests(), 1);
+}
+
+fn nothing_is_left_when_it_is_stopped(
+    recorded: &Recorded,
+    case: &Case<'_>,
+    settings: &GuestSettings,
+) {
+    let name = honest(recorded, "all");
+    let mut verifier = GuestVerifier::new(case, settings, 0).unwrap();
+    assert_eq!(judge(recorded, case, &name, &mut verifier).unwrap(), Verdict::Passed);
+    let guest = PathBuf::from(format!("/proc/{}", verifier.seat().pid().unwrap()));
+    let control = verifier.seat().device().control();
+    assert!(guest.exists() && control.exists());
+    let stop = Arc::clone(&settings.stop);
+    let stopper = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let error = loop {
+        match judge(recorded, case, &name, &mut verifier) {
+            Ok(verdict) => assert_eq!(verdict, Verdict::Passed),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ExploreError::Interrupted), "{error}");
+    stopper.join().unwrap();
+    drop(verifier);
+    assert!(!guest.exists() && !control.exists(), "something is left");
+}
