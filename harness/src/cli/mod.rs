@@ -3,8 +3,10 @@
 //! Exits: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
 
 mod control;
+mod explore;
 mod image;
 mod recording;
+mod report;
 mod repro;
 mod run;
 mod signals;
@@ -31,6 +33,11 @@ enum Command {
     Run(run::RunArgs),
     /// Show a kept cut again: its disk, byte for byte, read and judged anew
     Repro(repro::ReproArgs),
+    /// Try the crash states of a recording: thousands, on every disk one might buy
+    Explore(explore::ExploreArgs),
+    /// Put reports together
+    #[command(subcommand)]
+    Report(report::ReportCommand),
     /// What guests boot: build it, list what is there, remove what is old
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -50,6 +57,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => args.run(),
         Command::Repro(args) => args.run(),
+        Command::Explore(args) => args.run(),
+        Command::Report(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Recording(command) => command.run(),
         Command::Control(command) => command.run(),
@@ -68,9 +77,10 @@ pub fn main() -> ExitCode {
 }
 
 fn interrupted(error: &anyhow::Error) -> bool {
-    use {crate::run::RunError, tornblk_image::ImageError};
+    use {crate::explore::ExploreError, crate::run::RunError, tornblk_image::ImageError};
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(RunError::Interrupted))
+            || matches!(cause.downcast_ref(), Some(ExploreError::Interrupted))
             || matches!(cause.downcast_ref(), Some(ImageError::Stopped))
     })
 }

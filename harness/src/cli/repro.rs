@@ -1,37 +1,58 @@
 //! `tornblk repro`
 
+use super::explore::{GuestOptions, means};
 use super::{run, signals};
+use crate::device::{Device, DiskSpec};
+use crate::explore::bundle::{Bundle, Judge, Meta, Unpacked, is_bundle};
+use crate::explore::{Opened, RecordingIds, Settings, Subject, Verdict, named};
+use crate::oracle::Finding;
 use crate::report::headline;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
-use crate::run::{GuestArgs, Lab, RunError, repro};
+use crate::run::{GuestArgs, Lab, RealLab, RunError, kept_state, repro};
+use crate::vm::{self, BOOT_TIMEOUT, NoHost, Vm, VmConfig};
+use anyhow::{Context, bail};
 use clap::Args;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_image::Lock;
+use tornblk_model::crash::StateName;
+use tornblk_model::recording::StateReader;
+
+const SERIAL: &str = "tornblk";
 
 #[derive(Debug, Args)]
 pub(super) struct ReproArgs {
-    /// The folder of a cut that a run kept, such as tornblk-out/.../raw/cut-002
-    #[arg(value_name = "FOLDER")]
-    folder: PathBuf,
+    /// A failure that `tornblk explore` left (.tornblk), or the folder of a cut that a run kept,
+    /// such as tornblk-out/.../raw/cut-002
+    #[arg(value_name = "BUNDLE")]
+    what: PathBuf,
 
-    /// The guest's kernel, where a guest is needed to mount the disk [default: that of the run]
-    #[arg(long, value_name = "KERNEL")]
-    kernel: Option<String>,
+    /// A shell in a guest that has the disk in that very state, instead of a judgement
+    #[arg(long)]
+    shell: bool,
 
-    /// Modules of a kernel given as a file: its lib/modules/RELEASE
-    #[arg(long, value_name = "DIR")]
-    modules: Option<PathBuf>,
-
-    /// QEMU [default: that of the run, else $TORNBLK_QEMU, else qemu-system-x86_64]
-    #[arg(long, value_name = "FILE")]
-    qemu: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestOptions,
 }
 
 impl ReproArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         let interrupted = signals::watch()?;
+        if is_bundle(&self.what) {
+            return self.bundle(&interrupted);
+        }
+        if self.shell {
+            let kept = kept_state(&self.what)?;
+            let (state, name) = (&kept.state, kept.name.as_str());
+            let on = On { state, name, fstype: &kept.volume.fstype, partly: false };
+            return shell(&on, &self.guest.given().or(kept.guest), None, &interrupted);
+        }
         let live = Live::new(Look::detect());
-        let given = GuestArgs { kernel: self.kernel, modules: self.modules, qemu: self.qemu };
+        let given = self.guest.given();
         let mut lab = |then: &GuestArgs| -> Result<Box<dyn Lab>, RunError> {
             let lab = run::lab(&given.clone().or(then.clone()), &live, &interrupted);
             Ok(Box::new(lab.map_err(|e| {
@@ -43,19 +64,250 @@ impl ReproArgs {
             })?))
         };
         let mut phase = |text: &str| live.note(text);
-        let result = repro(&self.folder, &mut lab, &interrupted, &mut phase)?;
+        let result = repro(&self.what, &mut lab, &interrupted, &mut phase)?;
         live.finish();
         println!("state  {}", result.then.state);
         println!("sha256 {}", result.sha256);
-        for finding in &result.now.findings {
-            println!("{}", headline(finding));
-            println!("  {}", finding.text);
-            if !finding.strip.is_empty() {
-                println!("  blocks {}", strip(&finding.strip, utf8_locale()));
-            }
-        }
+        tell(&result.now.findings);
         let (then, now) = (result.then.judgement.findings.len(), result.now.findings.len());
         println!("findings: {now} now, {then} then");
         Ok(u8::from(now > 0))
+    }
+
+    fn bundle(&self, interrupted: &Arc<AtomicBool>) -> anyhow::Result<u8> {
+        let bundle = Bundle::open(&self.what)?;
+        let temp = tempfile::Builder::new()
+            .prefix("tornblk-repro-")
+            .tempdir()
+            .context("cannot make a temporary folder")?;
+        let Unpacked { meta, reader, base, state } = bundle.unpack(temp.path())?;
+        let opened = Opened::open(reader.path(), Some(&base))?;
+        let given = guest_of(&meta, opened.subject.as_ref(), &self.guest.given());
+        if self.shell {
+            let fstype = opened.subject.as_ref().map_or("", |s| s.volume.fstype.as_str());
+            let partly = meta.judge == Judge::InPlace;
+            let on = On { state: &state, name: &meta.state.0, fstype, partly };
+            let lock = meta.image.as_ref().filter(|_| self.guest.given().kernel.is_none());
+            return shell(&on, &given, lock, interrupted);
+        }
+        let live = crate::report::explore::Live::new(Look::detect());
+        live.note("judging the state");
+        let settings = Settings { threads: 1, ..Settings::default() };
+        let means = means(&opened, &given, &settings, interrupted, &live)?;
+        if means.judge() != meta.judge {
+            bail!(
+                "{} was judged {} when it was made, and cannot be here: use the tornblk that made it",
+                self.what.display(),
+                match meta.judge {
+                    Judge::InPlace => "in place",
+                    Judge::Guest => "by a guest",
+                }
+            );
+        }
+        if let (Some(then), Some(now), None) =
+            (&meta.image, means.image(), self.guest.given().kernel)
+        {
+            same_kernel(then, &now)?;
+        }
+        let ids = RecordingIds::new(opened.reader.clone(), Some(&base), opened.trust())?;
+        let name: StateName = (&meta.state).into();
+        let judging = means.on(&meta.profile.parse()?)?;
+        let mut verifier = judging.verifier(0)?;
+        let verdict = named(&opened.history, &ids, means.promises(), &name, &mut *verifier)?;
+        drop(verifier);
+        live.finish();
+        println!("state  {}", meta.state);
+        if let Some(fault) = &meta.fault {
+            println!("fault  {fault}");
+        }
+        println!("sha256 {} (of what is in the bundle)", meta.content);
+        let findings = match &verdict {
+            Verdict::Unsure(why) => {
+                println!("it could not be judged: {why}");
+                return Ok(3);
+            }
+            Verdict::Failed(findings) => findings.as_slice(),
+            Verdict::Passed => &[],
+        };
+        tell(findings);
+        println!("findings: {} now, {} then", findings.len(), meta.findings.len());
+        Ok(u8::from(!findings.is_empty()))
+    }
+}
+
+fn tell(findings: &[Finding]) {
+    for finding in findings {
+        println!("{}", headline(finding));
+        println!("  {}", finding.text);
+        if !finding.strip.is_empty() {
+            println!("  blocks {}", strip(&finding.strip, utf8_locale()));
+        }
+    }
+}
+
+/// The guest that judged: what is given goes first, then the kernel of the image's lock. Paths of
+/// the machine where it was made mean nothing here.
+fn guest_of(meta: &Meta, subject: Option<&Subject>, given: &GuestArgs) -> GuestArgs {
+    let version = |lock: &Lock| {
+        let release = lock.kernel.release.as_str();
+        let end = release.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(release.len());
+        release[..end].trim_end_matches('.').to_owned()
+    };
+    let of_lock = meta.image.as_ref().filter(|l| l.kernel.file.is_none()).map(version);
+    // A file of the user's own, which may be at the same place here.
+    let of_run = subject.and_then(|s| s.guest.kernel.clone());
+    given.clone().or(GuestArgs { kernel: of_lock.or(of_run), modules: None, qemu: None })
+}
+
+fn same_kernel(then: &Lock, now: &Lock) -> anyhow::Result<()> {
+    if then.kernel.sha256 == now.kernel.sha256 {
+        return Ok(());
+    }
+    bail!(
+        "the bundle was judged with kernel {}, and what can be had here is {}: give --kernel to try \
+         another",
+        then.kernel.release,
+        now.kernel.release
+    )
+}
+
+/// What a shell is on.
+struct On<'a> {
+    state: &'a StateReader,
+    name: &'a str,
+    /// Empty: the raw disk.
+    fstype: &'a str,
+    /// Only the blocks that its judge needs are there.
+    partly: bool,
+}
+
+/// Boots a guest that has the disk in that state, and leaves it to the user.
+fn shell(
+    on: &On<'_>,
+    guest: &GuestArgs,
+    lock: Option<&Lock>,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<u8> {
+    let live = Live::new(Look::detect());
+    let lab: RealLab = run::lab(guest, &live, stop)?;
+    if let Some(lock) = lock {
+        same_kernel(lock, &lab.image.lock)?;
+    }
+    let temp = tempfile::Builder::new()
+        .prefix("tornblk-shell-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
+    live.note("writing the image");
+    let image = temp.path().join("disk.img");
+    on.state.export(&image)?;
+    let device = Device::start(
+        &lab.tornblkd,
+        &DiskSpec {
+            image,
+            recording: None,
+            profile: "lb".into(),
+            logical_block_size: on.state.disk().lb_size,
+            serial: SERIAL.into(),
+            seed: 0,
+            faults: Vec::new(),
+            log: temp.path().join("device.log"),
+        },
+    )?;
+    live.note("booting a guest");
+    let config = VmConfig {
+        image: &lab.image,
+        qemu: lab.qemu.clone(),
+        accel: lab.accel,
+        memory_mib: 512,
+        cpus: lab.cpus,
+        dir: temp.path(),
+        use_saved: false,
+        stop: Some(Arc::clone(stop)),
+    };
+    let (mut vm, console) = Vm::boot_with_console(&config, BOOT_TIMEOUT)?;
+    vm.attach_disk(&device.socket(), SERIAL, 1)?;
+    let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
+    let disk = match vm.call(wait, &mut NoHost, Instant::now() + Duration::from_secs(60))? {
+        Outcome::Ok { value } => value["device"].as_str().unwrap_or_default().to_owned(),
+        other => bail!("the guest did not find the disk: {other:?}"),
+    };
+    live.finish();
+    let mount = match on.fstype {
+        "" => String::new(),
+        fstype => format!("\n  mount -t {fstype} {disk} /mnt"),
+    };
+    let partly = match on.partly {
+        true => "\nOnly the blocks that judge it are there; all others are zero.",
+        false => "",
+    };
+    let greeting = format!(
+        "{disk} is in the state {}{mount}{partly}\nLeaving the shell ends the guest; nothing is kept.",
+        on.name
+    );
+    let result = vm.shell(&console, &greeting, &mut Patient(stop));
+    vm.kill();
+    drop(device);
+    result?;
+    println!("the guest is gone");
+    Ok(0)
+}
+
+/// Waits as long as the user likes.
+struct Patient<'a>(&'a AtomicBool);
+
+impl vm::Host for Patient<'_> {
+    fn marks(&mut self, _: &[MarkText]) -> Result<(), String> {
+        Err("nobody records marks now".into())
+    }
+
+    fn progress(&mut self, text: &str) {
+        log::debug!("guest: {text}");
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tornblk_image::{KernelFormat, KernelLock};
+
+    fn lock(release: &str, file: Option<&str>) -> Lock {
+        Lock {
+            kernel: KernelLock {
+                release: release.into(),
+                format: KernelFormat::Vmlinux,
+                sha256: release.len().to_string(),
+                packages: Vec::new(),
+                file: file.map(Into::into),
+                modules: Vec::new(),
+            },
+            programs: Vec::new(),
+            agent_sha256: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_guest_is_the_one_of_the_lock_unless_another_is_given() {
+        let mut meta = Meta::new(StateName("lb/p1:all".into()), "lb".into(), Judge::Guest);
+        let none = GuestArgs::default();
+        assert_eq!(guest_of(&meta, None, &none).kernel, None);
+        meta.image = Some(lock("7.2.12+deb13-cloud-amd64", None));
+        assert_eq!(guest_of(&meta, None, &none).kernel.unwrap(), "7.2.12");
+        let given = GuestArgs { kernel: Some("6.12".into()), ..GuestArgs::default() };
+        assert_eq!(guest_of(&meta, None, &given).kernel.unwrap(), "6.12");
+        meta.image = Some(lock("7.3.0-mine", Some("/boot/mine")));
+        assert_eq!(guest_of(&meta, None, &none).kernel, None);
+    }
+
+    #[test]
+    fn another_kernel_is_no_proof() {
+        let (a, b) = (lock("7.2.12", None), lock("7.2.13-x", None));
+        assert!(same_kernel(&a, &a).is_ok());
+        let error = same_kernel(&a, &b).unwrap_err().to_string();
+        assert!(error.contains("7.2.12") && error.contains("--kernel"), "{error}");
     }
 }

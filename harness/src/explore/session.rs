@@ -3,13 +3,14 @@
 //! | file | what |
 //! | --- | --- |
 //! | `session.json` | what was explored, how, and how far: a [`Session`] |
-//! | `judged.bin` | every content that was judged: `TORNJDG1`, count, 24 bytes each (key, promises), xxh3 of all before |
+//! | `judged.bin` | every content that was judged: `TORNJDG1`, count, 26 bytes each ([`Content`]), xxh3 of all before |
 //! | `failure-….tornblk` | one bundle for each failure |
 //! | `report.json` | the report, when it ended |
 //!
 //! `judged.bin` is written first, then `session.json`, each under another name and renamed: a
 //! session never says that something was done whose contents are not kept.
 
+use super::bundle::Judge;
 use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ const FORMAT: u32 = 1;
 const MAGIC: [u8; 8] = *b"TORNJDG1";
 const SESSION: &str = "session.json";
 const JUDGED: &str = "judged.bin";
+/// Bytes of one content.
+const ENTRY: usize = 26;
 
 /// A recording, to know it again wherever it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +107,14 @@ impl Choices {
     }
 }
 
+/// A content that was judged, and the first profile (its place in [`Choices::profiles`]) under which
+/// it was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Content {
+    pub judged: Judged,
+    pub profile: u16,
+}
+
 /// A failure, and the bundle that shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,6 +124,26 @@ pub struct Kept {
     pub bundle: Option<String>,
     /// Other contents that come to the same when shrunk.
     pub again: u64,
+}
+
+impl Kept {
+    /// Two failures are one where the same promises are broken under the same profile: of the same
+    /// writes, or, where nothing tells which, in the same shrunk content.
+    pub fn is_same(&self, other: &Failure) -> bool {
+        let own = &self.failure;
+        if own.profile != other.profile {
+            return false;
+        }
+        let broken = |failure: &Failure| {
+            let broken = failure.findings.iter().map(|f| (f.clause, f.file, f.unit, f.generation));
+            broken.collect::<std::collections::BTreeSet<_>>()
+        };
+        let named = |failure: &Failure| {
+            !failure.findings.is_empty() && failure.findings.iter().all(|f| f.len > 0)
+        };
+        own.fingerprint == other.fingerprint
+            || named(own) && named(other) && broken(own) == broken(other)
+    }
 }
 
 /// One profile, so far.
@@ -136,6 +167,7 @@ pub struct Session {
     pub identity: Identity,
     pub choices: Choices,
     pub shard: Option<Shard>,
+    pub judge: Judge,
     pub suite: String,
     pub lane: String,
     /// Crash points that are done, by profile and strategy.
@@ -162,6 +194,7 @@ impl Session {
             profiles: profiles.map(state).collect(),
             choices,
             shard,
+            judge: Judge::InPlace,
             suite: String::new(),
             lane: String::new(),
             done: BTreeMap::new(),
@@ -206,7 +239,7 @@ impl Session {
     ///
     /// # Errors
     /// The file is not there or damaged.
-    pub fn load_judged(dir: &Path) -> Result<Vec<Judged>, ExploreError> {
+    pub fn load_judged(dir: &Path) -> Result<Vec<Content>, ExploreError> {
         let path = dir.join(JUDGED);
         let bytes = std::fs::read(&path).map_err(io("read", &path))?;
         decode(&bytes).ok_or_else(|| {
@@ -221,7 +254,7 @@ impl Session {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn save(&self, dir: &Path, judged: Option<&[Judged]>) -> Result<(), ExploreError> {
+    pub fn save(&self, dir: &Path, judged: Option<&[Content]>) -> Result<(), ExploreError> {
         if let Some(judged) = judged {
             replace(&dir.join(JUDGED), &encode(judged))?;
         }
@@ -237,33 +270,37 @@ impl Session {
     }
 }
 
-fn encode(judged: &[Judged]) -> Vec<u8> {
+fn encode(judged: &[Content]) -> Vec<u8> {
     let mut judged = judged.to_vec();
     judged.sort_unstable();
-    let mut out = Vec::with_capacity(24 + 24 * judged.len());
+    let mut out = Vec::with_capacity(24 + ENTRY * judged.len());
     out.extend(MAGIC);
     out.extend((judged.len() as u64).to_le_bytes());
-    for Judged { key, promises } in judged {
+    for Content { judged: Judged { key, promises }, profile } in judged {
         out.extend(key.0.to_le_bytes());
         out.extend(promises.to_le_bytes());
+        out.extend(profile.to_le_bytes());
     }
     let hash = xxh3_64(&out);
     out.extend(hash.to_le_bytes());
     out
 }
 
-fn decode(bytes: &[u8]) -> Option<Vec<Judged>> {
+fn decode(bytes: &[u8]) -> Option<Vec<Content>> {
     let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
     let count = u64::from_le_bytes(body.get(8..16)?.try_into().ok()?);
     let right = body[..8] == MAGIC
         && hash == xxh3_64(body).to_le_bytes()
-        && count.checked_mul(24)? == body.len() as u64 - 16;
+        && count.checked_mul(ENTRY as u64)? == body.len() as u64 - 16;
     let entry = |entry: &[u8]| {
-        let (key, promises) = entry.split_at_checked(16)?;
+        let (key, rest) = entry.split_at_checked(16)?;
+        let (promises, profile) = rest.split_at_checked(8)?;
         let key = Fingerprint(u128::from_le_bytes(key.try_into().ok()?));
-        Some(Judged { key, promises: u64::from_le_bytes(promises.try_into().ok()?) })
+        let promises = u64::from_le_bytes(promises.try_into().ok()?);
+        let profile = u16::from_le_bytes(profile.try_into().ok()?);
+        Some(Content { judged: Judged { key, promises }, profile })
     };
-    if right { body[16..].chunks_exact(24).map(entry).collect() } else { None }
+    if right { body[16..].chunks_exact(ENTRY).map(entry).collect() } else { None }
 }
 
 /// Whole, or as it was.
@@ -310,10 +347,10 @@ mod tests {
         Identity::of(&reader, &events)
     }
 
-    fn judged(n: u128) -> Vec<Judged> {
+    fn judged(n: u128) -> Vec<Content> {
         // Not in order, as a map gives them.
         let judged = |i| Judged { key: Fingerprint((n - i) << 70), promises: i as u64 };
-        (0..n).map(judged).collect()
+        (0..n).map(|i| Content { judged: judged(i), profile: (i % 3) as u16 }).collect()
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! Small recordings, made as a device makes them.
+//! Small recordings, made as a device makes them. Also a module of tests of the program: nothing of
+//! the library is named here.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, dead_code)]
 
-use crate::explore::bundle::BundleError;
 use std::path::{Path, PathBuf};
+use tornblk_agent::channel::{MarkText, Prepare, Target, Workload, WriteFlags};
+use tornblk_agent::payload::{self, Stamp};
 use tornblk_model::event::{Disk, Event, Mark, Negotiation, Op, Seq, Submit};
 use tornblk_model::recording::{BaseImage, Completion, NewRecording, Writer};
 
@@ -15,6 +17,9 @@ pub(crate) struct Recorded {
 }
 
 pub(crate) const CAPACITY: u64 = 256 << 10;
+
+/// Where the first of [`Recorded::units`] is: where the base is empty.
+const FIRST: u64 = 64 << 10;
 
 impl Recorded {
     /// The base holds 0xb5 in its first 32 KiB, and nothing after that.
@@ -72,6 +77,43 @@ impl Recorded {
         self.writer().append(&Event::Mark(Mark { name: name.into() })).unwrap()
     }
 
+    /// Units of 16 KiB written one after another on the raw disk, each acknowledged as durable: with
+    /// a flush between write and acknowledgement, or, where it is `forgotten`, without. `subject`
+    /// makes the marks that say what it is a recording of.
+    pub(crate) fn units(
+        n: u64,
+        forgotten: &[u64],
+        subject: impl FnOnce(&Workload) -> Vec<String>,
+    ) -> Recorded {
+        let mut recorded = Recorded::new(512);
+        for mark in subject(&workload(n)) {
+            recorded.mark(&mark);
+        }
+        let flags = WriteFlags { direct: true, dsync: true, ..WriteFlags::default() };
+        let mut batch = 0;
+        let mut say = |recorded: &mut Recorded, mark: MarkText| {
+            batch += 1;
+            recorded.mark(&mark.to_record(batch));
+        };
+        say(&mut recorded, MarkText::Phase { name: "load-done".into() });
+        for unit in 0..n {
+            let offset = FIRST + unit * 16384;
+            let intent = MarkText::Intent { file: 1, unit, r#gen: 1, offset, len: 16384, flags };
+            say(&mut recorded, intent);
+            let mut bytes = vec![0; 16384];
+            let stamp = Stamp { nonce: 7, unit, file: 1, generation: 1, sector: 0, sectors: 0 };
+            payload::fill(&mut bytes, stamp);
+            let write = recorded.write(offset, &bytes);
+            recorded.complete(write);
+            if !forgotten.contains(&unit) {
+                recorded.flush();
+            }
+            say(&mut recorded, MarkText::Done { file: 1, unit, r#gen: 1, result: 16384 });
+        }
+        say(&mut recorded, MarkText::Phase { name: "writes-done".into() });
+        recorded.end()
+    }
+
     /// A flushed write of 1s, and one of 2s over 16 KiB that is only complete.
     pub(crate) fn some(lb_size: u32) -> Recorded {
         let mut recorded = Recorded::new(lb_size);
@@ -99,6 +141,31 @@ impl Recorded {
     }
 }
 
+/// That of [`Recorded::units`].
+pub(crate) fn workload(n: u64) -> Workload {
+    let target = Target {
+        file: 1,
+        path: "/dev/vda".into(),
+        offset: FIRST,
+        unit: 16384,
+        units: n as u32,
+        threads: 1,
+        depth: 1,
+        flags: vec![WriteFlags { direct: true, dsync: true, ..WriteFlags::default() }],
+        prepare: Prepare::AsIs,
+        planted: None,
+    };
+    Workload {
+        nonce: 7,
+        seed: 1,
+        files: vec![target],
+        load: false,
+        writes: n as u32,
+        sync_every: 0,
+        skip_sync: false,
+    }
+}
+
 /// What is in a folder.
 pub(crate) fn list(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
@@ -109,7 +176,10 @@ pub(crate) fn list(dir: &Path) -> Vec<String> {
     names
 }
 
-pub(crate) fn says<T: std::fmt::Debug>(result: Result<T, BundleError>, text: &str) {
+pub(crate) fn says<T: std::fmt::Debug, E: std::fmt::Display + std::fmt::Debug>(
+    result: Result<T, E>,
+    text: &str,
+) {
     let error = result.unwrap_err().to_string();
     assert!(error.contains(text), "{error}");
 }

@@ -4,7 +4,9 @@
 //! - [`json`]: everything, for programs.
 //! - [`junit`]: for CI servers.
 //! - [`github`]: annotations on a workflow's page.
+//! - [`explore`]: the same of an exploration.
 
+pub mod explore;
 pub mod github;
 pub mod json;
 pub mod junit;

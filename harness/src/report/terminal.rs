@@ -31,11 +31,11 @@ impl Look {
         Look { colour: io::stdout().is_terminal() && !no_colour, utf8: strip::utf8_locale() }
     }
 
-    fn paint(self, text: &str, code: &str) -> String {
+    pub(super) fn paint(self, text: &str, code: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn verdict(self, verdict: Verdict) -> String {
+    pub(super) fn verdict(self, verdict: Verdict) -> String {
         let code = match verdict {
             Verdict::Passed => "32",
             Verdict::Violated => "1;31",
@@ -134,7 +134,7 @@ fn phase_line(at: &Phase<'_>) -> String {
     format!("{}: {cut}, {}{left}", at.lane, at.what)
 }
 
-fn duration(time: Duration) -> String {
+pub(super) fn duration(time: Duration) -> String {
     let s = time.as_secs();
     match s {
         0..60 => format!("{s} s"),

@@ -30,7 +30,7 @@ pub use folder::RunFolder;
 pub(crate) use lane::word;
 pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
 pub use real::RealLab;
-pub use repro::{MakeLab, Reproduced, repro};
+pub use repro::{KeptState, MakeLab, Reproduced, kept_state, repro};
 pub use volume::Volume;
 pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};

@@ -2,7 +2,7 @@
 //! read and judged anew. A raw disk is read in place; a file system is mounted by a guest.
 
 use super::cut::{CutReport, Evidence, SERIAL};
-use super::volume::Way;
+use super::volume::{Volume, Way};
 use super::{GuestArgs, Lab, RunError};
 use crate::device::DiskSpec;
 use crate::oracle::Judgement;
@@ -75,6 +75,27 @@ pub fn repro(
     (evidence.readback, evidence.broken) = (readback, broken);
     let now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
     Ok(Reproduced { then, now, sha256 })
+}
+
+/// The disk of a kept cut.
+#[derive(Debug)]
+pub struct KeptState {
+    pub state: StateReader,
+    pub name: String,
+    pub volume: Volume,
+    pub guest: GuestArgs,
+}
+
+/// The disk of the cut that was kept in `dir`, in the state that it was left in.
+///
+/// # Errors
+/// Something of it is not there.
+pub fn kept_state(dir: &Path) -> Result<KeptState, RunError> {
+    let then: CutReport = load(&dir.join("verdict.json"))?;
+    let evidence: Evidence = load(&dir.join("evidence.json"))?;
+    let state = state(&dir.join("disk.recording"), &then.state, dir)?;
+    let (volume, guest) = (evidence.volume, evidence.guest);
+    Ok(KeptState { state, name: then.state, volume, guest })
 }
 
 /// Judging needs recordings, and nothing else of a lab.

@@ -9,6 +9,7 @@
 //! - [`machine`]: the command line.
 //! - [`saved`]: a booted guest kept in a file.
 //! - [`disk`]: disks that come and go.
+//! - [`shell`]: a person in the guest.
 //!
 //! A power cut is [`Vm::kill`]: nothing of QEMU runs after it. A guest that is asked for something
 //! is watched all the while: a panic, a death of QEMU and the [`Host`]'s own wish to stop are
@@ -27,9 +28,10 @@ pub mod process;
 pub mod qemu;
 mod qmp;
 mod saved;
+mod shell;
 
 use std::ffi::OsString;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,6 +132,8 @@ pub enum VmError {
     Protocol(String),
     #[error("the guest's state cannot be saved: {0}")]
     Save(String),
+    #[error("no shell can be had in the guest: {0}")]
+    Shell(String),
     /// [`Host::stop`] or [`VmConfig::stop`] said so.
     #[error("interrupted")]
     Stopped,
@@ -200,7 +204,7 @@ impl Vm {
     /// Boots, saved state or not.
     pub fn boot(config: &VmConfig<'_>, timeout: Duration) -> Result<Vm, VmError> {
         let boot = || {
-            let mut vm = Vm::launch(config, Threads::Each, &[])?;
+            let mut vm = Vm::launch(config, Threads::Each, &[], &[])?;
             vm.greet(timeout)?;
             Ok(vm)
         };
@@ -216,15 +220,21 @@ impl Vm {
         }
     }
 
-    /// Starts QEMU with these arguments added; nobody has heard of the guest yet.
-    fn launch(config: &VmConfig<'_>, threads: Threads, more: &[String]) -> Result<Vm, VmError> {
+    /// Starts QEMU with these arguments added, and these sockets for them; nobody has heard of the
+    /// guest yet.
+    fn launch(
+        config: &VmConfig<'_>,
+        threads: Threads,
+        more: &[String],
+        sockets: &[BorrowedFd<'_>],
+    ) -> Result<Vm, VmError> {
         let (mine_qmp, its_qmp) = pair()?;
         let (mine_agent, its_agent) = pair()?;
         let log = config.dir.join("qemu.log");
         let console = Console::open(config.dir.join("console.log"))?;
         let mut args = machine::args(config, threads, console.path(), &its_qmp, &its_agent);
         args.extend(more.iter().map(OsString::from));
-        let fds = [its_qmp.as_fd(), its_agent.as_fd()];
+        let fds = [&[its_qmp.as_fd(), its_agent.as_fd()], sockets].concat();
         let cannot = || io(format!("cannot start {}", config.qemu.path().display()));
         let process = Process::spawn(config.qemu.path(), args, &fds, &log).map_err(cannot())?;
         // Else its end would never be seen on the sockets.

@@ -77,7 +77,8 @@ fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
     let work =
         tempfile::Builder::new().prefix(".tmp-").tempdir_in(&dir).map_err(|e| io(cannot())(e))?;
     // Its console is nobody's: it is shown only when it does not boot.
-    let mut vm = Vm::launch(&VmConfig { dir: work.path(), ..config.clone() }, Threads::One, &[])?;
+    let mut vm =
+        Vm::launch(&VmConfig { dir: work.path(), ..config.clone() }, Threads::One, &[], &[])?;
     vm.greet(BOOT_TIMEOUT)?;
     load_modules(&mut vm, config)?;
     zero_free_memory(&mut vm)?;
@@ -144,7 +145,7 @@ fn zero_free_memory(vm: &mut Vm) -> Result<(), VmError> {
 
 fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
     let incoming = ["-incoming", "defer"].map(str::to_owned);
-    let mut vm = Vm::launch(config, Threads::Each, &incoming)?;
+    let mut vm = Vm::launch(config, Threads::Each, &incoming, &[])?;
     prepare(&mut vm, &config.qemu)?;
     let uri = Some(uri(&config.qemu, state, false));
     let incoming = qmp::migrate_incoming { channels: None, exit_on_error: None, uri };

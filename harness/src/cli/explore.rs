@@ -1,0 +1,498 @@
+//! `tornblk explore`
+
+use super::signals;
+use crate::explore::session::{Choices, Session};
+use crate::explore::{
+    Drive, Ended, ExploreError, ExploreReport, Means, Opened, Settings, Shard, Units, report,
+};
+use crate::report::explore::{self as shown, Live};
+use crate::report::terminal::Look;
+use crate::run::{GuestArgs, RunFolder, shell_word};
+use crate::suite::parse_time;
+use anyhow::{Context, bail};
+use clap::Args;
+use std::collections::HashSet;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tornblk_model::crash::{Fault, Profile, StateName, Strategy};
+
+/// So that two people see the same.
+const DEFAULT_SEED: u64 = 1;
+const DEFAULT_FSCK: u64 = 50;
+const DEFAULT_STRATEGIES: &str = "prefix,one-lost,one-kept,tear,exhaustive,random=100";
+const DEFAULT_FAILURES: u64 = 100;
+
+#[derive(Debug, Args)]
+pub(super) struct ExploreArgs {
+    /// A recording, or the folder of a cut or lane that a run kept
+    #[arg(value_name = "RECORDING")]
+    recording: PathBuf,
+
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help = format!(
+        "Which states: prefix, one-lost, one-kept, tear, exhaustive[=N], random[=N] [default: \
+         {DEFAULT_STRATEGIES}]"
+    ))]
+    strategy: Vec<Strategy>,
+
+    /// Which disks: lb512, req16k, req16k+b16k, piece16k, ... [default: that of the recording]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    profile: Vec<Profile>,
+
+    /// Judge at most this many states
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    states: Option<u64>,
+
+    /// Take at most this long (90s, 3m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    time: Option<Duration>,
+
+    /// Of random states and faults [default: 1]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Print the names of the states, one a line, and judge none
+    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "out"])]
+    list: bool,
+
+    /// Only part K of N: the same N everywhere, K from 1; put together by `tornblk report merge`
+    #[arg(long, value_name = "K/N")]
+    shard: Option<Shard>,
+
+    /// Go on with what --out holds
+    #[arg(long, requires = "out")]
+    resume: bool,
+
+    /// In a guest: judge so many states of the recovery on each state, too [default: 0]
+    #[arg(long, value_name = "N")]
+    nested: Option<u32>,
+
+    /// Cut the power after each event, not only where something was promised
+    #[arg(long)]
+    every_event: bool,
+
+    /// Break a promise on purpose in each state, to see that it is noticed: tear-atomic,
+    /// ignore-flush, lose-write, ...; can be given several times
+    #[arg(long, value_name = "FAULT")]
+    fault: Vec<Fault>,
+
+    /// Where failures and what --resume needs are kept, new or empty [default: a new folder below
+    /// ./tornblk-out, removed where there was no finding]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Write the whole report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Write the report as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+
+    /// States judged at once, each by a guest of its own where guests are needed [default: one a
+    /// processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help = format!(
+        "In a guest: fsck on one state in N, beside all that fail [default: {DEFAULT_FSCK}]"
+    ))]
+    fsck_every: Option<u64>,
+
+    /// Shrink and explain at most so many different failures, and count the rest
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FAILURES)]
+    failures: u64,
+
+    /// The base image, where it is no longer where it was
+    #[arg(long, value_name = "IMG")]
+    base: Option<PathBuf>,
+
+    #[command(flatten)]
+    guest: GuestOptions,
+}
+
+/// Where a guest is needed.
+#[derive(Clone, Debug, Args)]
+pub(super) struct GuestOptions {
+    /// The guest's kernel, where a guest is needed to mount the disk [default: that of the run]
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+
+    /// Modules of a kernel given as a file: its lib/modules/RELEASE
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+
+    /// QEMU [default: that of the run, else $TORNBLK_QEMU, else qemu-system-x86_64]
+    #[arg(long, value_name = "FILE")]
+    qemu: Option<PathBuf>,
+}
+
+impl GuestOptions {
+    pub(super) fn given(&self) -> GuestArgs {
+        GuestArgs {
+            kernel: self.kernel.clone(),
+            modules: self.modules.clone(),
+            qemu: self.qemu.clone(),
+        }
+    }
+}
+
+impl ExploreArgs {
+    pub(super) fn run(self) -> anyhow::Result<u8> {
+        if self.list {
+            return self.list();
+        }
+        let look = Look::detect();
+        let interrupted = signals::watch()?;
+        let live = Live::new(look);
+        live.note("reading the recording");
+        let opened = Opened::open(&self.recording, self.base.as_deref())?;
+        if opened.subject.is_some() {
+            opened.check_base()?;
+        }
+        // An old session is looked at before anything is made.
+        let old = if self.resume { Some(self.old(&opened)?) } else { None };
+        let choices = match &old {
+            Some(old) => old.choices.clone(),
+            None => self.choices(&opened)?,
+        };
+        let profiles = parse_all::<Profile>(&choices.profiles)?;
+        for profile in &profiles {
+            profile.check(&opened.reader.header().disk)?;
+        }
+        let settings = self.settings(&choices)?;
+        let means = means(&opened, &self.guest.given(), &settings, &interrupted, &live)?;
+        let (folder, mut session, judged) = match old {
+            Some(old) => {
+                let out = self.out.clone().unwrap_or_default();
+                let judged = Session::load_judged(&out)?;
+                (Folder::Given(absolute(&out)?), old, judged)
+            }
+            None => (self.folder(choices.seed)?, self.session(&opened, choices), Vec::new()),
+        };
+        session.judge = means.judge();
+        let ran = drive(
+            &Drive {
+                opened: &opened,
+                means: &*means,
+                profiles: &profiles,
+                settings: &settings,
+                dir: folder.path(),
+                stop: &interrupted,
+            },
+            &mut session,
+            judged,
+            live,
+        );
+        drop(means);
+        if let Err(error) = ran {
+            let path = folder.path().to_owned();
+            return Err(anyhow::Error::from(error).context(format!(
+                "the exploration broke off (what it had is in {})",
+                path.display()
+            )));
+        }
+        let mut report = report(&session, session.judge, Vec::new())?;
+        let keep = self.out.is_some() || report.exit != 0 || session.ended != Some(Ended::Complete);
+        if keep {
+            report.folder = Some(folder.path().to_owned());
+            if session.ended != Some(Ended::Complete) {
+                report.resume = Some(self.resume_command(folder.path()));
+            }
+        }
+        tell(&report, look, self.json.as_deref(), self.junit.as_deref())?;
+        if keep {
+            let path = folder.path().join("report.json");
+            shown::json(&report, &path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        } else {
+            folder.remove();
+        }
+        Ok(report.exit)
+    }
+
+    /// The session in --out, if it is of this recording and what is asked for.
+    fn old(&self, opened: &Opened) -> anyhow::Result<Session> {
+        let out = self.out.clone().unwrap_or_default();
+        let old = Session::load(&out)?;
+        let place = out.display();
+        if !old.identity.same(&opened.identity) {
+            bail!(
+                "{place} holds an exploration of another recording ({}): name its folder, or explore \
+                 anew into another",
+                old.identity.recording.display()
+            );
+        }
+        // What is not said goes on as it was.
+        let mut wanted = old.choices.clone();
+        self.say(&mut wanted, opened);
+        if let Some((option, there, here)) = old.choices.differs(&wanted) {
+            bail!(
+                "{place} was explored with {option} {there}, and cannot go on with {here}: leave the \
+                 option out, or explore anew into another folder"
+            );
+        }
+        if let Some(shard) = self.shard
+            && old.shard != Some(shard)
+        {
+            let there = old.shard.map_or("all of it".to_owned(), |s| format!("shard {s}"));
+            bail!("{place} holds {there}, not shard {shard}: leave the option out");
+        }
+        Ok(old)
+    }
+
+    /// What was said on the command line.
+    fn say(&self, choices: &mut Choices, opened: &Opened) {
+        let disk = &opened.reader.header().disk;
+        if !self.profile.is_empty() {
+            choices.profiles = names(self.profile.iter().map(|p| p.on(disk).to_string()));
+        }
+        if !self.strategy.is_empty() {
+            choices.strategies = names(self.strategy.iter().map(ToString::to_string));
+        }
+        if !self.fault.is_empty() {
+            choices.faults = self.fault.iter().map(ToString::to_string).collect();
+        }
+        if let Some(seed) = self.seed {
+            choices.seed = seed;
+        }
+        choices.every_event |= self.every_event;
+        if let Some(nested) = self.nested {
+            choices.nested = nested;
+        }
+        if let Some(every) = self.fsck_every {
+            choices.fsck_every = every;
+        }
+    }
+
+    fn choices(&self, opened: &Opened) -> anyhow::Result<Choices> {
+        let mut choices = Choices {
+            profiles: opened.profiles()?.iter().map(ToString::to_string).collect(),
+            strategies: DEFAULT_STRATEGIES.split(',').map(str::to_owned).collect(),
+            faults: Vec::new(),
+            seed: DEFAULT_SEED,
+            every_event: false,
+            nested: 0,
+            fsck_every: DEFAULT_FSCK,
+        };
+        self.say(&mut choices, opened);
+        Ok(choices)
+    }
+
+    fn settings(&self, choices: &Choices) -> anyhow::Result<Settings> {
+        let jobs = self.jobs.map(usize::from);
+        Ok(Settings {
+            strategies: parse_all(&choices.strategies)?,
+            faults: parse_all(&choices.faults)?,
+            seed: choices.seed,
+            states: self.states,
+            time: self.time,
+            shard: self.shard,
+            every_event: choices.every_event,
+            failures: self.failures,
+            threads: jobs.unwrap_or(Settings::default().threads),
+            ..Settings::default()
+        })
+    }
+
+    fn session(&self, opened: &Opened, choices: Choices) -> Session {
+        let mut session = Session::new(opened.identity.clone(), choices, self.shard);
+        if let Some(subject) = &opened.subject {
+            (session.suite, session.lane) = (subject.suite.clone(), subject.lane.clone());
+        }
+        session
+    }
+
+    fn folder(&self, seed: u64) -> anyhow::Result<Folder> {
+        if let Some(out) = &self.out
+            && Session::is_in(out)
+        {
+            bail!(
+                "{} holds an exploration: go on with --resume, or name a new folder",
+                out.display()
+            );
+        }
+        Ok(Folder::Own(RunFolder::create(self.out.as_deref(), seed)?))
+    }
+
+    fn resume_command(&self, dir: &Path) -> String {
+        let word = |path: &Path| shell_word(&path.display().to_string());
+        let base = self.base.as_ref().map(|b| format!(" --base {}", word(b))).unwrap_or_default();
+        format!("tornblk explore {}{base} --out {} --resume", word(&self.recording), word(dir))
+    }
+
+    /// Names only; of any recording, and needing no base image.
+    fn list(&self) -> anyhow::Result<u8> {
+        let opened = Opened::open(&self.recording, self.base.as_deref())?;
+        let choices = self.choices(&opened)?;
+        let (profiles, settings) = (parse_all(&choices.profiles)?, self.settings(&choices)?);
+        let mut out = BufWriter::new(io::stdout().lock());
+        match write_names(&opened, &profiles, &settings, &mut out) {
+            Ok(()) => Ok(0),
+            // Who reads has seen enough.
+            Err(Listing::Write(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
+                // Its buffer must not be written when it goes.
+                let _ = out.into_parts();
+                Ok(0)
+            }
+            Err(Listing::Write(e)) => Err(anyhow::Error::from(e).context("cannot write the names")),
+            Err(Listing::Explore(e)) => Err(e.into()),
+        }
+    }
+}
+
+enum Listing {
+    Write(io::Error),
+    Explore(ExploreError),
+}
+
+impl<E: Into<ExploreError>> From<E> for Listing {
+    fn from(error: E) -> Listing {
+        Listing::Explore(error.into())
+    }
+}
+
+/// In the order in which they are explored, each once.
+fn write_names(
+    opened: &Opened,
+    profiles: &[Profile],
+    settings: &Settings,
+    out: &mut dyn Write,
+) -> Result<(), Listing> {
+    let points = opened.history.points(settings.every_event);
+    let mut left = settings.states.unwrap_or(u64::MAX);
+    for profile in profiles {
+        for after in points.iter().rev() {
+            let cut = opened.history.cut(*after, profile)?;
+            // A name says its crash point: it can only come again here.
+            let mut seen: HashSet<StateName> = HashSet::new();
+            for strategy in &settings.strategies {
+                let strategy = match *strategy {
+                    Strategy::Random { count, .. } => {
+                        Strategy::Random { seed: settings.seed, count }
+                    }
+                    other => other,
+                };
+                for name in cut.states(strategy) {
+                    if settings.shard.is_some_and(|shard| !shard.has(&name)) {
+                        continue;
+                    }
+                    let name = match settings.faults.as_slice() {
+                        [] => name,
+                        faults => cut.break_with(&name, faults, settings.seed)?.0,
+                    };
+                    if !seen.insert(name.clone()) {
+                        continue;
+                    }
+                    if left == 0 {
+                        return out.flush().map_err(Listing::Write);
+                    }
+                    left -= 1;
+                    writeln!(out, "{name}").map_err(Listing::Write)?;
+                }
+            }
+        }
+    }
+    out.flush().map_err(Listing::Write)
+}
+
+/// Where it is kept.
+enum Folder {
+    /// Made for this exploration.
+    Own(RunFolder),
+    /// There before.
+    Given(PathBuf),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Folder::Own(folder) => folder.path(),
+            Folder::Given(path) => path,
+        }
+    }
+
+    fn remove(self) {
+        if let Folder::Own(folder) = self {
+            folder.remove_all();
+        }
+    }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+}
+
+/// Each once, in the order given.
+fn names(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for name in names {
+        if !out.contains(&name) {
+            out.push(name);
+        }
+    }
+    out
+}
+
+fn parse_all<T: std::str::FromStr>(names: &[String]) -> anyhow::Result<Vec<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    names.iter().map(|name| Ok(name.parse()?)).collect()
+}
+
+/// Goes through it; Ctrl-C ends it as any other limit.
+fn drive(
+    drive: &Drive<'_>,
+    session: &mut Session,
+    judged: Vec<crate::explore::session::Content>,
+    mut live: Live,
+) -> Result<(), ExploreError> {
+    live.note("exploring");
+    let result = drive.run(session, judged, &mut live);
+    live.finish();
+    result
+}
+
+/// Who judges the states of this recording: its units in place where it is of the disk itself, else
+/// guests.
+pub(super) fn means<'a>(
+    opened: &'a Opened,
+    guest: &GuestArgs,
+    settings: &Settings,
+    stop: &Arc<AtomicBool>,
+    live: &Live,
+) -> anyhow::Result<Box<dyn Means + 'a>> {
+    let Some(subject) = &opened.subject else {
+        bail!(
+            "{} does not say what was written to it (no `tornblk run` made it), so its states cannot \
+             be judged: list them with `tornblk explore --list`, and take one out with `tornblk \
+             recording export --state`",
+            opened.reader.path().display()
+        );
+    };
+    if subject.volume.is_raw() {
+        return Ok(Box::new(Units::of(opened, subject)?));
+    }
+    let _ = (guest, settings, stop, live);
+    bail!("{}: only a guest can judge its states", opened.reader.path().display())
+}
+
+/// On the terminal, and into the files that were asked for.
+pub(super) fn tell(
+    report: &ExploreReport,
+    look: Look,
+    json: Option<&Path>,
+    junit: Option<&Path>,
+) -> anyhow::Result<()> {
+    shown::write(report, look, &mut io::stdout().lock()).context("cannot write to the terminal")?;
+    if let Some(path) = json {
+        shown::json(report, path).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = junit {
+        shown::junit(report, path).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}

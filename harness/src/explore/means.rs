@@ -1,0 +1,124 @@
+//! How the states of a recording are judged: in place where its oracle judges units, else by guests.
+
+use super::bundle::{Judge, Needed};
+use super::{
+    Call, Explain, ExploreError, InPlace, Opened, Promises, Subject, UnitOracle, Verifier,
+    WorkloadUnits,
+};
+use std::ops::Range;
+use tornblk_image::Lock;
+use tornblk_model::crash::Profile;
+use tornblk_model::event::Seq;
+
+/// What an exploration and a reproduction need of whoever judges.
+pub trait Means: Sync {
+    fn judge(&self) -> Judge;
+    /// What of the base image a bundle must hold.
+    fn needed(&self) -> Needed;
+    /// Judges states of this disk.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn on(&self, profile: &Profile) -> Result<Box<dyn OnProfile + '_>, ExploreError>;
+    fn promises(&self) -> &Promises;
+    fn explain(&self) -> &dyn Explain;
+    /// Of the guests.
+    fn image(&self) -> Option<Lock> {
+        None
+    }
+}
+
+/// Judges states of one disk that one might buy.
+pub trait OnProfile: Sync {
+    /// A verifier of its own for each worker thread.
+    ///
+    /// # Errors
+    /// No guest can be started.
+    fn verifier(&self, thread: usize) -> Result<Box<dyn Verifier + '_>, ExploreError>;
+}
+
+type MakeOracle = dyn Fn(&Profile) -> Box<dyn UnitOracle> + Send + Sync;
+
+/// Units, judged in place.
+pub struct Units {
+    make: Box<MakeOracle>,
+    needed: Vec<Range<u64>>,
+    promises: Promises,
+    explain: Box<dyn Explain>,
+}
+
+impl Units {
+    /// `make` gives the oracle of a profile; the units are the same for all.
+    pub fn new(make: Box<MakeOracle>, promises: Promises, explain: Box<dyn Explain>) -> Units {
+        let units = make(&Profile::PLAIN);
+        let needed = units.units().iter().flat_map(|unit| unit.ranges.iter().cloned()).collect();
+        drop(units);
+        Units { make, needed, promises, explain }
+    }
+
+    /// Those of a workload on a raw disk.
+    ///
+    /// # Errors
+    /// The recording or its base image cannot be read, or it cannot be judged in place.
+    pub fn of(opened: &Opened, subject: &Subject) -> Result<Units, ExploreError> {
+        let units = WorkloadUnits::of_recording(
+            opened.reader.clone(),
+            opened.base.as_deref(),
+            opened.trust(),
+            &opened.events,
+            subject,
+            Profile::PLAIN,
+        )?;
+        let promises = units.ledgers().promises();
+        let explain = Box::new(ByUnits(units.clone()));
+        Ok(Units::new(
+            Box::new(move |profile| Box::new(units.on(profile.clone()))),
+            promises,
+            explain,
+        ))
+    }
+}
+
+impl std::fmt::Debug for Units {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Units").finish_non_exhaustive()
+    }
+}
+
+impl Means for Units {
+    fn judge(&self) -> Judge {
+        Judge::InPlace
+    }
+
+    fn needed(&self) -> Needed {
+        Needed::Blocks(self.needed.clone())
+    }
+
+    fn on(&self, profile: &Profile) -> Result<Box<dyn OnProfile + '_>, ExploreError> {
+        Ok(Box::new(OneOracle((self.make)(profile))))
+    }
+
+    fn promises(&self) -> &Promises {
+        &self.promises
+    }
+
+    fn explain(&self) -> &dyn Explain {
+        &*self.explain
+    }
+}
+
+struct OneOracle(Box<dyn UnitOracle>);
+
+impl OnProfile for OneOracle {
+    fn verifier(&self, _: usize) -> Result<Box<dyn Verifier + '_>, ExploreError> {
+        Ok(Box::new(InPlace::new(&*self.0)))
+    }
+}
+
+struct ByUnits(WorkloadUnits);
+
+impl Explain for ByUnits {
+    fn call(&self, write: Seq, blocks: &Range<u64>) -> Option<Call> {
+        self.0.carried().call(write, blocks)
+    }
+}

@@ -1,0 +1,187 @@
+//! What an exploration came to: made of its [`Session`], the same for one and for several merged.
+
+use super::bundle::Judge;
+use super::session::{Kept, Session};
+use super::{Counts, Ended, ExploreError, Shard};
+use crate::run::Verdict;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use tornblk_model::crash::Coverage;
+
+/// An exploration, as `--json` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExploreReport {
+    pub version: String,
+    pub recording: PathBuf,
+    pub suite: String,
+    pub lane: String,
+    pub judge: Judge,
+    pub strategies: Vec<String>,
+    pub faults: Vec<String>,
+    pub seed: u64,
+    /// `None`: all of them.
+    pub shard: Option<Shard>,
+    /// Shards that are not in here, where several were merged.
+    pub missing: Vec<Shard>,
+    /// `None`: it did not come to an end of its own.
+    pub ended: Option<Ended>,
+    pub seconds: f64,
+    pub verdict: Verdict,
+    /// Why, where the verdict alone does not say it.
+    pub why: Option<String>,
+    /// 0 no finding, 1 a violation, 3 inconclusive, 130 interrupted before there was one.
+    pub exit: u8,
+    pub profiles: Vec<ProfileReport>,
+    pub failures: Vec<Kept>,
+    /// States that could not be judged, and why: the first of them.
+    pub unsure: Vec<(String, String)>,
+    /// Where the bundles are; `None` where nothing was kept.
+    pub folder: Option<PathBuf>,
+    /// The command that goes on, where it did not come to its end.
+    #[serde(default)]
+    pub resume: Option<String>,
+}
+
+/// One profile: one disk that one might buy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProfileReport {
+    pub profile: String,
+    pub counts: Counts,
+    pub coverage: Cuts,
+    /// Different failures, when shrunk.
+    pub failures: u64,
+    /// Contents that failed beyond what was shrunk.
+    pub not_shrunk: u64,
+    /// Everything that was asked for was gone through.
+    pub complete: bool,
+    pub verdict: Verdict,
+    pub why: Option<String>,
+}
+
+/// Which cuts of which writes were looked at, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cuts {
+    /// Writes that can be torn, and their cuts.
+    pub writes: u64,
+    pub cuts: u64,
+    pub built: u64,
+    pub equal: u64,
+}
+
+impl Cuts {
+    /// Neither built nor proved equal to one that was.
+    pub fn missing(&self) -> u64 {
+        self.cuts.saturating_sub(self.built + self.equal)
+    }
+}
+
+/// The report of a session.
+///
+/// # Errors
+/// What the session says of the cuts contradicts itself.
+pub fn report(
+    session: &Session,
+    judge: Judge,
+    missing: Vec<Shard>,
+) -> Result<ExploreReport, ExploreError> {
+    let mut profiles = Vec::new();
+    for state in &session.profiles {
+        let mut coverage = Coverage::new();
+        for cuts in session.cuts.get(&state.profile).into_iter().flatten() {
+            coverage.add(cuts)?;
+        }
+        let covered = coverage.covered();
+        let of = |kept: &&Kept| kept.failure.profile == state.profile;
+        let failures = session.failures.iter().filter(of).count() as u64;
+        let mut profile = ProfileReport {
+            profile: state.profile.clone(),
+            counts: state.counts,
+            coverage: Cuts {
+                writes: covered.writes as u64,
+                cuts: covered.cuts as u64,
+                built: covered.built as u64,
+                equal: covered.equal as u64,
+            },
+            failures,
+            not_shrunk: state.not_shrunk,
+            complete: state.complete,
+            verdict: Verdict::Passed,
+            why: None,
+        };
+        (profile.verdict, profile.why) = judged(&profile, !session.choices.faults.is_empty());
+        profiles.push(profile);
+    }
+    let (verdict, why) = whole(&profiles, &missing);
+    Ok(ExploreReport {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        recording: session.identity.recording.clone(),
+        suite: session.suite.clone(),
+        lane: session.lane.clone(),
+        judge,
+        strategies: session.choices.strategies.clone(),
+        faults: session.choices.faults.clone(),
+        seed: session.choices.seed,
+        shard: session.shard,
+        missing,
+        ended: session.ended,
+        seconds: session.seconds,
+        verdict,
+        why,
+        exit: match verdict {
+            Verdict::Violated => 1,
+            Verdict::Passed if session.ended == Some(Ended::Stopped) => 130,
+            Verdict::Passed => 0,
+            _ => 3,
+        },
+        profiles,
+        failures: session.failures.clone(),
+        unsure: session.unsure.clone(),
+        folder: None,
+        resume: None,
+    })
+}
+
+fn judged(profile: &ProfileReport, faults: bool) -> (Verdict, Option<String>) {
+    let counts = &profile.counts;
+    if profile.failures > 0 || counts.failed > 0 || profile.not_shrunk > 0 {
+        (Verdict::Violated, None)
+    } else if counts.states == 0 {
+        let why = match profile.complete {
+            true => "the strategies chose no state here",
+            false => "nothing was explored",
+        };
+        (Verdict::Inconclusive, Some(why.to_owned()))
+    } else if counts.unsure > 0 {
+        let (unsure, of) = (counts.unsure, counts.unique);
+        (Verdict::Inconclusive, Some(format!("{unsure} of {of} states could not be judged")))
+    } else if faults {
+        (Verdict::Inconclusive, Some("the fault was not noticed".to_owned()))
+    } else {
+        (Verdict::Passed, None)
+    }
+}
+
+fn whole(profiles: &[ProfileReport], missing: &[Shard]) -> (Verdict, Option<String>) {
+    let any = |verdict| profiles.iter().find(|p| p.verdict == verdict);
+    if any(Verdict::Violated).is_some() {
+        return (Verdict::Violated, None);
+    }
+    if !missing.is_empty() {
+        let names: Vec<String> = missing.iter().map(Shard::to_string).collect();
+        let text = match names.as_slice() {
+            [one] => format!("shard {one} is missing"),
+            some => format!("shards {} are missing", some.join(", ")),
+        };
+        return (Verdict::Inconclusive, Some(text));
+    }
+    match any(Verdict::Inconclusive) {
+        Some(p) => {
+            let why = p.why.clone().unwrap_or_default();
+            (Verdict::Inconclusive, Some(format!("{}: {why}", p.profile)))
+        }
+        None if profiles.is_empty() => {
+            (Verdict::Inconclusive, Some("no profile was explored".to_owned()))
+        }
+        None => (Verdict::Passed, None),
+    }
+}

@@ -1,0 +1,415 @@
+//! What the user sees of an exploration: progress, a table of the profiles, the failures explained.
+
+use super::terminal::{Look, duration};
+use super::{headline, strip};
+use crate::explore::session::Kept;
+use crate::explore::{Ended, ExploreReport, Piece, ProfileReport, Progress, Watch};
+use crate::oracle::Cell;
+use crate::run::Verdict;
+use comfy_table::{
+    CellAlignment, Table,
+    presets::{ASCII_BORDERS_ONLY_CONDENSED, UTF8_FULL_CONDENSED},
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Failures that are told in full; the rest is counted.
+const TOLD: usize = 5;
+/// Writes of a failure that are told.
+const WRITES: usize = 4;
+/// Characters of a state that are shown.
+const LONGEST: usize = 160;
+/// Between two lines of progress where there is no terminal.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// A bar on a terminal; elsewhere a line now and then. On stderr.
+#[derive(Debug)]
+pub struct Live {
+    bar: Option<ProgressBar>,
+    look: Look,
+    last: Option<Instant>,
+}
+
+impl Live {
+    pub fn new(look: Look) -> Live {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let template = if look.utf8 { "{spinner} {elapsed} {msg}" } else { "{elapsed} {msg}" };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Live { bar, look, last: None }
+    }
+
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Watch for Live {
+    fn progress(&mut self, profile: &str, n: usize, of: usize, at: &Progress) {
+        let line = progress_line(profile, n, of, at);
+        match &self.bar {
+            Some(bar) => bar.set_message(line),
+            None => {
+                if self.last.is_none_or(|last| last.elapsed() >= EVERY) {
+                    self.last = Some(Instant::now());
+                    eprintln!("{line}");
+                }
+            }
+        }
+    }
+
+    fn failure(&mut self, kept: &Kept) {
+        let line = self.look.paint(&title(kept), "31");
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+}
+
+fn progress_line(profile: &str, n: usize, of: usize, at: &Progress) -> String {
+    let c = &at.counts;
+    let place = if of > 1 { format!("{profile} ({n} of {of})") } else { profile.to_owned() };
+    let left = at.left.map(|left| format!(", {} left", duration(left))).unwrap_or_default();
+    let rate = if at.rate >= 10.0 { format!("{:.0}", at.rate) } else { format!("{:.1}", at.rate) };
+    format!(
+        "{place}: {} states done, {} unique, {} failed, {rate} a second{left}",
+        c.states, c.unique, c.failed
+    )
+}
+
+/// "lb512 failure 1: torn: /dev/vda unit 3 ..."
+fn title(kept: &Kept) -> String {
+    let what = kept.failure.findings.first().map(headline).unwrap_or_default();
+    format!("{} failure {}: {what}", kept.failure.profile, kept.failure.number)
+}
+
+/// Everything that is known at the end.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn write(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}", table(report, look))?;
+    for profile in &report.profiles {
+        writeln!(out, "{}", said(profile))?;
+        let cuts = &profile.coverage;
+        if cuts.cuts > 0 && report.faults.is_empty() {
+            writeln!(out, "  {}", coverage(profile))?;
+        }
+    }
+    for (state, why) in report.unsure.iter().take(TOLD) {
+        writeln!(out, "  not judged: {}: {why}", shortened(state))?;
+    }
+    for kept in report.failures.iter().take(TOLD) {
+        failure(report, kept, look, out)?;
+    }
+    let (all, beyond) =
+        (report.failures.len(), report.profiles.iter().map(|p| p.not_shrunk).sum::<u64>());
+    if all > TOLD {
+        writeln!(out, "and {} more failures, in the report", all - TOLD)?;
+    }
+    if beyond > 0 {
+        writeln!(out, "{beyond} more states fail that were not shrunk: see --failures")?;
+    }
+    ending(report, look, out)
+}
+
+fn ending(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    if let Some(why) = &report.why {
+        let verdict = look.verdict(report.verdict);
+        writeln!(out, "{verdict}: {why}")?;
+    }
+    match report.ended {
+        Some(Ended::Complete) => {}
+        Some(Ended::States) => writeln!(out, "ended: as many states as --states allows")?,
+        Some(Ended::Time) => writeln!(out, "ended: the time was over (--time)")?,
+        Some(Ended::Stopped) => writeln!(out, "stopped, with what it had")?,
+        None => writeln!(out, "it did not come to its end")?,
+    }
+    if let Some(folder) = report.folder.as_ref().filter(|f| !f.as_os_str().is_empty()) {
+        writeln!(out, "kept in {}", folder.display())?;
+    }
+    if let Some(command) = &report.resume {
+        writeln!(out, "go on: {command}")?;
+    }
+    Ok(())
+}
+
+/// Nothing is called safe: only what was looked at is said.
+fn said(profile: &ProfileReport) -> String {
+    let ProfileReport { profile: name, counts, failures, .. } = profile;
+    let under = format!("in {} states ({} crash points)", counts.unique, counts.points);
+    match profile.verdict {
+        Verdict::Violated => {
+            format!("{name}: {failures} different failures {under}")
+        }
+        Verdict::Passed => format!("{name}: no finding {under}"),
+        _ => {
+            let why = profile.why.as_deref().unwrap_or("inconclusive");
+            format!("{name}: {why} {under}")
+        }
+    }
+}
+
+fn coverage(profile: &ProfileReport) -> String {
+    let cuts = &profile.coverage;
+    let built = format!(
+        "for the {} writes that can be torn, each of the {} cuts was built ({}) or proved equal to one \
+         that was ({})",
+        cuts.writes, cuts.cuts, cuts.built, cuts.equal
+    );
+    match cuts.missing() {
+        0 => built,
+        missing => format!("{built}, but for {missing}"),
+    }
+}
+
+fn verdict(profile: &ProfileReport) -> String {
+    match profile.verdict {
+        Verdict::Passed => "no finding".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn table(report: &ExploreReport, look: Look) -> String {
+    let mut table = Table::new();
+    table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
+    table.set_header(["profile", "states", "unique", "failed", "cuts covered", "verdict"]);
+    for profile in &report.profiles {
+        let cuts = &profile.coverage;
+        let covered = match cuts.cuts {
+            0 => "-".to_owned(),
+            all => format!("{} of {all}", cuts.built + cuts.equal),
+        };
+        let counts = &profile.counts;
+        let failed = match profile.failures {
+            n if n == counts.failed => n.to_string(),
+            n => format!("{n} ({} states)", counts.failed),
+        };
+        table.add_row([
+            profile.profile.clone(),
+            counts.states.to_string(),
+            counts.unique.to_string(),
+            failed,
+            covered,
+            verdict(profile),
+        ]);
+    }
+    for column in 1..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    // Painted afterwards: the columns' widths are those of the plain text.
+    let mut rows = report.profiles.iter();
+    let lines = table.to_string();
+    let painted =
+        lines.lines().enumerate().map(|(i, line)| match (i >= 3).then(|| rows.next()).flatten() {
+            Some(profile) => {
+                let plain = verdict(profile);
+                let code = if profile.verdict == Verdict::Violated { "1;31" } else { "33" };
+                match (profile.verdict, line.rfind(&plain)) {
+                    (Verdict::Passed, _) | (_, None) => line.to_owned(),
+                    (_, Some(at)) => {
+                        let (end, text) = (at + plain.len(), look.paint(&plain, code));
+                        format!("{}{text}{}", &line[..at], &line[end..])
+                    }
+                }
+            }
+            None => line.to_owned(),
+        });
+    painted.collect::<Vec<_>>().join("\n")
+}
+
+fn failure(report: &ExploreReport, kept: &Kept, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let failure = &kept.failure;
+    writeln!(out, "{}", look.paint(&title(kept), "1"))?;
+    if let Some(finding) = failure.findings.first() {
+        writeln!(out, "  {}", finding.text)?;
+        if !finding.call.is_empty() {
+            writeln!(out, "  call    {}", finding.call)?;
+        }
+        if !finding.strip.is_empty() {
+            let strip = strip::strip(&finding.strip, look.utf8);
+            writeln!(out, "  blocks  {strip}  {}", legend(look))?;
+        }
+        let rest = failure.findings.len() - 1;
+        if rest > 0 {
+            writeln!(out, "  and {rest} more findings in this state")?;
+        }
+    }
+    let pieces = &failure.explanation.pieces;
+    for piece in pieces.iter().take(WRITES) {
+        write_piece(piece, look, out)?;
+    }
+    if pieces.len() > WRITES {
+        writeln!(out, "  and {} more writes", pieces.len() - WRITES)?;
+    }
+    for fault in &failure.explanation.faults {
+        writeln!(out, "  fault   {}", shortened(fault))?;
+    }
+    writeln!(out, "  state   {}", shortened(&failure.state.0))?;
+    if !failure.explanation.minimal {
+        writeln!(out, "          not minimal: the time for shrinking was over")?;
+    }
+    match &failure.explanation.passing {
+        Some(passing) => writeln!(out, "  passes  {}", shortened(&passing.0))?,
+        None => {
+            writeln!(out, "  passes  nothing near: everything and nothing persisted both fail")?
+        }
+    }
+    match kept.again {
+        0 => {}
+        1 => writeln!(out, "  one more state comes to the same")?,
+        n => writeln!(out, "  {n} more states come to the same")?,
+    }
+    if let Some(command) = again(report, kept) {
+        writeln!(out, "  again:  {command}")?;
+    }
+    Ok(())
+}
+
+fn legend(look: Look) -> &'static str {
+    if look.utf8 { "(■ new, □ old)" } else { "(# new, . old)" }
+}
+
+fn write_piece(piece: &Piece, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let end = piece.offset + piece.len;
+    let flags: Vec<&str> = [(piece.fua, "FUA"), (piece.atomic, "atomic")]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+        .collect();
+    let flags = if flags.is_empty() { String::new() } else { format!(", {}", flags.join(", ")) };
+    writeln!(
+        out,
+        "  write   {} (bytes {}..{end} of the disk{flags}): {}",
+        piece.write, piece.offset, piece.text
+    )?;
+    for call in piece.calls.iter().take(2) {
+        let (from, to) = (call.offset, call.offset + call.len);
+        writeln!(out, "          {} on {}, its bytes {from}..{to}", call.call, call.path)?;
+    }
+    if piece.fragments > 1 {
+        let cells: Vec<Cell> = (0..piece.fragments)
+            .map(|n| if piece.kept.contains(&n) { Cell::New } else { Cell::Old })
+            .collect();
+        let (there, gone) = if look.utf8 { ('■', '□') } else { ('#', '.') };
+        let strip = strip::strip(&cells, look.utf8);
+        writeln!(out, "          {strip}  ({there} survived, {gone} lost)")?;
+    }
+    Ok(())
+}
+
+/// The command that shows a failure again.
+pub fn again(report: &ExploreReport, kept: &Kept) -> Option<String> {
+    let (folder, bundle) = (report.folder.as_ref()?, kept.bundle.as_ref()?);
+    let path = folder.join(bundle).display().to_string();
+    Some(format!("tornblk repro {}", crate::run::shell_word(&path)))
+}
+
+/// The whole of it stands in the report.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// As JSON.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn json(report: &ExploreReport, path: &Path) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(report)?;
+    text.push(b'\n');
+    std::fs::write(path, text)
+}
+
+/// As JUnit XML: a test case a profile. Violations are failures, what is inconclusive is an error.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn junit(report: &ExploreReport, path: &Path) -> io::Result<()> {
+    std::fs::write(path, render(report)?)
+}
+
+fn render(report: &ExploreReport) -> io::Result<String> {
+    let mut out = Report::new("tornblk");
+    out.set_time(Duration::from_secs_f64(report.seconds));
+    let name = match report.lane.as_str() {
+        "" => report.recording.display().to_string(),
+        lane => format!("{} {lane}", report.suite),
+    };
+    let mut suite = TestSuite::new(format!("explore {}", name.trim()));
+    for profile in &report.profiles {
+        suite.add_test_case(case(report, profile));
+    }
+    if !report.missing.is_empty() {
+        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+        status.set_type("inconclusive").set_message(report.why.clone().unwrap_or_default());
+        suite.add_test_case(TestCase::new("shards", status));
+    }
+    out.add_test_suite(suite);
+    out.to_string().map_err(io::Error::other)
+}
+
+fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
+    let status = match profile.verdict {
+        Verdict::Passed => TestCaseStatus::success(),
+        Verdict::Violated => {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            let mut text = String::new();
+            let own = report.failures.iter().filter(|k| k.failure.profile == profile.profile);
+            for kept in own {
+                text += &format!("{}\n", title(kept));
+                for finding in &kept.failure.findings {
+                    text += &format!("{}\n{}\n", finding.text, finding.call);
+                }
+                text += &format!("state {}\n", kept.failure.state);
+                if let Some(command) = again(report, kept) {
+                    text += &format!("again: {command}\n");
+                }
+            }
+            let message = format!("{} different failures", profile.failures);
+            status.set_message(message).set_description(text);
+            status
+        }
+        _ => {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+            let why = profile.why.clone().unwrap_or_default();
+            status.set_type(profile.verdict.to_string()).set_message(why);
+            status
+        }
+    };
+    let mut case = TestCase::new(profile.profile.as_str(), status);
+    case.set_classname("tornblk.explore");
+    let c = &profile.counts;
+    case.set_system_out(format!(
+        "{}\n{} states chosen, {} unique, {} crash points, {} judged, seed {}\n{}",
+        said(profile),
+        c.states,
+        c.unique,
+        c.points,
+        c.judged,
+        report.seed,
+        coverage(profile)
+    ));
+    case
+}

@@ -1,0 +1,308 @@
+//! `tornblk explore` as a user meets it, on recordings that are made here: no guest, no device.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../src/explore/testing.rs"]
+mod testing;
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use testing::{Recorded, list};
+use tornblk::explore::Subject;
+use tornblk::explore::session::Session;
+use tornblk::run::{GuestArgs, Volume};
+
+/// The unit that is acknowledged without a flush.
+const FORGOTTEN: u64 = 3;
+
+fn recorded(n: u64, forgotten: &[u64]) -> Recorded {
+    Recorded::units(n, forgotten, |workload| {
+        let subject = Subject {
+            suite: "made-here".into(),
+            lane: "raw".into(),
+            cut: 1,
+            seed: 1,
+            workload: workload.clone(),
+            volume: Volume {
+                fstype: String::new(),
+                mount_options: String::new(),
+                queues: 1,
+                logical_block_size: 512,
+                profile: "req16k".into(),
+            },
+            guest: GuestArgs::default(),
+            image: None,
+        };
+        subject.marks()
+    })
+}
+
+fn command(recorded: &Recorded, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tornblk"));
+    command
+        .args(arguments)
+        .current_dir(recorded.dir.path())
+        .env_remove("RUST_LOG")
+        .env("LANG", "C")
+        .env_remove("LC_ALL");
+    command
+}
+
+fn run(recorded: &Recorded, arguments: &[&str], status: i32) -> String {
+    let output = command(recorded, arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}\n{text}\n{log}");
+    text
+}
+
+/// One sentence, exit code 2, and nothing new in the folder.
+fn refused(recorded: &Recorded, arguments: &[&str], says: &str) {
+    let before = list(recorded.dir.path());
+    let output: Output = command(recorded, arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("tornblk: ") && last.contains(says), "{arguments:?}: {text}");
+    assert_eq!(list(recorded.dir.path()), before, "{arguments:?}");
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_forgotten_flush_is_found_explained_and_shown_again_from_one_file() {
+    let recorded = recorded(6, &[FORGOTTEN]);
+    let explore = ["explore", "disk.recording", "--out", "out", "--json", "r.json"];
+    let text = run(&recorded, &[&explore[..], &["--junit", "r.xml"]].concat(), 1);
+    for part in [
+        "VIOLATED",
+        "lost: /dev/vda unit 3 (bytes 114688..131072), generation 1",
+        "call    pwritev2(len 16384, offset 114688, RWF_DSYNC, O_DIRECT)",
+        "again:  tornblk repro ",
+        "state   req16k/p",
+        "passes  req16k/p",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let report = json(&recorded.dir.path().join("r.json"));
+    assert_eq!(report["exit"], 1);
+    assert_eq!(report["profiles"][0]["verdict"], "violated");
+    assert_eq!(report["failures"][0]["failure"]["findings"][0]["unit"], FORGOTTEN);
+    let junit = std::fs::read_to_string(recorded.dir.path().join("r.xml")).unwrap();
+    assert!(junit.contains(r#"failures="1""#) && junit.contains("lost: /dev/vda"), "{junit}");
+    let bundle = report["failures"][0]["bundle"].as_str().unwrap().to_owned();
+    assert_eq!(bundle, "failure-001.tornblk");
+
+    // Elsewhere there is nothing but this file.
+    let elsewhere = Recorded::some(512).end();
+    for file in ["base.img", "disk.recording"] {
+        std::fs::remove_file(elsewhere.dir.path().join(file)).unwrap();
+    }
+    let from = recorded.dir.path().join("out").join(bundle);
+    std::fs::copy(from, elsewhere.dir.path().join("f.tornblk")).unwrap();
+    let text = run(&elsewhere, &["repro", "f.tornblk"], 1);
+    assert!(text.contains("lost: /dev/vda unit 3") && text.contains("1 now, 1 then"), "{text}");
+    assert_eq!(list(elsewhere.dir.path()), ["f.tornblk"]);
+
+    let whole = std::fs::read(elsewhere.dir.path().join("f.tornblk")).unwrap();
+    std::fs::write(elsewhere.dir.path().join("cut.tornblk"), &whole[..whole.len() - 9]).unwrap();
+    refused(&elsewhere, &["repro", "cut.tornblk"], "was cut short");
+    let mut other = whole;
+    other[8] = 2;
+    std::fs::write(elsewhere.dir.path().join("new.tornblk"), &other).unwrap();
+    refused(&elsewhere, &["repro", "new.tornblk"], "is a bundle of format 2");
+    refused(&elsewhere, &["repro", "none.tornblk"], "cannot open the bundle");
+}
+
+#[test]
+fn the_correct_twin_has_no_finding_and_leaves_nothing() {
+    let recorded = recorded(6, &[]);
+    let text = run(&recorded, &["explore", "disk.recording", "--profile", "lb512,req16k"], 0);
+    assert!(text.contains("req16k: no finding in ") && text.contains("| lb512"), "{text}");
+    assert!(!text.contains("safe") && !text.contains("passed"), "{text}");
+    assert!(text.contains("each of the "), "coverage is said: {text}");
+    assert_eq!(list(recorded.dir.path()), ["base.img", "disk.recording"]);
+    // A disk that lies is noticed in the same recording.
+    let lies = ["explore", "disk.recording", "--fault", "lose-write", "--strategy", "prefix"];
+    let text = run(&recorded, &[&lies[..], &["--out", "out"]].concat(), 1);
+    assert!(text.contains("lost: /dev/vda unit "), "{text}");
+}
+
+#[test]
+fn names_are_listed_whatever_reads_them() {
+    let recorded = recorded(4, &[]);
+    let names = run(&recorded, &["explore", "disk.recording", "--list"], 0);
+    let all: Vec<&str> = names.lines().collect();
+    assert!(all.len() > 20 && all.iter().all(|n| n.starts_with("req16k/p")), "{names}");
+    let mut unique = all.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), all.len());
+    // Each name in one shard.
+    let mut shards = Vec::new();
+    for k in 1..=3 {
+        let shard = format!("{k}/3");
+        let part = run(&recorded, &["explore", "disk.recording", "--list", "--shard", &shard], 0);
+        shards.extend(part.lines().map(str::to_owned));
+    }
+    shards.sort_unstable();
+    assert_eq!(shards, unique);
+    // A recording that nobody can judge, and whose base image is gone.
+    let other = Recorded::some(512).end();
+    std::fs::remove_file(other.base()).unwrap();
+    assert!(run(&other, &["explore", "disk.recording", "--list"], 0).lines().count() > 3);
+    // A reader that goes away is no error.
+    let mut child = command(&recorded, &["explore", "disk.recording", "--list", "--strategy"])
+        .args(["random=99999", "--every-event"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{output:?}");
+}
+
+#[test]
+fn shards_put_together_are_the_whole() {
+    let recorded = recorded(6, &[FORGOTTEN]);
+    let explore = ["explore", "disk.recording", "--profile", "lb512,req16k", "--strategy"];
+    let explore = [&explore[..], &["prefix,one-lost,tear,random=20", "--out"]].concat();
+    run(&recorded, &[&explore[..], &["whole", "--json", "whole.json"]].concat(), 1);
+    let dirs = ["s1", "s2", "s3"];
+    for (k, dir) in dirs.iter().enumerate() {
+        let shard = format!("{}/3", k + 1);
+        let arguments = [&explore[..], &[dir, "--shard", &shard]].concat();
+        let status = command(&recorded, &arguments).output().unwrap().status.code();
+        assert!(matches!(status, Some(0 | 1)), "{status:?}");
+    }
+    let merge = ["report", "merge", "s1", "s2", "s3", "--out", "all", "--json", "all.json"];
+    let text = run(&recorded, &merge, 1);
+    assert!(text.contains("lost: /dev/vda unit 3"), "{text}");
+    let dir = recorded.dir.path();
+    let (whole, all) = (json(&dir.join("whole.json")), json(&dir.join("all.json")));
+    for n in 0..2 {
+        for key in ["states", "unique", "points"] {
+            let count = |r: &Value| r["profiles"][n]["counts"][key].clone();
+            assert_eq!(count(&whole), count(&all), "profile {n}, {key}");
+        }
+        assert_eq!(whole["profiles"][n]["complete"], all["profiles"][n]["complete"]);
+        let cuts = |r: &Value| {
+            let c = &r["profiles"][n]["coverage"];
+            (c["cuts"].clone(), c["built"].as_u64().unwrap() + c["equal"].as_u64().unwrap())
+        };
+        assert_eq!(cuts(&whole), cuts(&all));
+    }
+    // The very contents, not only their number.
+    let keys = |dirs: &[&str]| {
+        let mut keys = Vec::new();
+        for name in dirs {
+            keys.extend(
+                Session::load_judged(&dir.join(name)).unwrap().into_iter().map(|c| c.judged.key),
+            );
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    };
+    assert_eq!(keys(&["whole"]), keys(&dirs));
+    assert_eq!(
+        whole["failures"].as_array().unwrap().len(),
+        all["failures"].as_array().unwrap().len()
+    );
+    // What was copied shows it again.
+    run(&recorded, &["repro", "all/failure-001.tornblk"], 1);
+
+    // Without a shard nothing is complete; a failure stays one.
+    let text = run(&recorded, &["report", "merge", "s1", "s3", "--json", "some.json"], 1);
+    let some = json(&dir.join("some.json"));
+    assert_eq!(some["missing"], serde_json::json!(["2/3"]), "{text}");
+    refused(&recorded, &["report", "merge", "s1", "nosuch"], "cannot read nosuch/session.json");
+}
+
+#[test]
+fn a_missing_shard_is_inconclusive_and_strangers_are_not_merged() {
+    let recorded = recorded(4, &[]);
+    let explore = ["explore", "disk.recording", "--strategy", "prefix,tear", "--out"];
+    run(&recorded, &[&explore[..], &["a", "--shard", "1/2"]].concat(), 0);
+    let text = run(&recorded, &["report", "merge", "a"], 3);
+    assert!(text.contains("shard 2/2 is missing"), "{text}");
+    run(&recorded, &[&explore[..], &["b", "--shard", "2/2"]].concat(), 0);
+    let text = run(&recorded, &["report", "merge", "a", "b"], 0);
+    assert!(text.contains("no finding in "), "{text}");
+    run(&recorded, &[&explore[..], &["c", "--shard", "2/2", "--seed", "9"]].concat(), 0);
+    refused(&recorded, &["report", "merge", "a", "c"], "--seed: 1, and 9");
+    run(&recorded, &[&explore[..], &["d", "--shard", "2/3"]].concat(), 0);
+    refused(&recorded, &["report", "merge", "a", "d"], "merge shards of the same number");
+    let other = Recorded::some(512).end();
+    std::fs::create_dir(other.dir.path().join("x")).unwrap();
+    refused(&other, &["report", "merge", "x"], "cannot read x/session.json");
+}
+
+#[test]
+fn what_was_broken_off_goes_on_where_it_was() {
+    let recorded = recorded(6, &[FORGOTTEN]);
+    let explore = ["explore", "disk.recording", "--strategy", "prefix,one-lost,tear", "--out"];
+    run(&recorded, &[&explore[..], &["whole"]].concat(), 1);
+    let some = [&explore[..], &["part", "--states", "5", "--jobs", "1"]].concat();
+    let output = command(&recorded, &some).output().unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("as many states as --states allows"), "{text}");
+    assert!(text.contains("go on: tornblk explore disk.recording --out "), "{text}");
+    let resume = ["explore", "disk.recording", "--out", "part"];
+    refused(&recorded, &resume, "go on with --resume");
+    let other = [&resume[..], &["--resume", "--seed", "5"]].concat();
+    refused(&recorded, &other, "with --seed 1, and cannot go on with 5");
+    let other = [&resume[..], &["--resume", "--shard", "1/2"]].concat();
+    refused(&recorded, &other, "holds all of it, not shard 1/2");
+    let text = run(&recorded, &[&resume[..], &["--resume"]].concat(), 1);
+    assert!(text.contains("lost: /dev/vda unit 3"), "{text}");
+    let dir = recorded.dir.path();
+    assert_eq!(
+        Session::load_judged(&dir.join("whole")).unwrap(),
+        Session::load_judged(&dir.join("part")).unwrap()
+    );
+    let (whole, part) =
+        (Session::load(&dir.join("whole")).unwrap(), Session::load(&dir.join("part")).unwrap());
+    assert_eq!(whole.profiles[0].counts.unique, part.profiles[0].counts.unique);
+    assert_eq!(whole.failures.len(), part.failures.len());
+    // Once more: there is nothing left, and it says the same.
+    run(&recorded, &[&resume[..], &["--resume"]].concat(), 1);
+
+    let stranger = Recorded::some(512).end();
+    let out = dir.join("part");
+    let arguments = ["explore", "disk.recording", "--resume", "--out", out.to_str().unwrap()];
+    refused(&stranger, &arguments, "of another recording");
+}
+
+#[test]
+fn what_cannot_be_explored_is_one_sentence_and_writes_nothing() {
+    let plain = Recorded::some(512).end();
+    refused(&plain, &["explore", "disk.recording"], "--list");
+    refused(&plain, &["explore", "disk.recording"], "tornblk recording export");
+    refused(&plain, &["explore", "nosuch"], "cannot open the recording nosuch");
+    refused(&plain, &["explore", "."], "--list");
+}
+
+#[test]
+fn a_base_image_that_changed_or_moved_is_noticed() {
+    let recorded = recorded(2, &[]);
+    refused(&recorded, &["explore", "disk.recording", "--profile", "lb4k"], "lb4k");
+    std::fs::rename(recorded.base(), recorded.dir.path().join("moved")).unwrap();
+    // Beside a recording it would be found.
+    refused(&recorded, &["explore", "disk.recording"], "say with --base where it is now");
+    run(&recorded, &["explore", "disk.recording", "--base", "moved"], 0);
+    let mut bytes = std::fs::read(recorded.dir.path().join("moved")).unwrap();
+    bytes[5] ^= 1;
+    std::fs::write(recorded.dir.path().join("moved"), bytes).unwrap();
+    let arguments = ["explore", "disk.recording", "--base", "moved", "--out", "out"];
+    refused(&recorded, &arguments, "is not the one that was recorded on");
+    let file = recorded.path();
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&recorded, &["explore", "disk.recording", "--base", "moved"], "cut short");
+}
