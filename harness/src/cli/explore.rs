@@ -3,11 +3,11 @@
 use super::signals;
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
-    Drive, Ended, ExploreError, ExploreReport, Means, Opened, Settings, Shard, Units, report,
+    Drive, Ended, ExploreError, ExploreReport, Means, Opened, Settings, Shard, Units, list, report,
 };
 use crate::report::explore::{self as shown, Live};
 use crate::report::terminal::Look;
-use crate::run::{GuestArgs, RunFolder, shell_word};
+use crate::run::{GuestArgs, RunFolder, word};
 use crate::suite::parse_time;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tornblk_model::crash::{Fault, Profile, StateName, Strategy};
+use tornblk_model::crash::{Fault, Parsed, Profile, StateName, Strategy};
 
 /// So that two people see the same.
 const DEFAULT_SEED: u64 = 1;
@@ -318,9 +318,9 @@ impl ExploreArgs {
     }
 
     fn resume_command(&self, dir: &Path) -> String {
-        let word = |path: &Path| shell_word(&path.display().to_string());
-        let base = self.base.as_ref().map(|b| format!(" --base {}", word(b))).unwrap_or_default();
-        format!("tornblk explore {}{base} --out {} --resume", word(&self.recording), word(dir))
+        let path = |path: &Path| word(&path.display().to_string());
+        let base = self.base.as_ref().map(|b| format!(" --base {}", path(b))).unwrap_or_default();
+        format!("tornblk explore {}{base} --out {} --resume", path(&self.recording), path(dir))
     }
 
     /// Names only; of any recording, and needing no base image.
@@ -361,41 +361,40 @@ fn write_names(
     settings: &Settings,
     out: &mut dyn Write,
 ) -> Result<(), Listing> {
-    let points = opened.history.points(settings.every_event);
+    let settings = Settings { profiles: profiles.to_vec(), ..settings.clone() };
     let mut left = settings.states.unwrap_or(u64::MAX);
-    for profile in profiles {
-        for after in points.iter().rev() {
-            let cut = opened.history.cut(*after, profile)?;
-            // A name says its crash point: it can only come again here.
-            let mut seen: HashSet<StateName> = HashSet::new();
-            for strategy in &settings.strategies {
-                let strategy = match *strategy {
-                    Strategy::Random { count, .. } => {
-                        Strategy::Random { seed: settings.seed, count }
-                    }
-                    other => other,
-                };
-                for name in cut.states(strategy) {
-                    if settings.shard.is_some_and(|shard| !shard.has(&name)) {
-                        continue;
-                    }
-                    let name = match settings.faults.as_slice() {
-                        [] => name,
-                        faults => cut.break_with(&name, faults, settings.seed)?.0,
-                    };
-                    if !seen.insert(name.clone()) {
-                        continue;
-                    }
-                    if left == 0 {
-                        return out.flush().map_err(Listing::Write);
-                    }
-                    left -= 1;
-                    writeln!(out, "{name}").map_err(Listing::Write)?;
-                }
-            }
+    // A name says its profile and crash point: it can only come again there.
+    let mut place = String::new();
+    let mut seen: HashSet<StateName> = HashSet::new();
+    let mut failed = None;
+    list(&opened.history, &settings, |name| {
+        let here = name.0.split_once(':').map_or("", |(here, _)| here);
+        if here != place {
+            place = here.to_owned();
+            seen.clear();
         }
+        let name = match settings.faults.as_slice() {
+            [] => name.clone(),
+            faults => {
+                let parsed: Parsed = name.0.parse()?;
+                let cut = opened.history.cut(parsed.after, &parsed.profile)?;
+                cut.break_with(name, faults, settings.seed)?.0
+            }
+        };
+        if !seen.insert(name.clone()) {
+            return Ok(true);
+        }
+        if left == 0 {
+            return Ok(false);
+        }
+        left -= 1;
+        failed = writeln!(out, "{name}").err();
+        Ok(failed.is_none())
+    })?;
+    match failed {
+        Some(error) => Err(Listing::Write(error)),
+        None => out.flush().map_err(Listing::Write),
     }
-    out.flush().map_err(Listing::Write)
 }
 
 /// Where it is kept.

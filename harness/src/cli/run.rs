@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_image::{KernelSource, Request};
-use tornblk_model::crash::{Fault, Profile};
+use tornblk_model::crash::{Fault, Profile, Strategy};
 use tornblk_model::event::Disk;
 
 /// So that two people see the same.
@@ -75,6 +75,11 @@ pub(super) struct RunArgs {
     /// Only this cut of each lane; 0 is the negative control
     #[arg(long, value_name = "N")]
     cut: Option<u32>,
+
+    /// Explore the crash states of each lane's last recording, too: prefix, one-lost, one-kept, tear,
+    /// exhaustive[=N], random[=N]; takes half of the lane's time
+    #[arg(long, value_name = "STRATEGIES", value_delimiter = ',')]
+    explore: Vec<Strategy>,
 
     /// The run's folder, new or empty; it is kept [default: a new one below ./tornblk-out, removed
     /// where everything passed]
@@ -234,6 +239,7 @@ impl RunArgs {
             faults: self.fault.clone(),
             profile: self.profile.clone(),
             keep: self.keep,
+            explore: self.explore.clone(),
             given: self
                 .suites
                 .iter()

@@ -6,6 +6,9 @@ use super::{
     WorkloadUnits,
 };
 use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tornblk_image::Lock;
 use tornblk_model::crash::Profile;
 use tornblk_model::event::Seq;
@@ -26,6 +29,20 @@ pub trait Means: Sync {
     fn image(&self) -> Option<Lock> {
         None
     }
+}
+
+/// What guests that judge are told.
+#[derive(Clone, Debug)]
+pub struct GuestNeeds {
+    /// An existing folder, for consoles and logs.
+    pub dir: PathBuf,
+    /// Of one state in so many the file system's own checker is asked.
+    pub fsck_every: u64,
+    /// So many states of the recovery on each state are judged, too.
+    pub nested: u64,
+    pub seed: u64,
+    /// Ctrl-C.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// Judges states of one disk that one might buy.

@@ -321,7 +321,7 @@ fn write_piece(piece: &Piece, look: Look, out: &mut dyn Write) -> io::Result<()>
 pub fn again(report: &ExploreReport, kept: &Kept) -> Option<String> {
     let (folder, bundle) = (report.folder.as_ref()?, kept.bundle.as_ref()?);
     let path = folder.join(bundle).display().to_string();
-    Some(format!("tornblk repro {}", crate::run::shell_word(&path)))
+    Some(format!("tornblk repro {}", crate::run::word(&path)))
 }
 
 /// The whole of it stands in the report.
@@ -370,23 +370,32 @@ fn render(report: &ExploreReport) -> io::Result<String> {
     out.to_string().map_err(io::Error::other)
 }
 
+/// All failures, in plain text.
+pub(super) fn failures(report: &ExploreReport) -> String {
+    told(report, |_| true)
+}
+
+fn told(report: &ExploreReport, which: impl Fn(&Kept) -> bool) -> String {
+    let mut text = String::new();
+    for kept in report.failures.iter().filter(|kept| which(kept)) {
+        text += &format!("{}\n", title(kept));
+        for finding in &kept.failure.findings {
+            text += &format!("{}\n{}\n", finding.text, finding.call);
+        }
+        text += &format!("state {}\n", kept.failure.state);
+        if let Some(command) = again(report, kept) {
+            text += &format!("again: {command}\n");
+        }
+    }
+    text
+}
+
 fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
     let status = match profile.verdict {
         Verdict::Passed => TestCaseStatus::success(),
         Verdict::Violated => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            let mut text = String::new();
-            let own = report.failures.iter().filter(|k| k.failure.profile == profile.profile);
-            for kept in own {
-                text += &format!("{}\n", title(kept));
-                for finding in &kept.failure.findings {
-                    text += &format!("{}\n{}\n", finding.text, finding.call);
-                }
-                text += &format!("state {}\n", kept.failure.state);
-                if let Some(command) = again(report, kept) {
-                    text += &format!("again: {command}\n");
-                }
-            }
+            let text = told(report, |kept| kept.failure.profile == profile.profile);
             let message = format!("{} different failures", profile.failures);
             status.set_message(message).set_description(text);
             status

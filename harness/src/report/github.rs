@@ -16,6 +16,9 @@ pub fn write(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
                     let text = format!("{}\n{}\n{again}", headline(finding), finding.text);
                     line(out, "error", &title, &text)?;
                 }
+                if let Some(explored) = lane.explored.as_ref().filter(|e| e.exit == 1) {
+                    line(out, "error", &title, super::explore::failures(explored).trim_end())?;
+                }
             }
             Verdict::Inconclusive | Verdict::Error => line(out, "error", &title, &why)?,
             Verdict::Unsupported | Verdict::KnownRed => line(out, "notice", &title, &why)?,

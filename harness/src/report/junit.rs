@@ -46,6 +46,9 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
                     text += &format!("again: {command}\n");
                 }
             }
+            if let Some(explored) = &lane.explored {
+                text += &super::explore::failures(explored);
+            }
             status.set_message(format!("{} violations", lane.violations)).set_description(text);
             status
         }

@@ -103,6 +103,7 @@ pub(crate) mod testing {
             }),
             seconds: 12.5,
             reports: if red { vec![cut(vec![finding()])] } else { Vec::new() },
+            explored: None,
         }
     }
 

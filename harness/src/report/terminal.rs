@@ -168,6 +168,12 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
     for lane in report.lanes.iter().filter(|l| l.violations > 0) {
         write_findings(lane, look, out)?;
     }
+    for lane in &report.lanes {
+        if let Some(explored) = &lane.explored {
+            writeln!(out, "{}: the crash states of its last recording", lane.name)?;
+            super::explore::write(explored, look, out)?;
+        }
+    }
     if let Some(folder) = &report.folder {
         writeln!(out, "kept in {}", folder.display())?;
     }
@@ -240,7 +246,8 @@ fn write_findings(lane: &LaneReport, look: Look, out: &mut dyn Write) -> io::Res
         write_finding(lane, cut, finding, look, out)?;
         last = Some(cut);
     }
-    let rest = lane.violations.saturating_sub(told as u64);
+    let explored = lane.explored.as_ref().map_or(0, |e| e.failures.len() as u64);
+    let rest = lane.violations.saturating_sub(told as u64 + explored);
     if rest > 0 {
         writeln!(out, "  and {rest} more in lane {}", lane.name)?;
     }

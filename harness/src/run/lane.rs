@@ -1,12 +1,15 @@
 //! A lane: its base disk, its negative control, its cuts, its verdict.
 
 use super::cut::{CutReport, Judged, Setting, save};
+use super::explored::{Asked, explored};
 use super::volume::Volume;
 use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
+use crate::explore::ExploreReport;
 use crate::oracle::{Clause, Counts, Finding};
 use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_model::crash::{Fault, FaultKind};
@@ -70,6 +73,9 @@ pub struct LaneReport {
     pub seconds: f64,
     /// Cuts with findings, and all where they are kept.
     pub reports: Vec<CutReport>,
+    /// The crash states of the last cut's recording; `None`: not asked for.
+    #[serde(default)]
+    pub explored: Option<ExploreReport>,
 }
 
 /// Runs the lanes one after another.
@@ -98,6 +104,7 @@ pub fn run_lanes(
             clock: &mut clock,
             report: LaneReport::new(suite, lane, settings),
             supported: None,
+            last: None,
         };
         let started = Instant::now();
         match run.all(lab) {
@@ -112,7 +119,12 @@ pub fn run_lanes(
         let mut report = run.report;
         report.seconds = started.elapsed().as_secs_f64();
         progress.lane_done(&report);
-        if report.reports.is_empty() && report.verdict != Verdict::Error && !settings.keep {
+        let bundles = report.explored.as_ref().is_some_and(|e| !e.failures.is_empty());
+        if report.reports.is_empty()
+            && !bundles
+            && report.verdict != Verdict::Error
+            && !settings.keep
+        {
             // Nothing in there shows anything again.
             lab.forget();
             folder.remove(&folder.lane(&lane.name)?);
@@ -140,6 +152,7 @@ impl LaneReport {
             control: None,
             seconds: 0.0,
             reports: Vec::new(),
+            explored: None,
         }
     }
 }
@@ -150,6 +163,8 @@ struct Clock {
     time: Option<Duration>,
     lanes: usize,
     lane: usize,
+    /// Of a lane's time, what its cuts may take.
+    share: f64,
     /// Of a lane, the control among them.
     cuts: u32,
     done: u32,
@@ -165,6 +180,7 @@ impl Clock {
             time: settings.time,
             lanes,
             lane: 0,
+            share: if settings.explore.is_empty() { 1.0 } else { 0.5 },
             cuts,
             done: 0,
             done_before: 0,
@@ -183,8 +199,14 @@ impl Clock {
 
     /// Has this lane's share ended? What one lane leaves goes to those after it.
     fn is_over(&self) -> bool {
-        let part = (self.lane + 1) as f64 / self.lanes.max(1) as f64;
+        let part = (self.lane as f64 + self.share) / self.lanes.max(1) as f64;
         self.time.is_some_and(|time| self.start.elapsed() > time.mul_f64(part))
+    }
+
+    /// What is left of this lane's share, for what comes after its cuts.
+    fn lane_left(&self) -> Option<Duration> {
+        let part = (self.lane + 1) as f64 / self.lanes.max(1) as f64;
+        self.time.map(|time| time.mul_f64(part).saturating_sub(self.start.elapsed()))
     }
 
     /// An estimate from the mean so far, never more than the budget.
@@ -212,6 +234,8 @@ struct LaneRun<'a> {
     report: LaneReport,
     /// What the guest said it cannot do.
     supported: Option<String>,
+    /// The folder of the last cut, and whether it goes once it was explored.
+    last: Option<(PathBuf, bool)>,
 }
 
 impl LaneRun<'_> {
@@ -265,7 +289,33 @@ impl LaneRun<'_> {
             self.keep(report)?;
             self.clock.cut_done();
         }
+        self.explore(lab)?;
         self.judge(applied);
+        Ok(())
+    }
+
+    /// Explores the last cut's recording, where that was asked for.
+    fn explore(&mut self, lab: &mut dyn Lab) -> Result<(), RunError> {
+        let Some((cut, goes)) = self.last.take() else { return Ok(()) };
+        if !self.settings.explore.is_empty() {
+            let of = self.report.planned;
+            let (lane, progress) = (self.lane.name.as_str(), &mut *self.progress);
+            let mut phase = |what: &str| {
+                progress.phase(&Phase { lane, what, cut: of, of, left: None });
+            };
+            let asked = Asked {
+                profile: &self.report.profile,
+                strategies: &self.settings.explore,
+                seed: self.settings.seed,
+                time: self.clock.lane_left(),
+                dir: &self.folder.lane(lane)?.join("explored"),
+                interrupted: self.interrupted,
+            };
+            self.report.explored = Some(explored(lab, &cut, &asked, &mut phase)?);
+        }
+        if goes {
+            self.folder.remove(&cut);
+        }
         Ok(())
     }
 
@@ -390,8 +440,16 @@ impl LaneRun<'_> {
         self.progress.cut(&self.lane.name, &report);
         if let Some(folder) = &report.folder {
             save(&folder.join("verdict.json"), &report)?;
-            if !bad && !self.settings.keep {
+            let goes = !bad && !self.settings.keep;
+            // The last one is still wanted.
+            let wanted = !self.settings.explore.is_empty() && report.number > 0;
+            if wanted && let Some((before, true)) = self.last.replace((folder.clone(), goes)) {
+                self.folder.remove(&before);
+            }
+            if goes && !wanted {
                 self.folder.remove(folder);
+            }
+            if goes {
                 report.folder = None;
                 report.again.retain(|command| command.starts_with("tornblk run"));
             }
@@ -405,6 +463,9 @@ impl LaneRun<'_> {
     fn judge(&mut self, applied: bool) {
         let report = &mut self.report;
         let mut why = None;
+        let explored = report.explored.as_ref();
+        let failures = explored.map_or(0, |e| e.profiles.iter().map(|p| p.failures).sum());
+        report.violations += failures;
         report.verdict = if report.violations > 0 {
             match &self.lane.expect {
                 Expect::Violated(reason) if self.settings.faults.is_empty() => {
@@ -430,6 +491,10 @@ impl LaneRun<'_> {
             Verdict::Passed
         } else if let Some(missing) = missing(self.lane, &report.counts) {
             why = Some(missing.to_owned());
+            Verdict::Inconclusive
+        } else if let Some(e) = explored.filter(|e| e.verdict == Verdict::Inconclusive) {
+            let reason = e.why.clone().unwrap_or_default();
+            why = Some(format!("exploring its last cut was inconclusive: {reason}"));
             Verdict::Inconclusive
         } else if matches!(self.lane.expect, Expect::Violated(_)) {
             why = Some("it passed, but the suite expects it to be violated".to_owned());

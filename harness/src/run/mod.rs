@@ -13,6 +13,7 @@
 //! 6. the oracle.
 
 mod cut;
+mod explored;
 mod folder;
 mod lane;
 mod real;
@@ -36,6 +37,7 @@ pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};
 
 use crate::device::{DeviceError, DiskSpec};
+use crate::explore::{ExploreError, GuestNeeds, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,7 +45,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tornblk_agent::channel::{Command, MarkText, Outcome};
-use tornblk_model::crash::Fault;
+use tornblk_model::crash::{Fault, Strategy};
 use tornblk_proto::{Crashed, Trigger};
 
 /// Why something could not be run. Each message says what to do.
@@ -142,6 +144,19 @@ pub trait Lab {
     /// No machine for the folder of [`Lab::expect`] is wanted: what was started is ended, so that
     /// the folder can be removed.
     fn forget(&mut self) {}
+    /// Who judges the crash states of a recording. `dir`, an existing folder, is for guests.
+    ///
+    /// # Errors
+    /// It cannot be judged here.
+    fn means<'a>(
+        &self,
+        opened: &'a Opened,
+        subject: &Subject,
+        _guests: &GuestNeeds,
+    ) -> Result<Box<dyn Means + 'a>, ExploreError> {
+        Ok(Box::new(Units::of(opened, subject)?))
+    }
+
     /// Key of the guest's image; `None`: it is not one of ours.
     fn image(&self) -> Option<String> {
         None
@@ -166,6 +181,8 @@ pub struct Settings {
     pub profile: Option<String>,
     /// Keep recordings and consoles of cuts that passed.
     pub keep: bool,
+    /// Explore the recording of each lane's last cut with these; empty: do not.
+    pub explore: Vec<Strategy>,
     /// Suites as they were given, by their names: for the commands that are shown.
     pub given: BTreeMap<String, String>,
     pub guest: GuestArgs,

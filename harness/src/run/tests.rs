@@ -69,6 +69,7 @@ fn settings() -> Settings {
         faults: Vec::new(),
         profile: None,
         keep: false,
+        explore: Vec::new(),
         given: BTreeMap::new(),
         guest: GuestArgs::default(),
     }
