@@ -1,13 +1,14 @@
 //! `tornblk explore`
 
-use super::signals;
+use super::{run, signals};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
-    Drive, Ended, ExploreError, ExploreReport, Means, Opened, Settings, Shard, Units, list, report,
+    Drive, Ended, ExploreError, ExploreReport, GuestNeeds, Means, Opened, Settings, Shard, Units,
+    list, report,
 };
 use crate::report::explore::{self as shown, Live};
-use crate::report::terminal::Look;
-use crate::run::{GuestArgs, RunFolder, word};
+use crate::report::terminal::{self, Look};
+use crate::run::{GuestArgs, Lab, RunFolder, word};
 use crate::suite::parse_time;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -15,7 +16,6 @@ use std::collections::HashSet;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tornblk_model::crash::{Fault, Parsed, Profile, StateName, Strategy};
 
@@ -163,7 +163,18 @@ impl ExploreArgs {
             profile.check(&opened.reader.header().disk)?;
         }
         let settings = self.settings(&choices)?;
-        let means = means(&opened, &self.guest.given(), &settings, &interrupted, &live)?;
+        let logs = tempfile::Builder::new()
+            .prefix("tornblk-explore-")
+            .tempdir()
+            .context("cannot make a temporary folder")?;
+        let needs = GuestNeeds {
+            dir: logs.path().to_owned(),
+            fsck_every: choices.fsck_every,
+            nested: u64::from(choices.nested),
+            seed: choices.seed,
+            stop: Arc::clone(&interrupted),
+        };
+        let means = means(&opened, &self.guest.given(), &needs, &mut |text| live.note(text))?;
         let (folder, mut session, judged) = match old {
             Some(old) => {
                 let out = self.out.clone().unwrap_or_default();
@@ -460,9 +471,8 @@ fn drive(
 pub(super) fn means<'a>(
     opened: &'a Opened,
     guest: &GuestArgs,
-    settings: &Settings,
-    stop: &Arc<AtomicBool>,
-    live: &Live,
+    needs: &GuestNeeds,
+    note: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Box<dyn Means + 'a>> {
     let Some(subject) = &opened.subject else {
         bail!(
@@ -473,10 +483,17 @@ pub(super) fn means<'a>(
         );
     };
     if subject.volume.is_raw() {
+        if needs.nested > 0 {
+            bail!("--nested: a raw disk has no recovery of its own to explore; leave it out");
+        }
         return Ok(Box::new(Units::of(opened, subject)?));
     }
-    let _ = (guest, settings, stop, live);
-    bail!("{}: only a guest can judge its states", opened.reader.path().display())
+    note("building the guest");
+    let live = terminal::Live::new(Look::detect());
+    let lab = run::lab(&guest.clone().or(subject.guest.clone()), &live, &needs.stop)?;
+    lab.prepare(&mut |text| live.note(text))?;
+    live.finish();
+    Ok(lab.means(opened, subject, needs)?)
 }
 
 /// On the terminal, and into the files that were asked for.

@@ -4,7 +4,7 @@ use super::explore::{GuestOptions, means};
 use super::{run, signals};
 use crate::device::{Device, DiskSpec};
 use crate::explore::bundle::{Bundle, Judge, Meta, Unpacked, is_bundle};
-use crate::explore::{Opened, RecordingIds, Settings, Subject, Verdict, named};
+use crate::explore::{GuestNeeds, Opened, RecordingIds, Subject, Verdict, named};
 use crate::oracle::Finding;
 use crate::report::headline;
 use crate::report::strip::{strip, utf8_locale};
@@ -92,8 +92,14 @@ impl ReproArgs {
         }
         let live = crate::report::explore::Live::new(Look::detect());
         live.note("judging the state");
-        let settings = Settings { threads: 1, ..Settings::default() };
-        let means = means(&opened, &given, &settings, interrupted, &live)?;
+        let needs = GuestNeeds {
+            dir: temp.path().to_owned(),
+            fsck_every: 1,
+            nested: 0,
+            seed: 0,
+            stop: Arc::clone(interrupted),
+        };
+        let means = means(&opened, &given, &needs, &mut |text| live.note(text))?;
         if means.judge() != meta.judge {
             bail!(
                 "{} was judged {} when it was made, and cannot be here: use the tornblk that made it",

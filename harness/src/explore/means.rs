@@ -1,9 +1,10 @@
 //! How the states of a recording are judged: in place where its oracle judges units, else by guests.
 
 use super::bundle::{Judge, Needed};
+use super::guest::{Case, GuestSettings, GuestVerifier};
 use super::{
-    Call, Explain, ExploreError, InPlace, Opened, Promises, Subject, UnitOracle, Verifier,
-    WorkloadUnits,
+    Call, Carried, Explain, ExploreError, InPlace, Ledgers, Opened, Promises, Subject, UnitOracle,
+    Verifier, WorkloadUnits,
 };
 use std::ops::Range;
 use std::path::PathBuf;
@@ -137,5 +138,71 @@ struct ByUnits(WorkloadUnits);
 impl Explain for ByUnits {
     fn call(&self, write: Seq, blocks: &Range<u64>) -> Option<Call> {
         self.0.carried().call(write, blocks)
+    }
+}
+
+/// Guests that stay booted, one for each worker thread.
+#[derive(Debug)]
+pub struct Guests<'a> {
+    case: Case<'a>,
+    settings: GuestSettings,
+    promises: Promises,
+    /// Says which system call a write came from.
+    carried: Carried,
+}
+
+impl<'a> Guests<'a> {
+    /// `settings` has the programs, the guest's image and where consoles and logs go.
+    ///
+    /// # Errors
+    /// The recording or its base image cannot be read.
+    pub fn of(
+        opened: &'a Opened,
+        subject: &Subject,
+        settings: GuestSettings,
+    ) -> Result<Guests<'a>, ExploreError> {
+        let base = opened.base.as_deref();
+        let (events, reader) = (&opened.events, opened.reader.clone());
+        let case = Case::new(&reader, base, subject.clone(), events, &opened.history)?;
+        let promises = case.ledgers().promises();
+        let ledgers = Arc::new(Ledgers::new(&subject.workload, events));
+        let workload = &subject.workload;
+        let carried = Carried::of(reader, base, opened.trust(), events, workload, ledgers)?;
+        Ok(Guests { case, settings, promises, carried })
+    }
+}
+
+impl Means for Guests<'_> {
+    fn judge(&self) -> Judge {
+        Judge::Guest
+    }
+
+    /// A file system may look anywhere.
+    fn needed(&self) -> Needed {
+        Needed::All
+    }
+
+    fn on(&self, _: &Profile) -> Result<Box<dyn OnProfile + '_>, ExploreError> {
+        Ok(Box::new(EachAGuest(self)))
+    }
+
+    fn promises(&self) -> &Promises {
+        &self.promises
+    }
+
+    fn explain(&self) -> &dyn Explain {
+        &self.carried
+    }
+
+    fn image(&self) -> Option<Lock> {
+        Some(self.settings.image.lock.clone())
+    }
+}
+
+struct EachAGuest<'a>(&'a Guests<'a>);
+
+impl OnProfile for EachAGuest<'_> {
+    fn verifier(&self, thread: usize) -> Result<Box<dyn Verifier + '_>, ExploreError> {
+        Ok(Box::new(GuestVerifier::new(&self.0.case, &self.0.settings, thread)?))
     }
 }

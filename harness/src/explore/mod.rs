@@ -46,7 +46,7 @@ pub use engine::{MakeVerifier, explore, list};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
-pub use means::{GuestNeeds, Means, OnProfile, Units};
+pub use means::{GuestNeeds, Guests, Means, OnProfile, Units};
 pub use opened::Opened;
 pub use outcome::{Cuts, ExploreReport, ProfileReport, report};
 pub use slow::{Named, named};

@@ -2,6 +2,8 @@
 
 use super::{Arm, CallError, Disk, Host, Lab, Machine, RunError, WireQuery, read_wire};
 use crate::device::{Device, DeviceError, DiskSpec};
+use crate::explore::guest::GuestSettings;
+use crate::explore::{ExploreError, GuestNeeds, Guests, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
 use crate::vm::{self, Accel, Qemu, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
@@ -128,6 +130,22 @@ impl Lab for RealLab {
         let starting = std::thread::Builder::new().name("spare".into()).spawn(self.starter(dir));
         // Without the thread it is started when it is asked for.
         self.spare = starting.ok().map(|starting| Spare { dir: dir.to_owned(), starting });
+    }
+
+    fn means<'a>(
+        &self,
+        opened: &'a Opened,
+        subject: &Subject,
+        needs: &GuestNeeds,
+    ) -> Result<Box<dyn Means + 'a>, ExploreError> {
+        if subject.volume.is_raw() {
+            return Ok(Box::new(Units::of(opened, subject)?));
+        }
+        let stop = self.stop.clone().unwrap_or_else(|| Arc::clone(&needs.stop));
+        let mut settings = GuestSettings::new(self, needs.dir.clone(), stop);
+        (settings.fsck_every, settings.nested) = (needs.fsck_every, needs.nested);
+        settings.seed = needs.seed;
+        Ok(Box::new(Guests::of(opened, subject, settings)?))
     }
 
     fn forget(&mut self) {
