@@ -13,4 +13,5 @@
 
 pub mod crash;
 pub mod event;
+pub mod extents;
 pub mod recording;

@@ -24,7 +24,9 @@
 //! writer, and every later request is refused ([`RecordingError::Poisoned`]). Readers use `pread`,
 //! and may look while a writer is at work.
 
+mod fresh;
 mod header;
+pub mod log_writes;
 mod mapping;
 mod reader;
 mod slot;
@@ -108,6 +110,9 @@ pub enum RecordingError {
 
     #[error("{} was recorded without data: its states cannot be shown", path.display())]
     NoPayload { path: PathBuf },
+
+    #[error("{} is no sound dm-log-writes log: {what}", path.display())]
+    Log { path: PathBuf, what: String },
 
     #[error("{0}")]
     Invalid(String),

@@ -123,27 +123,7 @@ impl Writer {
     /// # Errors
     /// The file exists, cannot be made, or has no space.
     pub fn create(path: &Path, new: NewRecording) -> Result<Writer, RecordingError> {
-        let header = Header {
-            disk: new.disk,
-            base: new.base,
-            on: new.on,
-            options: new.options,
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            segment_size: new.segment_size,
-        };
-        let Some(geometry) = Geometry::new(header.segment_size) else {
-            return Err(RecordingError::Invalid(format!(
-                "a segment of {} bytes is impossible: give a multiple of 65536",
-                header.segment_size
-            )));
-        };
-        let lb = header.disk.lb_size;
-        if lb < SECTOR as u32 || !lb.is_power_of_two() {
-            return Err(RecordingError::Invalid(format!(
-                "a logical block of {lb} bytes is impossible: give a power of two from 512"
-            )));
-        }
-        let bytes = header.encode()?;
+        let (header, bytes) = head(new)?;
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| {
                 match e.kind() {
@@ -153,21 +133,44 @@ impl Writer {
                     _ => RecordingError::io("create the recording", path)(e),
                 }
             })?;
-        let made = (|| {
-            lock(&file, path)?;
-            // The magic last: a file without it is nobody's recording.
-            file.write_all_at(&bytes[8..], 8)
-                .and_then(|()| file.write_all_at(&bytes[..8], 0))
-                .map_err(|e| no_space(path, e))?;
-            let writer = Writer::over(path, file, header, geometry, 0)?;
-            writer.room(0)?;
-            Ok(writer)
-        })();
+        let made = Writer::begin(file, path, header, &bytes);
         if made.is_err() {
             // What was made a moment ago holds nothing; the error says why.
             let _ = std::fs::remove_file(path);
         }
         made
+    }
+
+    /// As [`Writer::create`], in a file that is empty; `path` is for messages.
+    pub(super) fn create_over(
+        file: File,
+        path: &Path,
+        new: NewRecording,
+    ) -> Result<Writer, RecordingError> {
+        let (header, bytes) = head(new)?;
+        Writer::begin(file, path, header, &bytes)
+    }
+
+    fn begin(
+        file: File,
+        path: &Path,
+        header: Header,
+        bytes: &[u8],
+    ) -> Result<Writer, RecordingError> {
+        let Some(geometry) = Geometry::new(header.segment_size) else {
+            return Err(RecordingError::Invalid(format!(
+                "a segment of {} bytes is impossible: give a multiple of 65536",
+                header.segment_size
+            )));
+        };
+        lock(&file, path)?;
+        // The magic last: a file without it is nobody's recording.
+        file.write_all_at(&bytes[8..], 8)
+            .and_then(|()| file.write_all_at(&bytes[..8], 0))
+            .map_err(|e| no_space(path, e))?;
+        let writer = Writer::over(path, file, header, geometry, 0)?;
+        writer.room(0)?;
+        Ok(writer)
     }
 
     /// Opens a recording to append to it: goes on after the last committed slot, with
@@ -699,6 +702,26 @@ impl Drop for Writer {
             free(start + SEGMENT_HEADER, start + u64::from(*run) * geometry.segment);
         }
     }
+}
+
+/// The header of a new recording, and its bytes.
+fn head(new: NewRecording) -> Result<(Header, Vec<u8>), RecordingError> {
+    let header = Header {
+        disk: new.disk,
+        base: new.base,
+        on: new.on,
+        options: new.options,
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        segment_size: new.segment_size,
+    };
+    let lb = header.disk.lb_size;
+    if lb < SECTOR as u32 || !lb.is_power_of_two() {
+        return Err(RecordingError::Invalid(format!(
+            "a logical block of {lb} bytes is impossible: give a power of two from 512"
+        )));
+    }
+    let bytes = header.encode()?;
+    Ok((header, bytes))
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), RecordingError> {

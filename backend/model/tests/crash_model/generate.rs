@@ -84,7 +84,7 @@ pub(crate) fn recording(seed: u64, fragments: u64) -> Recording {
         wce: false,
     };
     maker.negotiate();
-    let steps = 14 + maker.dice.below(30);
+    let steps = 14 + maker.dice.below(30) + 3 * fragments.saturating_sub(12);
     for _ in 0..steps {
         maker.step();
     }
