@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod device;
 pub mod explore;
+pub mod export;
 pub mod oracle;
 pub mod report;
 pub mod run;

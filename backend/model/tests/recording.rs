@@ -648,6 +648,7 @@ fn info_counts_what_happened() {
     writer.append(&Event::Reset { cause: ResetCause::Device, queue: None }).unwrap();
     let info = Reader::open(&place.path()).unwrap().info().unwrap();
     let counts = Counts {
+        at_once: 0,
         reads: 1,
         writes: 2,
         sub_block: 1,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// nothing. On file systems that cannot do that it has its name from the beginning, and loses it
 /// when this is dropped.
 #[derive(Debug)]
-pub(super) struct Fresh {
+pub struct Fresh {
     path: PathBuf,
     file: File,
     named: bool,
@@ -20,9 +20,11 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
+    /// A file that will be at `path`.
+    ///
     /// # Errors
     /// There is something of that name already, or no file can be made there.
-    pub(super) fn create(path: &Path) -> Result<Fresh, RecordingError> {
+    pub fn create(path: &Path) -> Result<Fresh, RecordingError> {
         let fail = |e: io::Error| match e.kind() {
             io::ErrorKind::AlreadyExists => RecordingError::Exists { path: path.to_owned() },
             _ => RecordingError::io("create", path)(e),
@@ -46,7 +48,7 @@ impl Fresh {
         Ok(Fresh { path: path.to_owned(), file, named, kept: false })
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
     }
 
@@ -54,7 +56,7 @@ impl Fresh {
     ///
     /// # Errors
     /// Somebody took the name meanwhile.
-    pub(super) fn keep(mut self) -> Result<(), RecordingError> {
+    pub fn keep(mut self) -> Result<(), RecordingError> {
         if !self.named {
             let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
             rustix::fs::linkat(CWD, from, CWD, &self.path, AtFlags::SYMLINK_FOLLOW).map_err(

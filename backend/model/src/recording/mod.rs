@@ -33,6 +33,7 @@ mod slot;
 mod state;
 mod writer;
 
+pub use fresh::Fresh;
 pub use header::{BaseImage, Header, OuterState, Trust};
 pub use reader::{Counts, Events, Info, Reader, Verified};
 pub use state::{Exported, StateReader};

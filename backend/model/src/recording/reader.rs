@@ -6,10 +6,11 @@ use super::slot::{self, DATA_START, Decoded, Geometry, Outside, SEGMENT_HEADER, 
 use super::slot::{SegmentKind, WORDS, Words};
 use crate::event::{Event, Mark, Op, Payload, ResetCause, Seq, Status, Submit};
 use rustix::fs::SeekFrom;
-use std::collections::{HashMap, HashSet, VecDeque};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -37,7 +38,7 @@ struct Segments {
 }
 
 /// What [`Reader::info`] counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     pub reads: u64,
     pub writes: u64,
@@ -58,6 +59,8 @@ pub struct Counts {
     /// Times the device was started again with this recording.
     pub restarts: u64,
     pub power_cuts: u64,
+    /// Requests that were submitted and completed at one moment: they were imported.
+    pub at_once: u64,
 }
 
 /// A recording, told in short.
@@ -72,8 +75,20 @@ pub struct Info {
     pub counts: Counts,
     /// Bytes of written data that are kept.
     pub payload_bytes: u64,
+    /// Bytes of the file, and of those what takes space on the host.
     pub file_bytes: u64,
+    pub allocated_bytes: u64,
+    /// How many writes have which length in bytes.
+    pub write_sizes: BTreeMap<u64, u64>,
     pub marks: Vec<(Seq, Mark)>,
+}
+
+impl Info {
+    /// All requests.
+    pub fn requests(&self) -> u64 {
+        let c = &self.counts;
+        c.reads + c.writes + c.flushes + c.discards + c.write_zeroes
+    }
 }
 
 /// What [`Reader::verify`] looked at.
@@ -378,8 +393,10 @@ impl Reader {
                         out.writes += 1;
                         if payload.position != 0 {
                             let len = self.payload_len(offset, len);
-                            self.payload_verified(&payload, len as usize)
-                                .map_err(|e| wrong(&e.to_string()))?;
+                            self.payload_verified(&payload, len as usize).map_err(|e| match e {
+                                RecordingError::Corrupt { what, .. } => wrong(&what),
+                                other => other,
+                            })?;
                             out.payload_bytes += len;
                         }
                     }
@@ -407,7 +424,8 @@ impl Reader {
     pub fn info(&self) -> Result<Info, RecordingError> {
         let mut counts = Counts::default();
         let (mut slots, mut last, mut payload_bytes) = (0, None, 0);
-        let (mut submitted, mut completed) = (0, 0);
+        let (mut submitted, mut completed, mut newest) = (0, 0, None);
+        let mut write_sizes = BTreeMap::new();
         let mut marks = Vec::new();
         let lb = u64::from(self.header.disk.lb_size);
         for found in self.events() {
@@ -418,10 +436,12 @@ impl Reader {
             match event {
                 Event::Submit(Submit { op, .. }) => {
                     submitted += 1;
+                    newest = Some(seq);
                     match op {
                         Op::Read { .. } => counts.reads += 1,
                         Op::Write { offset, len, payload, .. } => {
                             counts.writes += 1;
+                            *write_sizes.entry(len).or_default() += 1;
                             if !offset.is_multiple_of(lb) || !len.is_multiple_of(lb) {
                                 counts.sub_block += 1;
                             }
@@ -436,6 +456,7 @@ impl Reader {
                 }
                 Event::Complete { status, .. } => {
                     completed += 1;
+                    counts.at_once += u64::from(newest == Some(seq));
                     counts.failed += u64::from(status != Status::Ok);
                 }
                 Event::Visible { .. } => counts.visible += 1,
@@ -462,6 +483,8 @@ impl Reader {
             counts,
             payload_bytes,
             file_bytes: meta.len(),
+            allocated_bytes: meta.blocks() * 512,
+            write_sizes,
             marks,
         })
     }

@@ -2,12 +2,14 @@
 //! block holds what.
 
 use super::RecordingError;
+use super::fresh::Fresh;
 use super::header::Trust;
 use super::reader::Reader;
 use crate::crash::{Content, Source};
 use crate::event::{Disk, Event, Op, Payload, Seq, Submit};
+use rustix::fs::SeekFrom;
 use sha2::{Digest, Sha256};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -251,64 +253,76 @@ impl StateReader {
         self.reader.read_payload(&written.payload, skip, buf)
     }
 
-    fn pieces(&self, mut f: impl FnMut(u64, &[u8]) -> io::Result<()>) -> Result<(), PieceError> {
+    /// The first byte from `at` on that may not be zero.
+    fn next_data(&self, at: u64) -> Option<u64> {
+        let lb = u64::from(self.disk().lb_size);
+        let base = match &self.base {
+            Base::State(state) => state.next_data(at),
+            Base::Image { file, .. } => match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                Ok(data) => Some(data.max(at)),
+                Err(rustix::io::Errno::NXIO) => None,
+                // It cannot say where holes are.
+                Err(_) => Some(at),
+            },
+        };
+        let mut later = self.content.blocks.range(at / lb..);
+        let written = later.find(|(_, source)| !matches!(source, Source::Base | Source::Zeroes));
+        let written = written.map(|(block, _)| (block * lb).max(at));
+        let found = [base, written].into_iter().flatten().min();
+        found.filter(|at| *at < self.disk().capacity)
+    }
+
+    /// Calls `f` with the bytes that are not zero, by the 4 KiB, in order, and says how many they
+    /// are. What cannot be anything else than zero is not even read.
+    ///
+    /// # Errors
+    /// The state cannot be read; or `f` fails, which is told to be about writing `to`.
+    pub fn each_data(
+        &self,
+        to: &Path,
+        mut f: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<u64, RecordingError> {
+        const GRAIN: usize = 4096;
         let size = self.disk().capacity;
         let mut buf = vec![0; PIECE.min(size) as usize];
-        let mut at = 0;
-        while at < size {
-            let n = (size - at).min(PIECE) as usize;
-            self.read_at(at, &mut buf[..n]).map_err(PieceError::Read)?;
-            f(at, &buf[..n]).map_err(PieceError::Write)?;
-            at += n as u64;
+        let (mut at, mut data) = (0, 0);
+        while let Some(next) = self.next_data(at) {
+            at = next / GRAIN as u64 * GRAIN as u64;
+            let bytes = &mut buf[..(size - at).min(PIECE) as usize];
+            self.read_at(at, bytes)?;
+            // Runs of grains that are not all zero.
+            let mut start = None;
+            let mut out = |run: &[u8], from: usize| {
+                data += run.len() as u64;
+                f(at + from as u64, run).map_err(RecordingError::io("write", to))
+            };
+            for (i, grain) in bytes.chunks(GRAIN).enumerate() {
+                if grain.iter().any(|b| *b != 0) {
+                    start.get_or_insert(i * GRAIN);
+                } else if let Some(from) = start.take() {
+                    out(&bytes[from..i * GRAIN], from)?;
+                }
+            }
+            if let Some(from) = start {
+                out(&bytes[from..], from)?;
+            }
+            at += bytes.len() as u64;
         }
-        Ok(())
+        Ok(data)
     }
 
     /// Writes the state to a raw sparse image at `path`, which must not exist.
     ///
     /// # Errors
-    /// The file exists or cannot be written (it is removed then), or the state cannot be read.
+    /// The file exists or cannot be written, or the state cannot be read. Nothing is left at `path`
+    /// then.
     pub fn export(&self, path: &Path) -> Result<Exported, RecordingError> {
-        const GRAIN: usize = 4096;
-        let io = |e| RecordingError::io("write", path)(e);
-        let file =
-            OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| {
-                match e.kind() {
-                    io::ErrorKind::AlreadyExists => {
-                        RecordingError::Exists { path: path.to_owned() }
-                    }
-                    _ => RecordingError::io("create", path)(e),
-                }
-            })?;
+        let fresh = Fresh::create(path)?;
         let size = self.disk().capacity;
-        let mut data = 0;
-        let written = file.set_len(size).map_err(PieceError::Write).and_then(|()| {
-            self.pieces(|at, bytes| {
-                // Runs of grains that are not all zero.
-                let mut start = None;
-                for (i, grain) in bytes.chunks(GRAIN).enumerate() {
-                    let zero = grain.iter().all(|b| *b == 0);
-                    if !zero {
-                        data += grain.len() as u64;
-                        start.get_or_insert(i * GRAIN);
-                    } else if let Some(from) = start.take() {
-                        file.write_all_at(&bytes[from..i * GRAIN], at + from as u64)?;
-                    }
-                }
-                match start {
-                    Some(from) => file.write_all_at(&bytes[from..], at + from as u64),
-                    None => Ok(()),
-                }
-            })
-        });
-        written.map_err(|e| {
-            // An image that is not whole must not be taken for one.
-            let _ = std::fs::remove_file(path);
-            match e {
-                PieceError::Read(e) => e,
-                PieceError::Write(e) => io(e),
-            }
-        })?;
+        let file = fresh.file();
+        file.set_len(size).map_err(RecordingError::io("write", path))?;
+        let data = self.each_data(path, |at, bytes| file.write_all_at(bytes, at))?;
+        fresh.keep()?;
         Ok(Exported { size, data })
     }
 
@@ -317,22 +331,25 @@ impl StateReader {
     /// # Errors
     /// The state cannot be read.
     pub fn sha256(&self) -> Result<[u8; 32], RecordingError> {
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         let mut hash = Sha256::new();
-        self.pieces(|_, bytes| {
+        let mut done = 0;
+        let zeroes = |hash: &mut Sha256, mut n: u64| {
+            while n > 0 {
+                let some = n.min(ZEROES.len() as u64);
+                hash.update(&ZEROES[..some as usize]);
+                n -= some;
+            }
+        };
+        self.each_data(self.reader.path(), |at, bytes| {
+            zeroes(&mut hash, at - done);
             hash.update(bytes);
+            done = at + bytes.len() as u64;
             Ok(())
-        })
-        .map_err(|e| match e {
-            PieceError::Read(e) => e,
-            PieceError::Write(e) => RecordingError::io("hash", self.reader.path())(e),
         })?;
+        zeroes(&mut hash, self.disk().capacity - done);
         Ok(hash.finalize().into())
     }
-}
-
-enum PieceError {
-    Read(RecordingError),
-    Write(io::Error),
 }
 
 /// Reads from an image; beyond its end are zeroes.

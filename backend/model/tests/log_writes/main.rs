@@ -1,9 +1,9 @@
 //! dm-log-writes logs: out of recordings and into them.
 #![allow(clippy::unwrap_used)]
 
+mod foreign;
 #[path = "../crash_model/generate.rs"]
 mod generate;
-mod foreign;
 mod malformed;
 mod replay;
 mod round_trip;

@@ -10,7 +10,7 @@ use tornblk_model::event::{Disk, Event, Op, ResetCause, Seq, Submit};
 use tornblk_model::recording::log_writes::{LogExported, export};
 use tornblk_model::recording::{BaseImage, Completion, NewRecording, Reader, Writer};
 
-const RECORDINGS: u64 = 120;
+const RECORDINGS: u64 = 80;
 
 /// Block `block` of the data of the write at event `id`.
 fn stamp(id: u64, block: u64, to: &mut [u8]) {
@@ -209,7 +209,7 @@ fn a_recording_goes_out_and_comes_back() {
     }
     println!("{met:#?}");
     for (what, count) in &met.0 {
-        assert!(*count >= 5, "{what}: only {count} times");
+        assert!(*count >= 3, "{what}: only {count} times");
     }
     assert_eq!(met.0.len(), 11, "every kind of input is counted");
 }
@@ -225,8 +225,7 @@ fn order_and_marks() {
     let disk = Disk { capacity: 64 << 10, lb_size: 512 };
     let new = NewRecording::new(disk.clone(), image, serde_json::Value::Null);
     let path = dir.path().join("rec");
-    let writer =
-        Writer::create(&path, NewRecording { segment_size: 64 << 10, ..new }).unwrap();
+    let writer = Writer::create(&path, NewRecording { segment_size: 64 << 10, ..new }).unwrap();
     let ask = |op| {
         let submit = Submit { queue: 0, position: 0, head: 0, ioprio: 0, op };
         writer.append(&Event::Submit(submit)).unwrap()

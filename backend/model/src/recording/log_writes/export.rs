@@ -2,9 +2,7 @@
 
 use super::super::fresh::Fresh;
 use super::super::{Reader, RecordingError};
-use super::{
-    ATOMIC, DISCARD, ENTRY, Entry, FLUSH, FUA, MAGIC, MARK, SUPER, VERSION, ZEROES,
-};
+use super::{ATOMIC, DISCARD, ENTRY, Entry, FLUSH, FUA, MAGIC, MARK, SUPER, VERSION, ZEROES};
 use crate::crash::{End, History, Request, RequestKind, Stable};
 use crate::event::{Event, Mark, Op, Seq, Submit};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -141,7 +139,8 @@ fn order(
     items.extend(marks.iter().map(|at| (*at, 0, *at, Item::Mark(*at))));
     let mut changes = Changes::new();
     for (index, request) in requests.iter().enumerate() {
-        if !request.changes() || request.fetched_again().is_some_and(|at| cut.is_none_or(|c| at < c))
+        if !request.changes()
+            || request.fetched_again().is_some_and(|at| cut.is_none_or(|c| at < c))
         {
             continue;
         }

@@ -148,7 +148,10 @@ impl<'a> Source<'a> {
         let (magic, version, entries) = (le64(&bytes), le64(&bytes[8..]), le64(&bytes[16..]));
         let sector = u64::from(u32::from_le_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]));
         if magic != MAGIC {
-            return Err(bad(path, format!("it begins with {magic:#x}, and such a log with {MAGIC:#x}")));
+            return Err(bad(
+                path,
+                format!("it begins with {magic:#x}, and such a log with {MAGIC:#x}"),
+            ));
         }
         if version != VERSION {
             return Err(bad(path, format!("its version is {version}, and {VERSION} is known")));
@@ -355,19 +358,13 @@ impl Importer<'_> {
         Ok(())
     }
 
-    fn change(
-        &mut self,
-        log: &Source<'_>,
-        entry: &Entry,
-        data: u64,
-    ) -> Result<(), RecordingError> {
+    fn change(&mut self, log: &Source<'_>, entry: &Entry, data: u64) -> Result<(), RecordingError> {
         let capacity = self.writer.disk().capacity;
         let lb = u64::from(self.writer.disk().lb_size);
         let offset = entry.sector.checked_mul(log.sector);
         let len = entry.sectors.checked_mul(log.sector);
-        let inside = |offset: &u64, len: &u64| {
-            offset.checked_add(*len).is_some_and(|end| end <= capacity)
-        };
+        let inside =
+            |offset: &u64, len: &u64| offset.checked_add(*len).is_some_and(|end| end <= capacity);
         let (offset, len) = match (offset, len) {
             (Some(offset), Some(len)) if inside(&offset, &len) => (offset, len),
             _ => {

@@ -48,9 +48,9 @@ mod import;
 pub use export::{LogExported, export};
 pub use import::{ImportOptions, Imported, import};
 
+use super::RecordingError;
 #[cfg(doc)]
 use super::Writer;
-use super::RecordingError;
 use std::path::Path;
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
