@@ -242,20 +242,17 @@ pub trait Engine: Send {
         stale: bool,
     ) -> Result<(), Failure>;
 
-    /// Records how it ended. `last`: cut the power right after. The answer's value is the event;
-    /// without a recording there is none.
+    /// Records how it ended. `last`: cut the power right after. The answer's value is the event.
     ///
     /// # Errors
     /// Replaces `result`.
     fn finish(
         &mut self,
-        _request: &Request,
-        _ticket: Self::Ticket,
-        _result: &Result<(), Failure>,
-        _last: bool,
-    ) -> Result<Step<Seq>, Failure> {
-        Ok(Step::Next(Seq(0)))
-    }
+        request: &Request,
+        ticket: Self::Ticket,
+        result: &Result<(), Failure>,
+        last: bool,
+    ) -> Result<Step<Seq>, Failure>;
 
     /// The power is off: nothing may be executed any more.
     fn off(&self) -> bool {

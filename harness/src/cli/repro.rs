@@ -216,6 +216,7 @@ fn shell(
             serial: SERIAL.into(),
             seed: 0,
             faults: Vec::new(),
+            hold_completions: None,
             log: temp.path().join("device.log"),
         },
     )?;

@@ -47,6 +47,8 @@ pub struct DiskSpec {
     pub seed: u64,
     /// Armed from the start.
     pub faults: Vec<String>,
+    /// `--hold-completions`; `None`: off.
+    pub hold_completions: Option<String>,
     /// Gets everything that the device says.
     pub log: PathBuf,
 }
@@ -90,6 +92,9 @@ impl Device {
         option("--seed", spec.seed.to_string().as_ref());
         for fault in &spec.faults {
             option("--fault", fault.as_ref());
+        }
+        if let Some(hold) = &spec.hold_completions {
+            option("--hold-completions", hold.as_ref());
         }
         Device::launch(program, arguments, &spec.log)
     }

@@ -4,11 +4,9 @@
 //! such pair is judged once. From one view to the next only the units are looked at that the change
 //! touches; how many are bad is kept.
 
-use super::seen::{AsIs, words};
 use super::{ExploreError, Point, State, UnitBlocks, UnitOracle, Verdict, Verifier};
 use crate::oracle::Finding;
 use std::collections::{BTreeMap, HashMap};
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use tornblk_model::crash::{Source, content_hash};
 use tornblk_model::event::Seq;
@@ -18,7 +16,7 @@ pub struct InPlace<'a> {
     oracle: &'a dyn UnitOracle,
     index: Index,
     /// (unit, contents, promise) → findings; `None`: nothing wrong.
-    known: HashMap<[u64; 2], Option<Arc<[Finding]>>, BuildHasherDefault<AsIs>>,
+    known: HashMap<u128, Option<Arc<[Finding]>>>,
     /// Of each unit, at the point that began last.
     promises: Vec<u64>,
     /// What is wrong in the view that was shown last, by unit.
@@ -36,7 +34,7 @@ impl<'a> InPlace<'a> {
         InPlace {
             oracle,
             index: Index::new(units),
-            known: HashMap::default(),
+            known: HashMap::new(),
             promises: vec![0; units.len()],
             bad: BTreeMap::new(),
             last_point: None,
@@ -85,7 +83,7 @@ impl<'a> InPlace<'a> {
             });
             let oracle = self.oracle;
             let judged = &mut self.judged;
-            let verdict = self.known.entry(words(key)).or_insert_with(|| {
+            let verdict = self.known.entry(key).or_insert_with(|| {
                 *judged += 1;
                 let findings = oracle.judge(unit, after, of);
                 (!findings.is_empty()).then(|| findings.into())
@@ -111,6 +109,10 @@ impl std::fmt::Debug for InPlace<'_> {
 }
 
 impl Verifier for InPlace<'_> {
+    fn is_monotone(&self) -> bool {
+        self.oracle.is_monotone()
+    }
+
     fn point(&mut self, point: &Point<'_>) -> Result<(), ExploreError> {
         let between = match self.last_point {
             Some(last) if last == point.after => Some(Vec::new()),

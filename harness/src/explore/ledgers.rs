@@ -109,6 +109,7 @@ impl Ledgers {
     ) -> Ledgers {
         let mut builder = LedgerBuilder::new(workload);
         let mut ledgers = Ledgers::default();
+        ledgers.note(0, &mut builder);
         for (batch, event, mark) in marks {
             builder.record(batch, event, mark);
             ledgers.note(event, &mut builder);
@@ -169,9 +170,9 @@ impl Ledgers {
         self.acknowledged.partition_point(|event| *event <= after.0) as u64
     }
 
-    /// Was anything ever promised or asked for?
+    /// Was nothing ever promised?
     pub fn is_empty(&self) -> bool {
-        self.units.is_empty()
+        self.acknowledged.is_empty()
     }
 
     /// What a unit was asked for and promised at this crash point. Costs nothing until it is asked.

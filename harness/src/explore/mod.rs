@@ -29,8 +29,12 @@ mod means;
 pub mod merge;
 mod opened;
 mod outcome;
+#[cfg(test)]
+mod planted;
 mod seen;
 pub mod session;
+#[cfg(test)]
+mod simulated;
 mod slow;
 mod subject;
 #[cfg(test)]
@@ -294,6 +298,11 @@ pub trait Verifier {
     fn depends_on_profile(&self) -> bool {
         true
     }
+
+    /// See [`UnitOracle::is_monotone`]. Where it is not, a content is judged at every crash point.
+    fn is_monotone(&self) -> bool {
+        true
+    }
 }
 
 /// A unit: what an in-place oracle judges at once.
@@ -315,6 +324,13 @@ pub trait UnitOracle: Send + Sync {
     /// some more; `None`: any may.
     fn promised_between(&self, _from: Seq, _to: Seq) -> Option<Vec<usize>> {
         None
+    }
+
+    /// Does what fails fail under more promises too? So it is where every write has content of its
+    /// own, as those of workloads have. It is not where a content can be legal, illegal, and legal
+    /// again, because it was written once more.
+    fn is_monotone(&self) -> bool {
+        true
     }
 
     /// Empty: nothing is wrong with it.
@@ -379,8 +395,7 @@ pub struct Settings {
     pub faults: Vec<Fault>,
     /// Of random states and of faults.
     pub seed: u64,
-    /// At most this many states are judged, those before a `--resume` included. The crash points
-    /// share them, and time, evenly.
+    /// At most this many states are judged.
     pub states: Option<u64>,
     /// No state begins after that.
     pub time: Option<Duration>,
@@ -507,15 +522,13 @@ pub struct Judged {
 /// How much was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// States that the strategies chose (of this shard). After a `--resume` those of a crash point
-    /// that was not done are counted again.
+    /// States that the strategies chose (of this shard).
     pub states: u64,
     /// Different contents among them.
     pub unique: u64,
     /// Times a verifier was asked, shrinking not counted.
     pub judged: u64,
-    /// Contents that failed, and again when confirmed. One that was judged again, under more
-    /// promises than before, counts again.
+    /// Contents that failed, and again when confirmed.
     pub failed: u64,
     /// Contents that could not be judged, or failed only once.
     pub unsure: u64,
@@ -631,8 +644,7 @@ pub trait Sink {
     /// About once a second.
     fn progress(&mut self, _progress: &Progress) {}
 
-    /// About every ten seconds, less often where it takes long; and in the end. To be kept for
-    /// `--resume`.
+    /// About every ten seconds, to be kept for `--resume`.
     ///
     /// # Errors
     /// Ends the exploration.

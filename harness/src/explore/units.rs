@@ -284,16 +284,17 @@ struct Here<'a> {
 }
 
 impl Here<'_> {
-    /// What the writes that show in the unit's blocks carried there.
-    fn any(&self, is: impl Fn(u32, What) -> bool) -> bool {
+    /// What the writes that show in the unit's blocks carried there; `whole` where no fault changed
+    /// the block.
+    fn any(&self, is: impl Fn(What, bool) -> bool) -> bool {
         let shared = &self.units.shared;
         shared.blocks[self.unit].ranges.iter().cloned().flatten().any(|block| {
-            let (request, n) = match (self.blocks)(block) {
-                Source::Written { request, block }
-                | Source::Flipped { request: Some(request), block, .. } => (request, block),
+            let (request, n, whole) = match (self.blocks)(block) {
+                Source::Written { request, block } => (request, block, true),
+                Source::Flipped { request: Some(request), block, .. } => (request, block, false),
                 _ => return false,
             };
-            shared.carried.block_runs(request, n).into_iter().any(|(_, n, what)| is(n, what))
+            shared.carried.block_runs(request, n).into_iter().any(|(_, _, what)| is(what, whole))
         })
     }
 }
@@ -304,7 +305,7 @@ impl Seen for Here<'_> {
     }
 
     fn on_disk(&self, key: Key) -> Option<bool> {
-        Some(self.any(|_, what| {
+        Some(self.any(|what, _| {
             matches!(what, What::Ours { file, unit, r#gen, .. }
                 if (file, unit, r#gen) == (key.file, key.unit, key.r#gen))
         }))
@@ -312,7 +313,7 @@ impl Seen for Here<'_> {
 
     fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool {
         let place = Some((file, unit, sector));
-        self.any(|_, what| what == What::Corrupt { place } && place.is_some())
+        self.any(|what, whole| whole && what == What::Corrupt { place })
     }
 }
 

@@ -81,13 +81,16 @@ pub struct LedgerBuilder<'a> {
 
 impl<'a> LedgerBuilder<'a> {
     pub fn new(workload: &'a Workload) -> Self {
-        LedgerBuilder {
+        let mut builder = LedgerBuilder {
             workload,
             ledger: Ledger::default(),
             batch: 0,
             returned: BTreeMap::new(),
             touched: Vec::new(),
-        }
+        };
+        // The load makes no marks until it is done, but it is under way.
+        builder.load(0, false);
+        builder
     }
 
     /// The next batch that the agent sent: each mark with the event that recorded it. Leave out
@@ -155,6 +158,11 @@ impl<'a> LedgerBuilder<'a> {
         for ((file, unit, r#gen), _) in std::mem::take(&mut self.returned) {
             self.durable(file, unit, r#gen);
         }
+        self.load(event, true);
+    }
+
+    /// Generation 0 of every unit that is loaded: asked for, and where it is `done` durable.
+    fn load(&mut self, event: u64, done: bool) {
         for target in &self.workload.files {
             if !target.is_loaded(self.workload.load) {
                 continue;
@@ -165,11 +173,16 @@ impl<'a> LedgerBuilder<'a> {
                     len: target.unit,
                     flags: WriteFlags::default(),
                     event,
-                    result: Some(i64::from(target.unit)),
+                    result: done.then_some(i64::from(target.unit)),
                     load: true,
                 };
-                self.unit(target.file, unit, 0).writes.entry(0).or_insert(asked);
-                self.durable(target.file, unit, 0);
+                let known = self.unit(target.file, unit, 0).writes.entry(0).or_insert(asked);
+                if known.result.is_none() {
+                    *known = asked;
+                }
+                if done {
+                    self.durable(target.file, unit, 0);
+                }
             }
         }
     }
@@ -260,6 +273,8 @@ mod tests {
         let mut w = workload();
         w.load = true;
         let mut b = LedgerBuilder::new(&w);
+        let unit = b.ledger().unit(1, 0).unwrap();
+        assert!(unit.writes.contains_key(&0) && unit.durable.is_none(), "it is under way");
         b.batch([(1, intent(0, 0, WriteFlags::default())), (2, done(0, 0, 16384))]);
         b.batch([(3, MarkText::Phase { name: "load-done".into() })]);
         assert_eq!(b.ledger().unit(1, 0).unwrap().durable, Some(0));

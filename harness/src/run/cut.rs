@@ -72,12 +72,14 @@ impl Setting<'_> {
     fn spec(&self, dir: &Path, seed: u64, recording: Option<PathBuf>) -> DiskSpec {
         DiskSpec {
             image: self.base.to_owned(),
-            recording,
+            recording: recording.clone(),
             profile: self.volume.profile.clone(),
             logical_block_size: self.lane.logical_block_size,
             serial: SERIAL.to_owned(),
             seed,
             faults: Vec::new(),
+            // Concurrent requests are for the workload: formatting is the same without.
+            hold_completions: recording.as_ref().and(self.lane.hold_completions.clone()),
             log: dir.join("device.log"),
         }
     }

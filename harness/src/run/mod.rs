@@ -31,6 +31,8 @@ pub use folder::RunFolder;
 pub(crate) use lane::word;
 pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
 pub use real::RealLab;
+#[cfg(test)]
+pub(crate) use repro::read as read_raw;
 pub use repro::{KeptState, MakeLab, Reproduced, kept_state, repro};
 pub use volume::Volume;
 pub(crate) use volume::{is_broken, whole_file};

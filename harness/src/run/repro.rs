@@ -65,6 +65,7 @@ pub fn repro(
         serial: SERIAL.to_owned(),
         seed: then.seed,
         faults: Vec::new(),
+        hold_completions: None,
         log: temp.path().join("device.log"),
     })?;
     phase("recovering");

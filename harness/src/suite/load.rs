@@ -25,7 +25,10 @@ pub enum SuiteError {
 
 /// The suites that come with the program: name and text.
 pub fn builtin() -> &'static [(&'static str, &'static str)] {
-    &[("direct-atomic", include_str!("../../suites/direct-atomic.toml"))]
+    &[
+        ("direct-atomic", include_str!("../../suites/direct-atomic.toml")),
+        ("planted", include_str!("../../suites/planted.toml")),
+    ]
 }
 
 /// A built-in suite by its name, or a file by its path (with a `/` or ending in `.toml`).
@@ -84,6 +87,8 @@ struct LaneText {
     logical_block_size: Size,
     #[serde(default = "one_u16")]
     queues: u16,
+    #[serde(default)]
+    hold_completions: Option<String>,
     #[serde(default)]
     mkfs: Vec<String>,
     #[serde(default)]
@@ -263,6 +268,14 @@ impl LaneText {
         if self.control.caught_as.is_empty() {
             return Err("[control] `caught-as` is empty: what would show that it works?".into());
         }
+        if let Some(hold) = &self.hold_completions
+            && !matches!(hold.as_str(), "idle" | "random")
+            && hold.parse::<u32>().is_err()
+        {
+            return Err(
+                "`hold-completions` is \"idle\", \"random\", or a number of requests".into()
+            );
+        }
         let raw = self.mkfs.is_empty();
         let mut targets = Vec::new();
         for (i, text) in self.target.into_iter().enumerate() {
@@ -289,6 +302,7 @@ impl LaneText {
             capacity: self.capacity.0,
             logical_block_size: lb,
             queues: self.queues,
+            hold_completions: self.hold_completions,
             mkfs: self.mkfs,
             fstype: self.fstype,
             mount_options: self.mount_options,
@@ -445,6 +459,9 @@ mod tests {
             ("writes = 10", "writes = 10\nwrite = 3", "line 14: unknown field `write`"),
             ("name = \"raw\"", "name = \"../raw\"", "a lane's name"),
             ("units = 8", "units = 8\nthreads = 3\ndepth = 4", "need as many `units`"),
+            ("units = 8", "units = 8\nplanted = { protocol = \"page\" }", "no `flags`"),
+            ("units = 8", "units = 8\nplanted = { protocol = \"pages\" }", "unknown variant"),
+            ("capacity = \"1m\"", "capacity = \"1m\"\nhold-completions = \"on\"", "or a number"),
         ] {
             let message = error(from, to);
             assert!(message.starts_with("x.toml: ") && !message.contains('\n'), "{message}");

@@ -50,6 +50,8 @@ pub struct Lane {
     pub capacity: u64,
     pub logical_block_size: u32,
     pub queues: u16,
+    /// The device's `--hold-completions`: `idle`, `random`, or a number of requests; `None`: off.
+    pub hold_completions: Option<String>,
     /// Makes the file system; empty: the raw disk.
     pub mkfs: Vec<String>,
     pub fstype: String,
