@@ -225,7 +225,8 @@ impl<'a> GuestVerifier<'a> {
     fn recovery(&mut self, subject: &Subject<'_>, file: PathBuf) -> Result<Verdict, SeatError> {
         let bar = self.bar.as_ref();
         let bar = bar.ok_or_else(|| SeatError::Failed("no crash point began".into()))?;
-        let sample = nested::sample(&file, &bar.profile, &subject.label, &self.settings)
+        let GuestSettings { nested: n, seed, .. } = self.settings;
+        let sample = nested::sample(&file, &bar.profile, &subject.label, n, seed)
             .map_err(SeatError::Ends)?;
         let outer = subject.wanted.content().map_err(SeatError::Ends)?;
         for (inner, content) in sample {
