@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tornblk_model::crash::{AtomicMode, Profile};
-use tornblk_model::event::{Disk, Negotiation, ResetCause, Segment, Seq};
+use tornblk_model::event::{Disk, Negotiation, ResetCause, Segment};
 
 /// What happens to a write on the host, by the names of QEMU's `-drive cache=`.
 ///
@@ -173,16 +173,6 @@ impl Engine for RawEngine {
             Op::Discard { segments } => shared.each(segments, Image::discard),
             Op::WriteZeroes { segments } => shared.each(segments, Image::zero),
         }
-    }
-
-    fn finish(
-        &mut self,
-        _: &Request,
-        (): (),
-        _: &Result<(), Failure>,
-        _: bool,
-    ) -> Result<Step<Seq>, Failure> {
-        Ok(Step::Next(Seq(0)))
     }
 }
 

@@ -332,16 +332,6 @@ impl Engine for StateEngine {
             }
         }
     }
-
-    fn finish(
-        &mut self,
-        _: &Request,
-        (): (),
-        _: &Result<(), Failure>,
-        _: bool,
-    ) -> Result<Step<Seq>, Failure> {
-        Ok(Step::Next(Seq(0)))
-    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,8 @@ use super::worker::{Told, Worker, seeded};
 use super::{
     Counts, Ended, ExploreError, Job, Position, Progress, Settings, Sink, Summary, Verifier,
 };
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,7 +26,9 @@ const POSITION: Duration = Duration::from_secs(10);
 const SHRUNK_EACH: u64 = 10;
 
 /// Goes through everything that the job asks for, until it is done, a limit is reached or `stop` is
-/// set. Crash points after a power cut in the recording are not part of it: what they would start
+/// set. Where there is a limit it is shared out among the crash points, and at each a sample of its
+/// states is tried that the seed chooses; what points with few states leave goes to the others.
+/// Crash points after a power cut in the recording are not part of it: what they would start
 /// from is a crash state, not the base image.
 ///
 /// # Errors
@@ -145,9 +146,7 @@ pub(super) struct Shared<'j> {
     pub(super) walk: Walk<'j>,
     /// Latest first.
     pub(super) points: Vec<Seq>,
-    /// (profile, some of the points): what a thread takes at once.
-    pub(super) items: Vec<(usize, Range<usize>)>,
-    pub(super) next: AtomicUsize,
+    work: Mutex<Work>,
     pub(super) seen: Seen,
     /// Told by the workers now and then.
     pub(super) sums: Mutex<Sums>,
@@ -161,6 +160,42 @@ pub(super) struct Shared<'j> {
     out_of_states: AtomicBool,
 }
 
+/// What is still to be done.
+#[derive(Debug, Default)]
+struct Work {
+    /// What a thread takes at once, latest points first.
+    items: VecDeque<Item>,
+    /// Points that used up their share of what is limited.
+    cut: Vec<(usize, Visit)>,
+    /// Visits of this round that are not over.
+    left: usize,
+    /// What earlier points left of their shares, in states.
+    credit: f64,
+    done: usize,
+}
+
+/// Some points of a profile.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) profile: usize,
+    pub(super) visits: Vec<Visit>,
+}
+
+/// A crash point, and how many of its states were gone through already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Visit {
+    /// Index in [`Shared::points`].
+    pub(super) point: usize,
+    pub(super) walked: u64,
+}
+
+/// What a visit may use of what is limited.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    pub(super) states: u64,
+    pub(super) until: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Sums {
     /// But for `judged`.
@@ -171,20 +206,33 @@ pub(super) struct Sums {
     pub(super) at: String,
 }
 
+impl Work {
+    fn round(all: impl Iterator<Item = (usize, Visit)>, threads: usize) -> Work {
+        let all: Vec<(usize, Visit)> = all.collect();
+        // Neighbours have much in common; and the latest shall be done first.
+        let most = (all.len() / (64 * threads.max(1))).clamp(1, 8);
+        let mut items: VecDeque<Item> = VecDeque::new();
+        for (profile, visit) in &all {
+            match items.back_mut() {
+                Some(item) if item.profile == *profile && item.visits.len() < most => {
+                    item.visits.push(*visit);
+                }
+                _ => items.push_back(Item { profile: *profile, visits: vec![*visit] }),
+            }
+        }
+        Work { items, left: all.len(), ..Work::default() }
+    }
+}
+
 impl<'j> Shared<'j> {
     fn new(job: &'j Job<'j>, walk: Walk<'j>, stop: &'j AtomicBool) -> Shared<'j> {
         let settings = job.settings;
         let points = points(&walk, settings);
-        // Neighbours have much in common; and the latest shall be done first.
-        let piece = (points.len() / (16 * settings.threads.max(1))).clamp(1, 16);
-        let pieces = |profile| {
-            let starts = (0..points.len()).step_by(piece);
-            starts.map(move |at| (profile, at..at + piece))
-        };
-        let items = (0..settings.profiles.len())
-            .flat_map(pieces)
-            .map(|(profile, range)| (profile, range.start..range.end.min(points.len())))
-            .collect();
+        let visits = (0..points.len()).map(|point| Visit { point, walked: 0 });
+        let visits: Vec<Visit> = visits.collect();
+        let all = (0..settings.profiles.len())
+            .flat_map(|profile| visits.iter().map(move |visit| (profile, *visit)));
+        let work = Mutex::new(Work::round(all, settings.threads));
         let before = job.before.cloned().unwrap_or_default();
         let mut done_before = before.done.clone();
         for points in done_before.values_mut().flat_map(BTreeMap::values_mut) {
@@ -202,8 +250,7 @@ impl<'j> Shared<'j> {
             job,
             walk,
             points,
-            items,
-            next: AtomicUsize::new(0),
+            work,
             seen: Seen::new(&before.judged),
             sums: Mutex::new(sums),
             failed: AtomicBool::new(false),
@@ -214,6 +261,61 @@ impl<'j> Shared<'j> {
             shrunk: AtomicU64::new(0),
             done_before,
             out_of_states: AtomicBool::new(false),
+        }
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is there a limit that all points share?
+    pub(super) fn is_limited(&self) -> bool {
+        self.job.settings.states.is_some() || self.job.settings.time.is_some()
+    }
+
+    /// What to do next: first every point with its share, then with what is left those that had
+    /// more to show.
+    pub(super) fn take(&self) -> Option<Item> {
+        let mut work = self.work();
+        if work.items.is_empty() && !work.cut.is_empty() {
+            let done = work.done;
+            let mut cut = std::mem::take(&mut work.cut);
+            cut.sort_unstable();
+            *work = Work { done, ..Work::round(cut.into_iter(), self.job.settings.threads) };
+        }
+        work.items.pop_front()
+    }
+
+    /// An equal share for all that are left.
+    pub(super) fn share(&self) -> Share {
+        let settings = self.job.settings;
+        let mut work = self.work();
+        let left = work.left.max(1);
+        let states = settings.states.map_or(u64::MAX, |limit| {
+            let remaining = limit.saturating_sub(self.judged.load(Ordering::Relaxed));
+            if remaining == 0 {
+                self.out_of_states.store(true, Ordering::Relaxed);
+            }
+            work.credit += remaining as f64 / left as f64;
+            let states = work.credit.floor();
+            work.credit -= states;
+            states as u64
+        });
+        let until = settings.time.map(|time| {
+            let threads = u32::try_from(settings.threads.max(1)).unwrap_or(u32::MAX);
+            let left = u32::try_from(left).unwrap_or(u32::MAX);
+            Instant::now() + time.saturating_sub(self.began.elapsed()) / left * threads.min(left)
+        });
+        Share { states, until }
+    }
+
+    /// A visit is over; `walked`: it used up its share after so many states.
+    pub(super) fn visited(&self, profile: usize, point: usize, walked: Option<u64>) {
+        let mut work = self.work();
+        work.left = work.left.saturating_sub(1);
+        match walked {
+            Some(walked) => work.cut.push((profile, Visit { point, walked })),
+            None => work.done += 1,
         }
     }
 
@@ -302,13 +404,15 @@ struct Teller<'s, 'j> {
     judged_before: u64,
     progress: Instant,
     position: Instant,
+    /// How long keeping the position took.
+    took: Duration,
 }
 
 impl<'s, 'j> Teller<'s, 'j> {
     fn new(shared: &'s Shared<'j>) -> Self {
         let now = Instant::now();
         let judged_before = shared.job.before.map_or(0, |before| before.counts.judged);
-        Teller { shared, judged_before, progress: now, position: now }
+        Teller { shared, judged_before, progress: now, position: now, took: Duration::ZERO }
     }
 
     fn hear(&mut self, sink: &mut dyn Sink, told: Told) -> Result<(), ExploreError> {
@@ -325,9 +429,12 @@ impl<'s, 'j> Teller<'s, 'j> {
             self.progress = Instant::now();
             sink.progress(&self.so_far());
         }
-        if self.position.elapsed() >= POSITION {
+        // Millions of contents take a while to write down: most of the time goes into exploring.
+        if self.position.elapsed() >= POSITION.max(10 * self.took) {
+            let began = Instant::now();
             sink.position(&self.shared.position())?;
             self.position = Instant::now();
+            self.took = began.elapsed();
         }
         Ok(())
     }
@@ -336,11 +443,8 @@ impl<'s, 'j> Teller<'s, 'j> {
         let shared = self.shared;
         let counts = shared.counts();
         let elapsed = shared.began.elapsed();
-        let all = shared.items.len().max(1) as f64;
-        // What was taken last is not done yet.
-        let taken = shared.next.load(Ordering::Relaxed);
-        let done = taken.saturating_sub(shared.job.settings.threads.max(1));
-        let share = (done as f64 / all).min(1.0);
+        let all = shared.points.len() * shared.job.settings.profiles.len();
+        let share = (shared.work().done as f64 / all.max(1) as f64).min(1.0);
         let settings = shared.job.settings;
         let judged = counts.judged - self.judged_before;
         let rate = judged as f64 / elapsed.as_secs_f64().max(1e-9);

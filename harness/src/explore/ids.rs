@@ -26,8 +26,9 @@ pub struct RecordingIds {
     failed: Mutex<Option<String>>,
 }
 
-/// Bytes of the base that are read at once.
-const PIECE: u64 = 256 << 10;
+/// Bytes of the base that are read at once, or a block where that is more: what was written lies
+/// scattered over it.
+const PIECE: u64 = 16 << 10;
 
 impl RecordingIds {
     /// `base`: a copy of the base image, where it is not the one that the recording names.
@@ -109,13 +110,14 @@ impl RecordingIds {
     /// Beyond its end are zeroes.
     fn base_bytes(&self, block: u64) -> std::io::Result<Vec<u8>> {
         let lb = self.lb() as u64;
-        let (number, skip) = (block * lb / PIECE, (block * lb % PIECE) as usize);
+        let size = lb.max(PIECE);
+        let (number, skip) = (block * lb / size, (block * lb % size) as usize);
         let mut piece = self.piece.lock().unwrap_or_else(PoisonError::into_inner);
         if piece.0 != Some(number) {
-            let mut bytes = vec![0; PIECE as usize];
+            let mut bytes = vec![0; size as usize];
             let mut at = 0;
             while at < bytes.len() {
-                match self.base.read_at(&mut bytes[at..], number * PIECE + at as u64) {
+                match self.base.read_at(&mut bytes[at..], number * size + at as u64) {
                     Ok(0) => break,
                     Ok(n) => at += n,
                     Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
@@ -177,6 +179,50 @@ impl ContentIds for RecordingIds {
                     Err(why) => self.fail(why),
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::explore::testing::Recorded;
+
+    #[test]
+    fn equal_bytes_have_equal_numbers_wherever_they_come_from() {
+        for lb in [512u32, 4096, 32768] {
+            let mut recorded = Recorded::new(lb);
+            let n = lb as usize;
+            // As the base is there, other data, and zeroes.
+            let data = [vec![0xb5; n], vec![1; n], vec![0; n], vec![1; n]].concat();
+            let first = recorded.write(0, &data);
+            let second = recorded.write(0, &vec![1; n]);
+            let recorded = recorded.end();
+            let reader = Arc::new(Reader::open(&recorded.path()).unwrap());
+            let ids = RecordingIds::new(reader, None, Trust::Unchanged).unwrap();
+            let written = |request, block| ids.id(0, Source::Written { request, block });
+            assert_eq!(written(first, 0), ids.id(0, Source::Base));
+            assert_eq!(written(first, 1), written(second, 0));
+            assert_eq!(written(first, 1), written(first, 3));
+            assert_eq!(written(first, 2), ids.id(3, Source::Zeroes));
+            // Beyond its 32 KiB the base is empty, and so is what lies beyond its end.
+            let empty = (32 << 10) / u64::from(lb);
+            assert_eq!(ids.id(empty, Source::Base), ids.id(0, Source::Zeroes));
+            assert_ne!(ids.id(0, Source::Base), written(second, 0));
+            assert_ne!(ids.id(0, Source::Base), ids.id(0, Source::Zeroes));
+            let flip = |request, bit| Source::Flipped { request, block: 0, bit };
+            assert_eq!(ids.id(0, flip(Some(first), 3)), ids.id(0, flip(None, 3)));
+            assert_ne!(ids.id(0, flip(None, 3)), ids.id(0, Source::Base));
+            assert_ne!(ids.id(0, flip(None, 3)), ids.id(0, flip(None, 4)));
+            let garbage = |seed| ids.id(0, Source::Garbage { seed });
+            assert_eq!(garbage(5), garbage(5));
+            assert_ne!(garbage(5), garbage(6));
+            ids.check().unwrap();
+            // What the recording does not have is an error, not a content.
+            written(second, 7);
+            let error = ids.check().unwrap_err().to_string();
+            assert!(error.contains("has 1 blocks, and block 7 of it is wanted"), "{error}");
         }
     }
 }

@@ -4,9 +4,11 @@
 //! such pair is judged once. From one view to the next only the units are looked at that the change
 //! touches; how many are bad is kept.
 
+use super::seen::{AsIs, words};
 use super::{ExploreError, Point, State, UnitBlocks, UnitOracle, Verdict, Verifier};
 use crate::oracle::Finding;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use tornblk_model::crash::{Source, content_hash};
 use tornblk_model::event::Seq;
@@ -16,7 +18,7 @@ pub struct InPlace<'a> {
     oracle: &'a dyn UnitOracle,
     index: Index,
     /// (unit, contents, promise) → findings; `None`: nothing wrong.
-    known: HashMap<u128, Option<Arc<[Finding]>>>,
+    known: HashMap<[u64; 2], Option<Arc<[Finding]>>, BuildHasherDefault<AsIs>>,
     /// Of each unit, at the point that began last.
     promises: Vec<u64>,
     /// What is wrong in the view that was shown last, by unit.
@@ -34,7 +36,7 @@ impl<'a> InPlace<'a> {
         InPlace {
             oracle,
             index: Index::new(units),
-            known: HashMap::new(),
+            known: HashMap::default(),
             promises: vec![0; units.len()],
             bad: BTreeMap::new(),
             last_point: None,
@@ -83,7 +85,7 @@ impl<'a> InPlace<'a> {
             });
             let oracle = self.oracle;
             let judged = &mut self.judged;
-            let verdict = self.known.entry(key).or_insert_with(|| {
+            let verdict = self.known.entry(words(key)).or_insert_with(|| {
                 *judged += 1;
                 let findings = oracle.judge(unit, after, of);
                 (!findings.is_empty()).then(|| findings.into())

@@ -395,7 +395,8 @@ pub struct Settings {
     pub faults: Vec<Fault>,
     /// Of random states and of faults.
     pub seed: u64,
-    /// At most this many states are judged.
+    /// At most this many states are judged, those before a `--resume` included. The crash points
+    /// share them, and time, evenly.
     pub states: Option<u64>,
     /// No state begins after that.
     pub time: Option<Duration>,
@@ -522,13 +523,15 @@ pub struct Judged {
 /// How much was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// States that the strategies chose (of this shard).
+    /// States that the strategies chose (of this shard). After a `--resume` those of a crash point
+    /// that was not done are counted again.
     pub states: u64,
     /// Different contents among them.
     pub unique: u64,
     /// Times a verifier was asked, shrinking not counted.
     pub judged: u64,
-    /// Contents that failed, and again when confirmed.
+    /// Contents that failed, and again when confirmed. One that was judged again, under more
+    /// promises than before, counts again.
     pub failed: u64,
     /// Contents that could not be judged, or failed only once.
     pub unsure: u64,
@@ -644,7 +647,8 @@ pub trait Sink {
     /// About once a second.
     fn progress(&mut self, _progress: &Progress) {}
 
-    /// About every ten seconds, to be kept for `--resume`.
+    /// About every ten seconds, less often where it takes long; and in the end. To be kept for
+    /// `--resume`.
     ///
     /// # Errors
     /// Ends the exploration.

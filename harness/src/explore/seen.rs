@@ -52,7 +52,7 @@ pub(super) enum Known {
     Weaker(u64),
 }
 
-fn words(key: u128) -> [u64; 2] {
+pub(super) fn words(key: u128) -> [u64; 2] {
     [key as u64, (key >> 64) as u64]
 }
 

@@ -432,8 +432,9 @@ fn an_exploration_goes_on_where_it_ended() {
     };
     assert!(parts > 3, "{parts}");
     assert_eq!(last.counts.unique, all.counts.unique);
-    assert_eq!(last.counts.judged, all.counts.judged);
-    assert_eq!(last.counts.failed, all.counts.failed);
+    // A sample of an early point may show a content before its strongest promises are known.
+    assert!(last.counts.judged >= all.counts.judged);
+    assert!(last.counts.failed >= all.counts.failed);
     let sorted = |position: &Position| {
         let mut judged = position.judged.clone();
         judged.sort_unstable();
@@ -442,6 +443,45 @@ fn an_exploration_goes_on_where_it_ended() {
     assert_eq!(sorted(&last.position), sorted(&all.position));
     assert_eq!(last.coverage[0].1.missing(), all.coverage[0].1.missing());
     assert!(found.len() >= heard.failures.len());
+}
+
+#[test]
+fn what_is_limited_is_shared_out_among_the_points() {
+    let (driver, oracle) = some(7, 60);
+    let points = driver.promises().at(Seq(u64::MAX));
+    let reached = |settings: &Settings| {
+        let asked = Mutex::new(Vec::new());
+        let (summary, _) = run(&driver, settings, None, &|_| {
+            Ok(Box::new(Naive { oracle: &oracle, asked: &asked }))
+        });
+        let asked = asked.into_inner().unwrap();
+        let promises: BTreeSet<u64> = asked.iter().map(|(promises, ..)| *promises).collect();
+        (summary, promises.len() as u64, asked)
+    };
+    for (limit, seed) in [(5, 0), (20, 1), (150, 2)] {
+        let limited =
+            Settings { states: Some(limit), seed, threads: 1, failures: 0, ..settings("lb4k") };
+        let (summary, some, asked) = reached(&limited);
+        assert_eq!((summary.ended, summary.counts.judged), (Ended::States, limit));
+        assert!(some >= (limit / 3).min(points / 2), "{some} of {points}");
+        // The same seed, the same sample.
+        assert_eq!(reached(&limited).2, asked);
+        let other = Settings { seed: seed + 9, ..limited };
+        assert_ne!(reached(&other).2, asked);
+    }
+    // What is shared out is all there is, in the end.
+    let limited = Settings { states: Some(1 << 40), threads: 2, ..settings("lb4k") };
+    let (all, ..) = reached(&Settings { states: None, ..limited.clone() });
+    let (summary, ..) = reached(&limited);
+    assert_eq!(summary.ended, Ended::Complete);
+    assert_eq!(summary.counts.unique, all.counts.unique);
+    assert_eq!(summary.counts.states, all.counts.states);
+    let limited = Settings { states: None, time: Some(Duration::from_secs(3600)), ..limited };
+    let (summary, ..) = reached(&limited);
+    assert_eq!(summary.counts.states, all.counts.states);
+    let limited = Settings { time: Some(Duration::ZERO), ..limited };
+    let (summary, ..) = reached(&limited);
+    assert_eq!((summary.ended, summary.counts.judged), (Ended::Time, 0));
 }
 
 #[test]

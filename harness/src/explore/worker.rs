@@ -1,22 +1,22 @@
 //! One thread of an exploration: walks over its share of the crash points, and judges.
 
 use super::blame::{self, Place, Reported};
-use super::engine::{MakeVerifier, Shared};
+use super::engine::{Item, MakeVerifier, Share, Shared, Visit};
 use super::seen::Known;
 use super::{ExploreError, Failure, Point, StateText, Verdict, Verifier, View};
 use crate::oracle::Finding;
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use tornblk_model::crash::walk::Cursor;
 use tornblk_model::crash::{Content, ModelError, Outcome, Profile, Source, StateName, Strategy};
 use tornblk_model::event::Seq;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
-/// What a worker keeps to itself before it tells the others.
-const FLUSH: Duration = Duration::from_secs(2);
+/// How often a worker tells the others how many states it went through, and where it is done.
+const COUNTS: Duration = Duration::from_millis(500);
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// What a cursor shows.
 pub(super) struct Shown<'c, 'w, 'a>(pub(super) &'c Cursor<'w, 'a>);
@@ -58,6 +58,15 @@ pub(super) enum Told {
     Unsure(StateText, String),
 }
 
+/// How a visit of a crash point ended.
+enum Visited {
+    Whole,
+    /// It used up its share after so many states.
+    UpTo(u64),
+    /// No more states are to be judged.
+    Over,
+}
+
 /// Counts that were not told yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
@@ -77,6 +86,7 @@ pub(super) struct Worker<'s, 'j, 'v> {
     done: Vec<(String, String, Seq)>,
     points: u64,
     flushed: Instant,
+    counted: Instant,
     /// States since the clock was looked at.
     unclocked: u32,
 }
@@ -96,6 +106,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             done: Vec::new(),
             points: 0,
             flushed: Instant::now(),
+            counted: Instant::now(),
             unclocked: 0,
         })
     }
@@ -105,28 +116,39 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         let shared = self.shared;
         let mut standing: Option<(usize, Cursor<'_, '_>)> = None;
         while shared.over().is_none() {
-            let next = shared.next.fetch_add(1, Ordering::Relaxed);
-            let Some((profile, points)) = shared.items.get(next) else { break };
+            let Some(Item { profile, visits }) = shared.take() else { break };
             let mut cursor = match standing.take() {
-                Some((same, cursor)) if same == *profile => cursor,
+                Some((same, cursor)) if same == profile => cursor,
                 other => {
                     if let Some((_, cursor)) = other {
                         self.flush(&cursor);
                     }
-                    Cursor::new(&shared.walk, &shared.job.settings.profiles[*profile])?
+                    Cursor::new(&shared.walk, &shared.job.settings.profiles[profile])?
                 }
             };
-            for after in &shared.points[points.clone()] {
-                let ended = self.point(&mut cursor, *after);
+            for visit in visits {
+                let ended = self.point(&mut cursor, visit);
                 if self.flushed.elapsed() >= FLUSH {
                     self.flush(&cursor);
+                } else if self.counted.elapsed() >= COUNTS {
+                    self.tell_counts(&cursor);
                 }
-                if !matches!(ended, Ok(true)) {
-                    self.flush(&cursor);
-                    return ended.map(drop);
+                match ended {
+                    Ok(Visited::Whole) => shared.visited(profile, visit.point, None),
+                    Ok(Visited::UpTo(walked)) => {
+                        shared.visited(profile, visit.point, Some(walked));
+                    }
+                    Ok(Visited::Over) => {
+                        self.flush(&cursor);
+                        return Ok(());
+                    }
+                    Err(error) => {
+                        self.flush(&cursor);
+                        return Err(error);
+                    }
                 }
             }
-            standing = Some((*profile, cursor));
+            standing = Some((profile, cursor));
         }
         if let Some((_, cursor)) = standing {
             self.flush(&cursor);
@@ -134,9 +156,8 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         Ok(())
     }
 
-    /// Tells the others how far it is.
-    fn flush(&mut self, cursor: &Cursor<'_, '_>) {
-        self.flushed = Instant::now();
+    fn tell_counts(&mut self, cursor: &Cursor<'_, '_>) {
+        self.counted = Instant::now();
         let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let Own { states, unique, failed, unsure, not_shrunk } = std::mem::take(&mut self.own);
         sums.counts.states += states;
@@ -145,20 +166,32 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         sums.counts.unsure += unsure;
         sums.counts.points += std::mem::take(&mut self.points);
         sums.not_shrunk += not_shrunk;
-        for (profile, strategy, after) in self.done.drain(..) {
-            sums.done.entry(profile).or_default().entry(strategy).or_default().push(after);
-        }
-        sums.coverage.entry(cursor.profile().to_string()).or_default().merge(&cursor.coverage());
         if let Some(after) = cursor.after() {
             sums.at = format!("{}/p{after}", cursor.profile());
         }
     }
 
-    /// `false`: it is over.
-    fn point(&mut self, cursor: &mut Cursor<'_, '_>, after: Seq) -> Result<bool, ExploreError> {
-        let settings = self.shared.job.settings;
+    /// Tells the others how far it is.
+    fn flush(&mut self, cursor: &Cursor<'_, '_>) {
+        self.tell_counts(cursor);
+        self.flushed = Instant::now();
+        let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        for (profile, strategy, after) in self.done.drain(..) {
+            sums.done.entry(profile).or_default().entry(strategy).or_default().push(after);
+        }
+        sums.coverage.entry(cursor.profile().to_string()).or_default().merge(&cursor.coverage());
+    }
+
+    fn point(
+        &mut self,
+        cursor: &mut Cursor<'_, '_>,
+        visit: Visit,
+    ) -> Result<Visited, ExploreError> {
+        let shared = self.shared;
+        let settings = shared.job.settings;
+        let after = shared.points[visit.point];
         let name = cursor.profile().to_string();
-        let before = self.shared.done_before(&name);
+        let before = shared.done_before(&name);
         let left: Vec<Strategy> = settings
             .strategies
             .iter()
@@ -166,40 +199,101 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             .copied()
             .collect();
         if left.is_empty() {
-            return Ok(true);
+            return Ok(Visited::Whole);
+        }
+        let share = if shared.is_limited() { Some(shared.share()) } else { None };
+        if share.is_some_and(|share| share.states == 0) {
+            return Ok(Visited::UpTo(visit.walked));
         }
         cursor.go(after)?;
-        let place = Place { after, promises: self.shared.job.promises.at(after) };
+        let place = Place { after, promises: shared.job.promises.at(after) };
         let profile = cursor.profile();
         self.verifier.point(&Point::new(profile, after, place.promises, &Shown(cursor)))?;
         cursor.shown();
-        for strategy in left {
-            cursor.start(seeded(strategy, settings.seed))?;
-            while cursor.step()? {
-                if settings.shard.is_some() || !settings.faults.is_empty() {
-                    let name = cursor.name()?;
-                    if settings.shard.is_some_and(|shard| !shard.has(&name)) {
+        // A sample begins anywhere, so that it is not the same strategy everywhere that is tried.
+        let first = match share {
+            Some(_) => self.anywhere(cursor, &left, after)?,
+            None => 0,
+        };
+        let (mut walked, mut judged) = (0, 0);
+        for lap in [0, 1] {
+            let mut number = 0;
+            if lap == 1 && first == 0 {
+                break;
+            }
+            for strategy in &left {
+                cursor.start(seeded(*strategy, settings.seed))?;
+                while cursor.step()? {
+                    if !self.is_mine(cursor)? {
                         continue;
                     }
-                }
-                if self.is_over() {
-                    return Ok(false);
-                }
-                let legal = settings.faults.is_empty();
-                let words = if legal {
-                    Vec::new()
-                } else {
-                    cursor.damage(&settings.faults, settings.seed)?
-                };
-                let Some(outcome) = self.state(cursor, place, words)? else { return Ok(false) };
-                if legal {
-                    cursor.note(outcome);
+                    number += 1;
+                    if (lap == 0) != (first < number) {
+                        continue;
+                    }
+                    walked += 1;
+                    if walked <= visit.walked {
+                        continue;
+                    }
+                    if self.is_over() {
+                        return Ok(Visited::Over);
+                    }
+                    let used_up = |share: Share| {
+                        judged >= share.states
+                            || judged > 0 && share.until.is_some_and(|t| t <= Instant::now())
+                    };
+                    if share.is_some_and(used_up) {
+                        return Ok(Visited::UpTo(walked - 1));
+                    }
+                    let legal = settings.faults.is_empty();
+                    let words = if legal {
+                        Vec::new()
+                    } else {
+                        cursor.damage(&settings.faults, settings.seed)?
+                    };
+                    let Some(outcome) = self.state(cursor, place, words)? else {
+                        return Ok(Visited::Over);
+                    };
+                    judged += u64::from(outcome == Outcome::Built);
+                    if self.unclocked.is_multiple_of(8) && self.counted.elapsed() >= COUNTS {
+                        self.tell_counts(cursor);
+                    }
+                    if legal {
+                        cursor.note(outcome);
+                    }
                 }
             }
-            self.done.push((name.clone(), strategy.to_string(), after));
         }
+        let done = left.iter().map(|strategy| (name.clone(), strategy.to_string(), after));
+        self.done.extend(done);
         self.points += 1;
-        Ok(true)
+        Ok(Visited::Whole)
+    }
+
+    /// Is the state that is shown one of this shard?
+    fn is_mine(&self, cursor: &Cursor<'_, '_>) -> Result<bool, ExploreError> {
+        Ok(match self.shared.job.settings.shard {
+            Some(shard) => shard.has(&cursor.name()?),
+            None => true,
+        })
+    }
+
+    /// The number of one of the states at this point, the same for the same seed.
+    fn anywhere(
+        &self,
+        cursor: &mut Cursor<'_, '_>,
+        strategies: &[Strategy],
+        after: Seq,
+    ) -> Result<u64, ExploreError> {
+        let seed = self.shared.job.settings.seed;
+        let mut states = 0;
+        for strategy in strategies {
+            cursor.start(seeded(*strategy, seed))?;
+            while cursor.step()? {
+                states += u64::from(self.is_mine(cursor)?);
+            }
+        }
+        Ok(xxh3_64_with_seed(&after.0.to_le_bytes(), seed) % states.max(1))
     }
 
     /// Looks at the clock now and then.

@@ -158,7 +158,8 @@ fn said(profile: &ProfileReport) -> String {
     let under = format!("in {} states ({} crash points)", counts.unique, counts.points);
     match profile.verdict {
         Verdict::Violated => {
-            format!("{name}: {failures} different failures {under}")
+            let s = if *failures == 1 { "" } else { "s" };
+            format!("{name}: {failures} different failure{s} {under}")
         }
         Verdict::Passed => format!("{name}: no finding {under}"),
         _ => {
@@ -291,17 +292,12 @@ fn legend(look: Look) -> &'static str {
 }
 
 fn write_piece(piece: &Piece, look: Look, out: &mut dyn Write) -> io::Result<()> {
-    let end = piece.offset + piece.len;
-    let flags: Vec<&str> = [(piece.fua, "FUA"), (piece.atomic, "atomic")]
+    let flags: Vec<&str> = [(piece.fua, "FUA"), (piece.atomic, "sent as atomic")]
         .into_iter()
         .filter_map(|(on, name)| on.then_some(name))
         .collect();
-    let flags = if flags.is_empty() { String::new() } else { format!(", {}", flags.join(", ")) };
-    writeln!(
-        out,
-        "  write   {} (bytes {}..{end} of the disk{flags}): {}",
-        piece.write, piece.offset, piece.text
-    )?;
+    let flags = if flags.is_empty() { String::new() } else { format!(" ({})", flags.join(", ")) };
+    writeln!(out, "  write   {}{flags}", piece.text)?;
     for call in piece.calls.iter().take(2) {
         let (from, to) = (call.offset, call.offset + call.len);
         writeln!(out, "          {} on {}, its bytes {from}..{to}", call.call, call.path)?;
@@ -396,7 +392,8 @@ fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
         Verdict::Violated => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             let text = told(report, |kept| kept.failure.profile == profile.profile);
-            let message = format!("{} different failures", profile.failures);
+            let s = if profile.failures == 1 { "" } else { "s" };
+            let message = format!("{} different failure{s}", profile.failures);
             status.set_message(message).set_description(text);
             status
         }
@@ -421,4 +418,175 @@ fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
         coverage(profile)
     ));
     case
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::explore::bundle::Judge;
+    use crate::explore::{Counts, Cuts, Explanation, Failure, Fingerprint};
+    use crate::report::testing::finding;
+    use tornblk_model::event::Seq;
+
+    const PLAIN: Look = Look { colour: false, utf8: false };
+
+    fn kept() -> Kept {
+        let piece = Piece {
+            write: Seq(22),
+            offset: 49152,
+            len: 16384,
+            fua: true,
+            atomic: false,
+            fragments: 4,
+            kept: vec![0, 3],
+            calls: Vec::new(),
+            text: "write 22 was torn".into(),
+        };
+        let explanation = Explanation {
+            pieces: vec![piece],
+            passing: Some(crate::explore::StateText("req16k/p28:all".into())),
+            minimal: true,
+            ..Explanation::default()
+        };
+        Kept {
+            failure: Failure {
+                number: 1,
+                state: crate::explore::StateText("req16k/p28:all,-w22.6".into()),
+                found: crate::explore::StateText("req16k/p28:r1.1.7".into()),
+                profile: "req16k".into(),
+                after: Seq(28),
+                promises: 3,
+                fingerprint: Fingerprint(5),
+                findings: vec![finding()],
+                explanation,
+            },
+            bundle: Some("failure-001.tornblk".into()),
+            again: 2,
+        }
+    }
+
+    fn profile(name: &str, verdict: Verdict, why: Option<&str>) -> ProfileReport {
+        let red = verdict == Verdict::Violated;
+        ProfileReport {
+            profile: name.into(),
+            counts: Counts {
+                states: 900,
+                unique: 400,
+                judged: 400,
+                failed: 3 * u64::from(red),
+                unsure: 0,
+                points: 25,
+            },
+            coverage: Cuts { writes: 2, cuts: 12, built: 8, equal: 3 },
+            failures: u64::from(red),
+            not_shrunk: 0,
+            complete: true,
+            verdict,
+            why: why.map(str::to_owned),
+        }
+    }
+
+    fn report() -> ExploreReport {
+        ExploreReport {
+            version: "0.1.0".into(),
+            recording: "/r/disk.recording".into(),
+            suite: "s".into(),
+            lane: "raw".into(),
+            judge: Judge::InPlace,
+            strategies: vec!["prefix".into()],
+            faults: Vec::new(),
+            seed: 1,
+            shard: None,
+            missing: Vec::new(),
+            ended: Some(Ended::Stopped),
+            seconds: 2.0,
+            verdict: Verdict::Violated,
+            why: None,
+            exit: 1,
+            profiles: vec![
+                profile("req16k", Verdict::Violated, None),
+                profile("req64k", Verdict::Passed, None),
+                profile(
+                    "lb512",
+                    Verdict::Inconclusive,
+                    Some("2 of 400 states could not be judged"),
+                ),
+            ],
+            failures: vec![kept()],
+            unsure: vec![("lb512/p3:all".into(), "the guest hung".into())],
+            folder: Some("/out dir".into()),
+            resume: Some("tornblk explore r --out '/out dir' --resume".into()),
+        }
+    }
+
+    fn text(report: &ExploreReport, look: Look) -> String {
+        let mut out = Vec::new();
+        write(report, look, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_report_says_what_was_looked_at_and_how_to_see_it_again() {
+        let text = text(&report(), PLAIN);
+        for part in [
+            "| req16k       900      400   1 (3 states)       11 of 12   VIOLATED     |",
+            "| req64k       900      400              0       11 of 12   no finding   |",
+            "req16k: 1 different failure in 400 states (25 crash points)",
+            "req64k: no finding in 400 states (25 crash points)",
+            "lb512: 2 of 400 states could not be judged in 400 states",
+            "each of the 12 cuts was built (8) or proved equal to one that was (3), but for 1",
+            "not judged: lb512/p3:all: the guest hung",
+            "req16k failure 1: torn: /dev/vda unit 3 (bytes 49152..65536), generation 7",
+            "write   write 22 was torn (FUA)",
+            "#..#  (# survived, . lost)",
+            "state   req16k/p28:all,-w22.6",
+            "passes  req16k/p28:all",
+            "2 more states come to the same",
+            "again:  tornblk repro '/out dir/failure-001.tornblk'",
+            "stopped, with what it had",
+            "go on: tornblk explore r --out '/out dir' --resume",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        for never in ["passed", "safe", "\x1b"] {
+            assert!(!text.contains(never), "{never}\n{text}");
+        }
+    }
+
+    #[test]
+    fn colour_and_blocks_only_where_they_can_be_seen() {
+        let text = text(&report(), Look { colour: true, utf8: true });
+        assert!(text.contains("■□□■  (■ survived, □ lost)"), "{text}");
+        assert!(text.contains("\x1b[1;31mVIOLATED\x1b[0m"), "{text}");
+    }
+
+    #[test]
+    fn junit_has_a_case_for_each_profile_and_the_missing_shards() {
+        let mut report = report();
+        report.missing = vec!["2/3".parse().unwrap()];
+        report.why = Some("shard 2/3 is missing".into());
+        let text = render(&report).unwrap();
+        assert!(text.contains(r#"tests="4""#), "{text}");
+        assert!(text.contains(r#"failures="1""#) && text.contains(r#"errors="2""#), "{text}");
+        assert!(text.contains("shard 2/3 is missing") && text.contains("no finding in 400 states"));
+        assert!(text.contains("tornblk repro"), "{text}");
+    }
+
+    #[test]
+    fn progress_tells_states_rate_and_time_left() {
+        let mut at = Progress {
+            counts: Counts { states: 12, unique: 9, failed: 1, ..Counts::default() },
+            rate: 2.34,
+            left: Some(Duration::from_secs(95)),
+            ..Progress::default()
+        };
+        assert_eq!(
+            progress_line("lb512", 1, 2, &at),
+            "lb512 (1 of 2): 12 states done, 9 unique, 1 failed, 2.3 a second, 1 min 35 s left"
+        );
+        (at.rate, at.left) = (20_000.4, None);
+        let line = progress_line("lb512", 1, 1, &at);
+        assert_eq!(line, "lb512: 12 states done, 9 unique, 1 failed, 20000 a second");
+    }
 }

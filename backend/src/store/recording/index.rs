@@ -1,13 +1,14 @@
 //! Which bytes each logical block shows now: the newest version of each, and the one before.
 //!
-//! Blocks are kept by the 64; a chunk that was never written costs nothing. A lock guards each
-//! 64th of the chunks, and a request takes the locks of all its blocks at once, in order: so a
-//! read sees all of a write or nothing of it.
+//! Blocks are kept by the 64; a chunk that was never written costs nothing, and neither do chunks
+//! that were only zeroed, in rows. A lock guards each 64th of the chunks, and a request takes the
+//! locks of all its blocks at once, in order: so a read sees all of a write or nothing of it.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tornblk_model::event::{SECTOR, Seq};
+use tornblk_model::extents::{Extents, Run};
 
 const CHUNK: u64 = 64;
 const SHARDS: u64 = 64;
@@ -64,6 +65,40 @@ struct Chunk {
     earlier: [u32; CHUNK as usize],
 }
 
+/// All blocks of a chunk were zeroed at once, and nothing was written there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Zeroed {
+    /// As in [`Chunk`].
+    seq: u64,
+    /// The version before was zeroes, too.
+    earlier: bool,
+}
+
+impl Run for Zeroed {
+    fn skip(self, _: u64) -> Zeroed {
+        self
+    }
+}
+
+impl Zeroed {
+    fn chunk(found: Option<Zeroed>) -> Chunk {
+        let zeroes = Place::Zeroes.pack();
+        let of = |yes: bool| [if yes { zeroes } else { 0 }; CHUNK as usize];
+        let seq = [found.map_or(0, |z| z.seq); CHUNK as usize];
+        Chunk { seq, place: of(found.is_some()), earlier: of(found.is_some_and(|z| z.earlier)) }
+    }
+
+    /// What is zeroed by event `seq` where this was.
+    fn then(found: Option<Zeroed>, seq: u64) -> Zeroed {
+        match found {
+            // That was submitted later, and was executed before.
+            Some(known) if known.seq > seq => Zeroed { earlier: true, ..known },
+            Some(_) => Zeroed { seq: seq + 1, earlier: true },
+            None => Zeroed { seq: seq + 1, earlier: false },
+        }
+    }
+}
+
 /// A write that was submitted and is not yet executed.
 struct Pending {
     seq: Seq,
@@ -73,6 +108,8 @@ struct Pending {
 #[derive(Default)]
 struct Shard {
     chunks: HashMap<u64, Box<Chunk>>,
+    /// By the number of the chunk in this shard: those that are not in `chunks`.
+    zeroed: Extents<Zeroed>,
     pending: Vec<Pending>,
 }
 
@@ -126,12 +163,17 @@ impl Locked<'_> {
     pub(super) fn pieces(&self, blocks: Range<u64>, stale: bool) -> smallvec::SmallVec<[Piece; 4]> {
         let mut pieces: smallvec::SmallVec<[Piece; 4]> = smallvec::SmallVec::new();
         for (chunk, part) in chunks(blocks) {
-            let found = self.shard(chunk).chunks.get(&chunk);
+            let shard = self.shard(chunk);
+            let found = shard.chunks.get(&chunk);
+            let zeroed = found.is_none().then(|| shard.zeroed.get(chunk / SHARDS)).flatten();
+            let zeroed = zeroed.is_some_and(|z| !stale || z.earlier);
             for block in part {
                 let i = (block % CHUNK) as usize;
-                let place = found.map_or(Place::Base, |c| {
-                    Place::unpack(if stale { c.earlier[i] } else { c.place[i] })
-                });
+                let place = match found {
+                    Some(c) => Place::unpack(if stale { c.earlier[i] } else { c.place[i] }),
+                    None if zeroed => Place::Zeroes,
+                    None => Place::Base,
+                };
                 match pieces.last_mut() {
                     Some(last)
                         if last.place.plus((block - last.blocks.start) * self.lb) == place =>
@@ -148,11 +190,55 @@ impl Locked<'_> {
     /// The blocks were written: they show the piece, unless a write submitted later was executed
     /// before.
     pub(super) fn put(&mut self, seq: Seq, piece: &Piece) {
+        let Range { start, end } = piece.blocks;
+        let whole = start.div_ceil(CHUNK)..end / CHUNK;
+        if piece.place != Place::Zeroes || whole.is_empty() {
+            return self.put_blocks(seq, piece, start..end);
+        }
+        self.put_blocks(seq, piece, start..whole.start * CHUNK);
+        self.zero_chunks(seq, piece, whole.clone());
+        self.put_blocks(seq, piece, whole.end * CHUNK..end);
+    }
+
+    /// As [`Locked::put`] of zeroes, for whole chunks: their number costs nothing.
+    fn zero_chunks(&mut self, seq: Seq, piece: &Piece, chunks: Range<u64>) {
+        let mut kept = Vec::new();
+        for (n, shard) in &mut self.shards {
+            // Its chunks among them, by their number in the shard.
+            let first = (chunks.start + SHARDS - 1 - *n) / SHARDS;
+            let end = (chunks.end + SHARDS - 1 - *n) / SHARDS;
+            if first >= end {
+                continue;
+            }
+            let runs: Vec<_> = shard.zeroed.runs(first..end).collect();
+            for (run, found) in runs {
+                shard.zeroed.set(run, Zeroed::then(found, seq.0));
+            }
+            let own = first..end;
+            if (own.end - own.start) < shard.chunks.len() as u64 {
+                let numbers = own.map(|i| i * SHARDS + *n);
+                kept.extend(numbers.filter(|chunk| shard.chunks.contains_key(chunk)));
+            } else {
+                kept.extend(shard.chunks.keys().filter(|c| own.contains(&(*c / SHARDS))));
+            }
+        }
+        for chunk in kept {
+            let own = chunk / SHARDS;
+            self.shard_mut(chunk).zeroed.clear(own..own + 1);
+            self.put_blocks(seq, piece, chunk * CHUNK..(chunk + 1) * CHUNK);
+        }
+    }
+
+    /// Of the piece, these blocks.
+    fn put_blocks(&mut self, seq: Seq, piece: &Piece, blocks: Range<u64>) {
         let lb = self.lb;
-        for (number, part) in chunks(piece.blocks.clone()) {
-            let chunk = self.shard_mut(number).chunks.entry(number).or_insert_with(|| {
-                let (seq, place) = ([0; CHUNK as usize], [0; CHUNK as usize]);
-                Box::new(Chunk { seq, place, earlier: place })
+        for (number, part) in chunks(blocks) {
+            let Shard { chunks, zeroed, .. } = self.shard_mut(number);
+            let chunk = chunks.entry(number).or_insert_with(|| {
+                let own = number / SHARDS;
+                let found = zeroed.get(own);
+                zeroed.clear(own..own + 1);
+                Box::new(Zeroed::chunk(found))
             });
             for block in part {
                 let i = (block % CHUNK) as usize;
@@ -190,7 +276,13 @@ impl Locked<'_> {
         let chunk = block / CHUNK;
         let shard = self.shard(chunk);
         let i = (block % CHUNK) as usize;
-        let executed = shard.chunks.get(&chunk).map_or((0, 0), |c| (c.seq[i], c.place[i]));
+        let executed = match shard.chunks.get(&chunk) {
+            Some(c) => (c.seq[i], c.place[i]),
+            None => {
+                let zeroed = shard.zeroed.get(chunk / SHARDS);
+                zeroed.map_or((0, 0), |z| (z.seq, Place::Zeroes.pack()))
+            }
+        };
         let newest = shard
             .pending
             .iter()
@@ -213,4 +305,84 @@ fn chunks(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
     let Range { start, end } = blocks;
     let numbers = if start < end { start / CHUNK..(end - 1) / CHUNK + 1 } else { 0..0 };
     numbers.map(move |n| (n, start.max(n * CHUNK)..end.min((n + 1) * CHUNK)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BLOCKS: u64 = CHUNK * SHARDS * 3 + 100;
+
+    /// Every block by itself: 1 + its newest event, the place, and the one before.
+    type Plain = Vec<(u64, Place, Place)>;
+
+    fn put(plain: &mut Plain, seq: u64, piece: &Piece) {
+        for block in piece.blocks.clone() {
+            let (newest, place, earlier) = &mut plain[block as usize];
+            let mine = piece.place.plus((block - piece.blocks.start) * 512);
+            if *newest <= seq {
+                (*newest, *earlier, *place) = (seq + 1, *place, mine);
+            } else {
+                *earlier = mine;
+            }
+        }
+    }
+
+    fn step() -> impl Strategy<Value = (u64, u64, bool, u64)> {
+        let len = prop_oneof![1..100u64, 1..BLOCKS, Just(CHUNK), Just(BLOCKS)];
+        (0..BLOCKS, len, any::<bool>(), 0..12u64)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+        /// Whatever the order in which they are executed.
+        #[test]
+        fn it_is_what_a_list_of_blocks_is(steps in prop::collection::vec(step(), 1..12)) {
+            let index = Index::new(512);
+            let mut plain: Plain = vec![(0, Place::Base, Place::Base); BLOCKS as usize];
+            for (i, (start, len, zeroes, seq)) in (1u64..).zip(steps) {
+                let blocks = start..(start + len).min(BLOCKS);
+                let place = if zeroes { Place::Zeroes } else { Place::At(i << 30) };
+                let (seq, piece) = (seq * 100 + i, Piece { blocks: blocks.clone(), place });
+                index.lock(std::slice::from_ref(&blocks)).put(Seq(seq), &piece);
+                put(&mut plain, seq, &piece);
+            }
+            let all = 0..BLOCKS;
+            let locked = index.lock(std::slice::from_ref(&all));
+            for stale in [false, true] {
+                for piece in locked.pieces(all.clone(), stale) {
+                    for block in piece.blocks.clone() {
+                        let (_, place, earlier) = plain[block as usize];
+                        let expected = if stale { earlier } else { place };
+                        let found = piece.place.plus((block - piece.blocks.start) * 512);
+                        prop_assert_eq!(found, expected, "block {} stale {}", block, stale);
+                    }
+                }
+            }
+            for block in (0..BLOCKS).step_by(17) {
+                prop_assert_eq!(locked.submitted(block), plain[block as usize].1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_discard_of_a_whole_disk_takes_a_run_a_shard() {
+        let index = Index::new(512);
+        // 1 TiB.
+        let blocks = 5..1 << 31;
+        let locked = &mut index.lock(std::slice::from_ref(&blocks));
+        for seq in 0..3 {
+            locked.put(Seq(seq), &Piece { blocks: blocks.clone(), place: Place::Zeroes });
+        }
+        let (mut chunks, mut runs) = (0, 0);
+        for (_, shard) in &locked.shards {
+            chunks += shard.chunks.len();
+            runs += shard.zeroed.len();
+        }
+        assert_eq!((chunks, runs), (1, 64));
+        assert_eq!(locked.submitted(1 << 30), Place::Zeroes);
+        assert_eq!(locked.submitted(4), Place::Base);
+    }
 }

@@ -9,6 +9,7 @@ use super::steps::Steps;
 use super::tables::{Code, Walk};
 use crate::event::Seq;
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// [`Cursor::class`]: not there at this point, or never showing.
@@ -51,6 +52,8 @@ pub struct Cursor<'w, 'a> {
     /// What was covered of each write that can be torn.
     pub(super) cuts: Vec<Option<Box<Cuts>>>,
     pub(super) slow_coverage: Coverage,
+    /// The run of blocks that was looked up last.
+    pub(super) hint: Cell<usize>,
 }
 
 /// A volatile write.
@@ -155,7 +158,7 @@ impl<'w, 'a> Cursor<'w, 'a> {
     pub fn of(&self, block: u64) -> Source {
         match self.overlay.as_ref().and_then(|overlay| overlay.blocks.get(&block)) {
             Some((source, _)) => *source,
-            None => match self.walk.number(block) {
+            None => match self.number(block) {
                 Some(number) => self.walk.source(number, self.now[number as usize]),
                 None => Source::Base,
             },
@@ -166,11 +169,19 @@ impl<'w, 'a> Cursor<'w, 'a> {
     pub fn id(&self, block: u64) -> u64 {
         match self.overlay.as_ref().and_then(|overlay| overlay.blocks.get(&block)) {
             Some((_, id)) => *id,
-            None => match self.walk.number(block) {
+            None => match self.number(block) {
                 Some(number) => self.walk.code_id(number, self.now[number as usize]),
                 None => (self.walk.ids)(block, Source::Base),
             },
         }
+    }
+
+    /// Neighbours are mostly asked for together.
+    fn number(&self, block: u64) -> Option<u32> {
+        let mut hint = self.hint.get();
+        let number = self.walk.number_near(block, &mut hint);
+        self.hint.set(hint);
+        number
     }
 
     /// The blocks that changed since [`Cursor::shown`] was called, some maybe back again; `None`:

@@ -8,6 +8,7 @@ use super::steps::Steps;
 use super::tables::{Version, Walk};
 use crate::event::Seq;
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 impl<'w, 'a> Cursor<'w, 'a> {
@@ -40,6 +41,7 @@ impl<'w, 'a> Cursor<'w, 'a> {
             touched: Vec::new(),
             cuts: vec![None; walk.writes()],
             slow_coverage: Coverage::new(),
+            hint: Cell::new(0),
         })
     }
 

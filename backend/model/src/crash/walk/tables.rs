@@ -127,11 +127,23 @@ impl<'a> Walk<'a> {
 
     /// The number of a block, if anything was ever written to it.
     pub(super) fn number(&self, block: u64) -> Option<u32> {
-        let run = self.runs.partition_point(|(start, _)| *start <= block).checked_sub(1)?;
-        let (start, number) = self.runs[run];
-        let number = u64::from(number) + (block - start);
-        let end = self.runs.get(run + 1).map_or(self.blocks.len() as u64, |(_, n)| u64::from(*n));
-        (number < end).then_some(number as u32)
+        self.number_near(block, &mut 0)
+    }
+
+    /// As [`Walk::number`]; quick where it lies in the run `hint`, which is then its run.
+    pub(super) fn number_near(&self, block: u64, hint: &mut usize) -> Option<u32> {
+        let inside = |run: usize| {
+            let (start, number) = *self.runs.get(run)?;
+            let next =
+                self.runs.get(run + 1).map_or(self.blocks.len() as u64, |(_, n)| (*n).into());
+            let number = u64::from(number) + block.checked_sub(start)?;
+            (number < next).then_some(number as u32)
+        };
+        if let Some(number) = inside(*hint) {
+            return Some(number);
+        }
+        *hint = self.runs.partition_point(|(start, _)| *start <= block).checked_sub(1)?;
+        inside(*hint)
     }
 
     /// The codes of the versions of a block, the oldest first.
