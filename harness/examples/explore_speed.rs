@@ -1,5 +1,5 @@
 //! How fast states are explored in place, as a table. Run with
-//! `cargo run --release -p tornblk --example explore_speed [quick]`.
+//! `cargo run --release -p tornblk --example explore_speed [quick|shrink]`.
 //!
 //! The recordings are made up: 16 KiB writes to random pages, a flush and a mark after at most 256
 //! of them. The oracle looks at pages. Nothing is read from files, so what is measured is the walk,
@@ -254,31 +254,22 @@ fn shrinking(what: &str, needed: usize) {
     let walk = tornblk_model::crash::walk::Walk::new(&recorded.history, None, &ids);
     let mut cursor = tornblk_model::crash::walk::Cursor::new(&walk, &profile).unwrap();
     cursor.go(after).unwrap();
-    // Of each of the first 50 writes that may show all four fragments are lost.
+    // Of each of the first 55 writes that may show all four fragments are lost.
     let cut = recorded.history.cut(after, &profile).unwrap();
     let lost: Vec<Seq> = cut
         .states(Strategy::OneLost)
         .filter_map(|name| name.0.rsplit_once("-w").and_then(|(_, id)| id.parse().ok()))
         .map(Seq)
-        .take(50)
+        .take(55)
         .collect();
     let names: Vec<String> = lost.iter().map(|id| format!(",-w{id}")).collect();
     let name = format!("lb4k/p{after}:all{}", names.concat());
     cursor.go_to(&tornblk_model::crash::StateName(name)).unwrap();
     // It fails as long as so many of these fragments are missing, evenly chosen.
-    let blocks: Vec<u64> = lost
-        .iter()
-        .flat_map(|id| {
-            let (offset, len) = recorded.history.request(*id).unwrap().ranges()[0];
-            offset / LB..(offset + len) / LB
-        })
-        .collect();
-    let all = cursor.delta().len();
-    let chosen: Vec<u64> = blocks.iter().step_by(blocks.len() / needed).copied().collect();
-    let missing = {
-        let shown: std::collections::HashMap<u64, Source> = cursor.delta().into_iter().collect();
-        chosen.iter().map(|block| (*block, shown[block])).collect::<Vec<_>>()
-    };
+    let delta = cursor.delta();
+    let all = delta.len();
+    let missing: Vec<(u64, Source)> =
+        delta.into_iter().step_by((all / needed.min(all)).max(1)).collect();
     let began = Instant::now();
     let shrunk = cursor
         .shrink(
@@ -299,7 +290,11 @@ fn shrinking(what: &str, needed: usize) {
 }
 
 fn main() {
-    let quick = std::env::args().nth(1).is_some_and(|arg| arg == "quick");
+    let what = std::env::args().nth(1).unwrap_or_default();
+    let quick = what == "quick";
+    if what == "shrink" {
+        return shrink();
+    }
     let some = Some(if quick { 100_000 } else { 1_000_000 });
     head();
     let small = recorded(GIB, 10_000);
@@ -321,7 +316,11 @@ fn main() {
         );
     }
     println!();
+    shrink();
+}
+
+fn shrink() {
     shrinking("shrinking, 1 fragment matters", 1);
     shrinking("shrinking, 10 fragments matter", 10);
-    shrinking("shrinking, all 200 matter", 200);
+    shrinking("shrinking, all of them matter", usize::MAX);
 }
