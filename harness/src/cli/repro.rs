@@ -95,8 +95,8 @@ impl ReproArgs {
         let needs = GuestNeeds {
             dir: temp.path().to_owned(),
             fsck_every: 1,
-            nested: 0,
-            seed: 0,
+            nested: meta.nested,
+            seed: meta.seed,
             stop: Arc::clone(interrupted),
         };
         let means = means(&opened, &given, &needs, &mut |text| live.note(text))?;

@@ -302,6 +302,11 @@ fn next(report: &RunReport) -> String {
     {
         return command.clone();
     }
+    let explored = red.and_then(|lane| lane.explored.as_ref());
+    let kept = explored.and_then(|e| Some((e, e.failures.first()?)));
+    if let Some(command) = kept.and_then(|(e, kept)| super::explore::again(e, kept)) {
+        return command;
+    }
     if let Some(lane) =
         report.lanes.iter().find(|l| matches!(l.verdict, Verdict::Inconclusive | Verdict::Error))
     {

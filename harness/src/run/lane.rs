@@ -313,7 +313,9 @@ impl LaneRun<'_> {
             };
             self.report.explored = Some(explored(lab, &cut, &asked, &mut phase)?);
         }
-        if goes {
+        // What failed can be looked at further.
+        let failed = self.report.explored.as_ref().is_some_and(|e| !e.failures.is_empty());
+        if goes && !failed {
             self.folder.remove(&cut);
         }
         Ok(())

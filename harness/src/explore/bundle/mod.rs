@@ -77,10 +77,12 @@ pub struct Meta {
     /// The guest's image; `None` where no guest judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Lock>,
-    /// States of recordings before this one, the first first, where the recovery of a state was
-    /// explored: what is here is the recovery's recording, and its base is the last of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub nested: Vec<StateText>,
+    /// So many states of the recovery on the state were judged, too, drawn by `seed`: it may be one
+    /// of those that fails.
+    #[serde(default)]
+    pub nested: u64,
+    #[serde(default)]
+    pub seed: u64,
     /// What was found, when the bundle was made.
     pub findings: Vec<Finding>,
     /// SHA-256 of number and content of every block that is here and not zero, in the state.
@@ -100,7 +102,8 @@ impl Meta {
             fault: None,
             judge,
             image: None,
-            nested: Vec::new(),
+            nested: 0,
+            seed: 0,
             findings: Vec::new(),
             content: String::new(),
         }
