@@ -152,6 +152,10 @@ impl Lab for RealLab {
         drop(self.take_spare(Path::new("")));
     }
 
+    fn image(&self) -> Option<String> {
+        Some(self.image.key.clone())
+    }
+
     fn wire(&mut self, recording: &Path, query: &WireQuery) -> Result<Wire, RunError> {
         read_wire(recording, query)
     }
