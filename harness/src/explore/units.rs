@@ -315,13 +315,6 @@ impl Seen for Here<'_> {
         let place = Some((file, unit, sector));
         self.any(|what, whole| whole && what == What::Corrupt { place })
     }
-
-    fn is_garbage(&self, _: u32, _: u64, sector: u32) -> bool {
-        let per = (self.units.shared.carried.lb_size() as usize / SECTOR).max(1);
-        let mut blocks = self.units.shared.blocks[self.unit].ranges.iter().cloned().flatten();
-        let block = blocks.nth(sector as usize / per);
-        block.is_some_and(|block| matches!((self.blocks)(block), Source::Garbage { .. }))
-    }
 }
 
 impl UnitOracle for WorkloadUnits {

@@ -81,8 +81,6 @@ pub trait Seen {
     fn on_disk(&self, key: Key) -> Option<bool>;
     /// Does the state hold this sector as a request carried it, with a wrong checksum already?
     fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool;
-    /// Did the disk put there what nobody wrote, as its profile (`garbage`) allows?
-    fn is_garbage(&self, file: u32, unit: u64, sector: u32) -> bool;
 }
 
 impl Seen for Wire {
@@ -96,10 +94,6 @@ impl Seen for Wire {
 
     fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool {
         Wire::is_mixed(self, file, unit, sector)
-    }
-
-    fn is_garbage(&self, file: u32, unit: u64, sector: u32) -> bool {
-        Wire::is_garbage(self, file, unit, sector)
     }
 }
 
@@ -183,8 +177,6 @@ impl View<'_> {
                     Clause::Foreign,
                     format!("sector {i} holds a block of another run (nonce {nonce:#x})"),
                 ),
-                // A volatile sector of a disk that says so may hold anything.
-                Found::Unknown {} if self.is_garbage(i) => continue,
                 Found::Unknown {} => {
                     (Clause::Foreign, format!("sector {i} holds bytes that this run never wrote"))
                 }
@@ -300,10 +292,6 @@ impl View<'_> {
     /// copied a page that was being written: a direct write's buffer is left alone.
     fn is_mixed(&self, sector: usize) -> bool {
         self.unit.buffered() && self.seen.is_mixed(self.target.file, self.number, sector as u32)
-    }
-
-    fn is_garbage(&self, sector: usize) -> bool {
-        self.seen.is_garbage(self.target.file, self.number, sector as u32)
     }
 
     /// A tear below the sector, which is legal: its newest generation that is known.

@@ -30,9 +30,6 @@ pub struct Carrier {
     pub eligible: bool,
     /// Not stable at the cut.
     pub volatile: bool,
-    /// Where on the disk (bytes) the first of these sectors of the unit lies: first, how many.
-    pub at: u64,
-    pub sectors: (u32, u32),
 }
 
 /// Why a write need not be whole.
@@ -86,9 +83,6 @@ pub struct Wire {
     unstable: Arc<HashMap<(u64, u32), Vec<Place>>>,
     /// Those of them that the state after the cut holds.
     mixed: HashSet<Place>,
-    /// Sectors of which the state holds what nobody wrote, as the disk may.
-    garbage: HashSet<Place>,
-    lb_size: u32,
 }
 
 impl Wire {
@@ -126,11 +120,6 @@ impl Wire {
         self.mixed.contains(&(file, unit, sector))
     }
 
-    /// Did the disk put there what nobody wrote, as its profile allows?
-    pub fn is_garbage(&self, file: u32, unit: u64, sector: u32) -> bool {
-        self.garbage.contains(&(file, unit, sector))
-    }
-
     /// The same recording seen from a crash point right after event `upto`, on a disk that keeps
     /// other requests whole: `eligible` and `volatile` are asked about each. Of a wire of the whole
     /// recording this is much cheaper than reading all payload again.
@@ -153,8 +142,6 @@ impl Wire {
             unstable: Arc::clone(&self.unstable),
             on_disk: None,
             mixed: HashSet::new(),
-            garbage: HashSet::new(),
-            lb_size: self.lb_size,
         }
     }
 
@@ -178,26 +165,6 @@ impl Wire {
             }
         }
         self.on_disk = Some(keys);
-        self.garbage = self.garbage(content);
-    }
-
-    fn garbage(&self, content: &Content) -> HashSet<Place> {
-        let is = |source: &Source| matches!(source, Source::Garbage { .. });
-        let mut places = HashSet::new();
-        if !content.blocks.values().any(is) {
-            return places;
-        }
-        for (key, carriers) in &self.carriers {
-            for carrier in carriers {
-                let (first, n) = carrier.sectors;
-                places.extend((0..n).filter_map(|i| {
-                    let byte = carrier.at + u64::from(i) * SECTOR as u64;
-                    let source = content.of(byte / u64::from(self.lb_size.max(1)));
-                    is(&source).then_some((key.file, key.unit, first + i))
-                }));
-            }
-        }
-        places
     }
 }
 
@@ -208,8 +175,6 @@ struct Run {
     first: u32,
     n: u32,
     of: u32,
-    /// Bytes into the payload.
-    from: u64,
 }
 
 /// Builds a [`Wire`] from the writes of a recording.
@@ -269,7 +234,7 @@ impl WireBuilder {
             }
             match runs.last_mut() {
                 Some(run) if run.key == key && run.first + run.n == s.sector => run.n += 1,
-                _ => runs.push(Run { key, first: s.sector, n: 1, of: s.sectors, from: at as u64 }),
+                _ => runs.push(Run { key, first: s.sector, n: 1, of: s.sectors }),
             }
         }
         for (i, run) in runs.iter().enumerate() {
@@ -285,15 +250,13 @@ impl WireBuilder {
                 whole: alone && !mixed && run.first == 0 && run.n == run.of,
                 eligible,
                 volatile,
-                at: offset - skip as u64 + run.from,
-                sectors: (run.first, run.n),
             });
         }
     }
 
     pub fn finish(self) -> Wire {
         let (blocks, unstable) = (Arc::new(self.blocks), Arc::new(self.unstable));
-        Wire { blocks, unstable, lb_size: self.lb_size, ..self.wire }
+        Wire { blocks, unstable, ..self.wire }
     }
 }
 
@@ -311,25 +274,6 @@ mod tests {
 
     fn key(unit: u64, r#gen: u32) -> Key {
         Key { file: 1, unit, r#gen }
-    }
-
-    #[test]
-    fn garbage_is_known_by_where_it_lies() {
-        let mut b = WireBuilder::new(7, 1024);
-        let two = [unit(0, 1, 8), unit(1, 1, 8)].concat();
-        b.write(Seq(3), 4096, 8192, &two, true, true);
-        let mut wire = b.finish();
-        let blocks = [(4, Source::Written { request: Seq(3), block: 0 })];
-        let garbage = [(9, Source::Garbage { seed: 1 })];
-        wire.set_content(&Content { blocks: blocks.into_iter().chain(garbage).collect() });
-        let places =
-            |unit| (0..8).filter(move |s| wire.is_garbage(1, unit, *s)).collect::<Vec<_>>();
-        assert_eq!(places(1), [2, 3]);
-        let mut b = WireBuilder::new(7, 1024);
-        b.write(Seq(3), 4096, 8192, &two, true, true);
-        let mut wire = b.finish();
-        wire.set_content(&Content { blocks: garbage.into() });
-        assert!((0..8).all(|s| !wire.is_garbage(1, 0, s)), "it is the other unit's");
     }
 
     #[test]
