@@ -190,7 +190,7 @@ fn the_correct_twins_give_no_finding() {
 }
 
 #[test]
-#[ignore = "100,000 states a protocol: ci/soak runs it, in release"]
+#[ignore = "100,000 states a protocol, a minute in release: run by hand"]
 fn the_correct_twins_give_no_finding_in_100_000_states() {
     for protocol in Protocol::ALL {
         twin(protocol, (300, 6), &strategies(60), 100_000);

@@ -10,7 +10,7 @@
 use super::carried::{Carried, Carrier, What};
 use super::{ExploreError, Ledgers, Subject, UnitBlocks, UnitKey, UnitOracle};
 use crate::oracle::{
-    Asking, Clause, Counts, Eligibility, Finding, Judgement, Key, Reason, Seen, judge_unit,
+    Asking, Clause, Counts, Eligibility, Finding, Judgement, Key, Seen, judge_unit,
 };
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -256,17 +256,7 @@ impl WorkloadUnits {
                 .write(carrier.request)
                 .is_some_and(|w| self.profile.eligible(w.offset, w.len, w.atomic))
         };
-        let reason = carriers.iter().find_map(|c| match (c.whole, eligible(c)) {
-            (true, true) => None,
-            (true, false) => Some(Reason::Beyond),
-            (false, _) if c.mixed => Some(Reason::Mixed),
-            (false, _) => Some(Reason::Split),
-        });
-        match reason {
-            _ if carriers.is_empty() => Eligibility::Unseen,
-            Some(reason) => Eligibility::NotEligible(reason),
-            None => Eligibility::Eligible,
-        }
+        Eligibility::of(carriers.iter().map(|c| (c.whole, c.mixed, eligible(c))))
     }
 }
 

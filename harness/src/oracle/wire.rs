@@ -66,6 +66,22 @@ pub enum Eligibility {
     Unseen,
 }
 
+impl Eligibility {
+    /// Of a write that these requests carried: all of it, mixed with another, kept whole by the disk?
+    pub fn of(carriers: impl IntoIterator<Item = (bool, bool, bool)>) -> Eligibility {
+        let mut eligibility = Eligibility::Unseen;
+        for carrier in carriers {
+            eligibility = match carrier {
+                (true, _, true) => Eligibility::Eligible,
+                (true, _, false) => return Eligibility::NotEligible(Reason::Beyond),
+                (false, true, _) => return Eligibility::NotEligible(Reason::Mixed),
+                (false, false, _) => return Eligibility::NotEligible(Reason::Split),
+            };
+        }
+        eligibility
+    }
+}
+
 /// Where a sector belongs: (file, unit, sector).
 type Place = (u32, u64, u32);
 
@@ -91,18 +107,7 @@ impl Wire {
     }
 
     pub fn eligibility(&self, key: Key) -> Eligibility {
-        let carriers = self.carriers(key);
-        let reason = carriers.iter().find_map(|c| match (c.whole, c.eligible) {
-            (true, true) => None,
-            (true, false) => Some(Reason::Beyond),
-            (false, _) if c.mixed => Some(Reason::Mixed),
-            (false, _) => Some(Reason::Split),
-        });
-        match reason {
-            _ if carriers.is_empty() => Eligibility::Unseen,
-            Some(reason) => Eligibility::NotEligible(reason),
-            None => Eligibility::Eligible,
-        }
+        Eligibility::of(self.carriers(key).iter().map(|c| (c.whole, c.mixed, c.eligible)))
     }
 
     /// Could this cut still change it?

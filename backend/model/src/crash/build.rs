@@ -87,6 +87,16 @@ impl Cut<'_> {
             .collect();
         blocks
             .extend(state.garbage.iter().map(|(at, seed)| (*at, Source::Garbage { seed: *seed })));
+        self.damage_blocks(state, &mut blocks)?;
+        Ok(Content { blocks })
+    }
+
+    /// What faults did on top of what the writes left: writes that landed elsewhere, bits inverted.
+    pub(super) fn damage_blocks(
+        &self,
+        state: &State,
+        blocks: &mut BTreeMap<u64, Source>,
+    ) -> Result<(), ModelError> {
         for (i, target) in &state.misdirected {
             let write = &self.writes[*i as usize];
             let landed = write.blocks().zip(*target..);
@@ -100,7 +110,7 @@ impl Cut<'_> {
             };
             blocks.insert(*block, Source::Flipped { request, block: number, bit: *bit });
         }
-        Ok(Content { blocks })
+        Ok(())
     }
 }
 

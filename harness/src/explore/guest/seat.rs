@@ -6,13 +6,12 @@ use super::{Case, GuestSettings};
 use crate::device::{Device, StatesSpec};
 use crate::run::{RunError, check};
 use crate::suite::MOUNT;
-use crate::vm::{Host, Vm, VmConfig, VmError};
+use crate::vm::{NoHost, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{
-    Command, MarkText, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
+    Command, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
 };
 
 /// As the guest finds it; the device needs the last 8 bytes of 20.
@@ -212,10 +211,10 @@ impl Seat {
         let mut vm = vm.map_err(failed)?;
         let disk = vm.attach_disk(&self.device.socket(), SERIAL, CPUS).map_err(failed)?;
         let mut guest = Guest { vm, device: disk.device, states: 0 };
-        guest.hurry(&settings.stop)?;
+        guest.hurry()?;
         // What the kernel read while it looked for partitions.
         let flush = Command::Blkflsbuf { device: guest.device.clone() };
-        match guest.call(flush, &settings.stop, TIMEOUT)? {
+        match guest.call(flush, TIMEOUT)? {
             Outcome::Ok { .. } => Ok(guest),
             Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
                 Err(SeatError::Failed(message))
@@ -266,7 +265,6 @@ impl Seat {
     pub(super) fn check(&mut self, nonce: u64) -> Result<StateFound, SeatError> {
         let mut workload = self.workload.clone();
         let mount = self.mount.clone();
-        let stop = Arc::clone(&self.settings.stop);
         let guest = self.guest()?;
         guest.states += 1;
         if mount.is_none() {
@@ -285,7 +283,7 @@ impl Seat {
             workload,
         };
         let start = Instant::now();
-        let outcome = guest.call(Command::CheckState { check }, &stop, CHECK_TIMEOUT);
+        let outcome = guest.call(Command::CheckState { check }, CHECK_TIMEOUT);
         let took = start.elapsed();
         let found: StateFound = match outcome? {
             Outcome::Ok { value } => serde_json::from_value(value).map_err(|e| {
@@ -309,8 +307,7 @@ impl Seat {
 
     /// Lets the guest do something else.
     pub(super) fn call(&mut self, command: Command) -> Result<Outcome, SeatError> {
-        let stop = Arc::clone(&self.settings.stop);
-        self.guest()?.call(command, &stop, TIMEOUT)
+        self.guest()?.call(command, TIMEOUT)
     }
 }
 
@@ -323,7 +320,7 @@ impl Drop for Seat {
 impl Guest {
     /// Mounting and unmounting wait for much that costs nothing but time in a guest of one
     /// processor. None of it changes what is written or read.
-    fn hurry(&mut self, stop: &AtomicBool) -> Result<(), SeatError> {
+    fn hurry(&mut self) -> Result<(), SeatError> {
         let disk = self.device.trim_start_matches("/dev/");
         let settings = [
             // Work queues come and go with each mount, each after a grace period.
@@ -335,22 +332,15 @@ impl Guest {
         for (path, value) in settings {
             let set = vec![(path, value.to_owned())];
             // Not every kernel has each of them.
-            if let Outcome::Failed { message, .. } =
-                self.call(Command::Tune { set }, stop, TIMEOUT)?
-            {
+            if let Outcome::Failed { message, .. } = self.call(Command::Tune { set }, TIMEOUT)? {
                 log::debug!("{message}");
             }
         }
         Ok(())
     }
 
-    fn call(
-        &mut self,
-        command: Command,
-        stop: &AtomicBool,
-        time: Duration,
-    ) -> Result<Outcome, SeatError> {
-        let called = self.vm.call(command, &mut Until(stop), Instant::now() + time);
+    fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, SeatError> {
+        let called = self.vm.call(command, &mut NoHost, Instant::now() + time);
         called.map_err(|e| match e {
             VmError::Stopped => SeatError::Ends(ExploreError::Interrupted),
             VmError::Panic { line, .. } => SeatError::Died(format!("crashed the kernel: {line}")),
@@ -365,21 +355,4 @@ fn ends(error: RunError) -> SeatError {
         RunError::Interrupted => ExploreError::Interrupted,
         error => ExploreError::Run(error),
     })
-}
-
-/// Waits until it is told to stop.
-struct Until<'a>(&'a AtomicBool);
-
-impl Host for Until<'_> {
-    fn marks(&mut self, _: &[MarkText]) -> Result<(), String> {
-        Err("nobody records marks now".into())
-    }
-
-    fn progress(&mut self, text: &str) {
-        log::debug!("guest: {text}");
-    }
-
-    fn stop(&mut self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }

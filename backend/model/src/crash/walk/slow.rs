@@ -93,19 +93,7 @@ impl<'w> Cursor<'w, '_> {
                 None => (block, self.painted(cut, state, block)),
             })
             .collect();
-        for (i, target) in &state.misdirected {
-            let write = &cut.writes[*i as usize];
-            let landed = write.blocks().zip(*target..);
-            blocks.extend(landed.map(|(block, at)| (at, write.source(block))));
-        }
-        for (block, bit) in &state.flipped {
-            let (request, number) = match blocks.get(block) {
-                None | Some(Source::Base) => (None, 0),
-                Some(Source::Written { request, block }) => (Some(*request), *block),
-                Some(_) => return Err(ModelError::no_bit(*block)),
-            };
-            blocks.insert(*block, Source::Flipped { request, block: number, bit: *bit });
-        }
+        cut.damage_blocks(state, &mut blocks)?;
         Ok(blocks)
     }
 
