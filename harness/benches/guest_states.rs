@@ -236,7 +236,7 @@ fn measure(
         let name: StateName = cut.random(1, n);
         let start = Instant::now();
         let mut verifier = GuestVerifier::new(&case, settings, 0)?;
-        let verdict = named(&history, &ids, &promises, &name, &mut verifier)?;
+        let verdict = named(&history, &ids, &promises, &name, None, &mut verifier)?;
         drop(verifier);
         restored += start.elapsed();
         if verdict != Verdict::Passed {

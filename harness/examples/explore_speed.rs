@@ -133,18 +133,12 @@ impl UnitOracle for Pages {
             return Vec::new();
         }
         vec![Finding {
-            clause: Clause::Torn,
             file: 0,
             path: "/dev/vda".into(),
             unit: unit as u64,
             offset: range.start * LB,
             len: PAGE as u32,
-            generation: None,
-            shown: Vec::new(),
-            durable: None,
-            call: String::new(),
-            strip: Vec::new(),
-            text: "it is not as it should be".into(),
+            ..Finding::new(Clause::Torn, "it is not as it should be".into())
         }]
     }
 }

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tornblk::device::find_tornblkd;
+use tornblk::explore::bundle::{Judge, Meta, Needed, pack};
 use tornblk::explore::guest::{Case, GuestSettings, GuestVerifier, NESTED};
 use tornblk::explore::{
     ExploreError, Failure, Job, RecordingIds, Settings, Sink, StateText, Subject, Summary, Verdict,
     Verifier, explore,
 };
-use tornblk::oracle::Clause;
+use tornblk::oracle::{Clause, Finding, Recovery};
 use tornblk::run::RealLab;
 use tornblk::vm::{Accel, Qemu};
 use tornblk_model::crash::{History, StateName, Strategy};
-use tornblk_model::event::{Event, Seq};
-use tornblk_model::recording::{Reader, Trust};
+use tornblk_model::event::{Event, Negotiation, Op, Seq, Submit};
+use tornblk_model::recording::{Completion, NewRecording, OuterState, Reader, Trust, Writer};
 
 /// A recorded lane.
 struct Recorded {
@@ -133,6 +134,7 @@ fn states_of_file_systems_are_judged_in_a_guest() {
     honest_states_pass(&ext4, &case, &settings);
     a_lie_is_found(&ext4, &case, &settings);
     recoveries_are_explored(&ext4, &case, &settings);
+    a_recovery_that_fails_is_in_its_bundle(&ext4, &case, &settings);
     nothing_is_left_when_it_is_stopped(&ext4, &case, &guests(&lab, dir.path().join("stopped")));
 }
 
@@ -163,7 +165,7 @@ fn judge(
 ) -> Result<Verdict, ExploreError> {
     let ids = RecordingIds::new(Arc::clone(&recorded.reader), None, Trust::Unchanged).unwrap();
     let promises = case.ledgers().promises();
-    tornblk::explore::named(&recorded.history, &ids, &promises, name, verifier)
+    tornblk::explore::named(&recorded.history, &ids, &promises, name, None, verifier)
 }
 
 /// The state at the same crash point as the lie, with everything kept that may be, or nothing.
@@ -201,6 +203,52 @@ fn recoveries_are_explored(recorded: &Recorded, case: &Case<'_>, settings: &Gues
     assert_eq!(outer, name.0);
     assert!(inner.contains("/p"), "{inner}");
     assert_eq!(verifier.guests(), 1);
+}
+
+/// A "recovery" that wipes the superblock, in a bundle of its own, is judged again from that alone;
+/// the same one before it wrote anything is not to blame.
+fn a_recovery_that_fails_is_in_its_bundle(
+    recorded: &Recorded,
+    case: &Case<'_>,
+    settings: &GuestSettings,
+) {
+    let header = recorded.reader.header();
+    let outer = honest(recorded, "none");
+    let file = settings.dir.join("wipes.recording");
+    let on = OuterState { recording: recorded.reader.path().to_owned(), state: outer.0.clone() };
+    let new = NewRecording {
+        on: Some(on),
+        ..NewRecording::new(header.disk.clone(), header.base.clone(), serde_json::Value::Null)
+    };
+    let writer = Writer::create(&file, new).unwrap();
+    let negotiation =
+        Negotiation { flush_offered: true, flush: true, config_wce: false, writeback: true };
+    let before = writer.append(&Event::Negotiate(negotiation)).unwrap();
+    let payload = writer.payload(&[0; 8192]).unwrap();
+    let op = Op::Write { offset: 0, len: 8192, fua: false, atomic: false, payload };
+    let submit = Submit { queue: 0, position: 0, head: 0, ioprio: 0, op };
+    let write = writer.append(&Event::Submit(submit)).unwrap();
+    let after = writer.complete(&[(0, 1)], Completion::ok(write)).unwrap();
+    drop(writer);
+    let profile = &case.subject.volume.profile;
+    for (at, code, says) in
+        [(after, 1, "cannot be mounted"), (before, 0, "findings: 0 now, 1 then")]
+    {
+        let inner = format!("{profile}/p{at}:all");
+        let recovery = Some(Recovery { state: inner.clone(), recording: file.clone() });
+        let mut meta = Meta::new(outer.clone(), profile.clone(), Judge::Guest);
+        meta.image = Some(settings.image.lock.clone());
+        meta.findings =
+            vec![Finding { recovery, ..Finding::new(Clause::Unrecoverable, "planted".into()) }];
+        let bundle = settings.dir.join(format!("recovery-{at}.tornblk"));
+        pack(&bundle, &recorded.reader, None, &Needed::All, &meta).unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_tornblk")).arg("repro").arg(&bundle).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{text}{output:?}");
+        assert!(text.contains(&format!("state  {outer}{NESTED}{inner}")), "{text}");
+        assert!(text.contains(says), "{text}");
+    }
 }
 
 fn nothing_is_left_when_it_is_stopped(

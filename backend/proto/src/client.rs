@@ -188,11 +188,12 @@ impl Client {
 
     /// See [`Command::RecordHere`].
     pub fn record_here(&self, file: &Path) -> Result<(), ClientError> {
-        let file = file.to_str().ok_or_else(|| {
-            let text = format!("the path {} is not UTF-8: choose another", file.display());
-            ClientError::Refused(Refusal { kind: RefusalKind::Malformed, message: text })
-        })?;
-        self.ask(&Command::RecordHere { file: file.to_owned() }).map(|_: Value| ())
+        self.ask(&Command::RecordHere { file: utf8(file)? }).map(|_: Value| ())
+    }
+
+    /// See [`Command::RecordedHere`].
+    pub fn recorded_here(&self, file: &Path) -> Result<(), ClientError> {
+        self.ask(&Command::RecordedHere { file: utf8(file)? }).map(|_: Value| ())
     }
 
     fn ask<T: DeserializeOwned>(&self, command: &Command) -> Result<T, ClientError> {
@@ -329,6 +330,13 @@ fn read_answers(mut from: UnixStream, waiting: &Mutex<Waiting>) {
 /// What these locks guard is whole at every moment, so a thread that died holding one did no harm.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn utf8(file: &Path) -> Result<String, ClientError> {
+    file.to_str().map(str::to_owned).ok_or_else(|| {
+        let text = format!("the path {} is not UTF-8: choose another", file.display());
+        ClientError::Refused(Refusal { kind: RefusalKind::Malformed, message: text })
+    })
 }
 
 #[cfg(test)]

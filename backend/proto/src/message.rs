@@ -98,6 +98,9 @@ pub enum Command {
     /// are in flight. The states of that recording are then known to `UseState` as `OUTER // INNER`.
     /// → `{}`
     RecordHere { file: String },
+    /// What was recorded on the state that is shown, by `RecordHere`, some time ago; perhaps by
+    /// another device. Its states are then known to `UseState`, as above. → `{}`
+    RecordedHere { file: String },
 }
 
 /// Logical blocks in a row: the first, how many, and what they hold.
@@ -168,6 +171,9 @@ enum Wire {
     RecordHere {
         file: String,
     },
+    RecordedHere {
+        file: String,
+    },
 }
 
 impl TryFrom<Wire> for Command {
@@ -187,6 +193,7 @@ impl TryFrom<Wire> for Command {
             Wire::UseState { name } => Command::UseState { name },
             Wire::UseContent { name, from, runs } => Command::UseContent { name, from, runs },
             Wire::RecordHere { file } => Command::RecordHere { file },
+            Wire::RecordedHere { file } => Command::RecordedHere { file },
         };
         command.check().map(|()| command)
     }
@@ -207,6 +214,7 @@ impl From<Command> for Wire {
             Command::UseState { name } => Wire::UseState { name },
             Command::UseContent { name, from, runs } => Wire::UseContent { name, from, runs },
             Command::RecordHere { file } => Wire::RecordHere { file },
+            Command::RecordedHere { file } => Wire::RecordedHere { file },
         }
     }
 }

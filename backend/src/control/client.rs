@@ -117,6 +117,10 @@ impl Session {
                 machine.record_here(std::path::Path::new(&file))?;
                 Ok(Value::Object(Default::default()))
             }
+            Command::RecordedHere { file } => {
+                machine.recorded_here(std::path::Path::new(&file))?;
+                Ok(Value::Object(Default::default()))
+            }
             Command::Crash { at, state, seed, profile } => {
                 let token = machine.arm_crash(at, state, seed, profile)?;
                 self.wait_for_crash(id, token);

@@ -4,6 +4,7 @@ use super::explore::{GuestOptions, means};
 use super::{run, signals};
 use crate::device::{Device, DiskSpec};
 use crate::explore::bundle::{Bundle, Judge, Meta, Unpacked, is_bundle};
+use crate::explore::guest::NESTED;
 use crate::explore::{GuestNeeds, Opened, RecordingIds, Subject, Verdict, named};
 use crate::oracle::Finding;
 use crate::report::headline;
@@ -80,13 +81,13 @@ impl ReproArgs {
             .prefix("tornblk-repro-")
             .tempdir()
             .context("cannot make a temporary folder")?;
-        let Unpacked { meta, reader, base, state } = bundle.unpack(temp.path())?;
+        let Unpacked { meta, reader, base, recovery, state } = bundle.unpack(temp.path())?;
         let opened = Opened::open(reader.path(), Some(&base))?;
         let given = guest_of(&meta, opened.subject.as_ref(), &self.guest.given());
         if self.shell {
             let fstype = opened.subject.as_ref().map_or("", |s| s.volume.fstype.as_str());
             let partly = meta.judge == Judge::InPlace;
-            let on = On { state: &state, name: &meta.state.0, fstype, partly };
+            let on = On { state: &state, name: &name_of(&meta), fstype, partly };
             let lock = meta.image.as_ref().filter(|_| self.guest.given().kernel.is_none());
             return shell(&on, &given, lock, interrupted);
         }
@@ -95,8 +96,8 @@ impl ReproArgs {
         let needs = GuestNeeds {
             dir: temp.path().to_owned(),
             fsck_every: 1,
-            nested: meta.nested,
-            seed: meta.seed,
+            nested: 0,
+            seed: 0,
             stop: Arc::clone(interrupted),
         };
         let means = means(&opened, &given, &needs, &mut |text| live.note(text))?;
@@ -119,10 +120,11 @@ impl ReproArgs {
         let name: StateName = (&meta.state).into();
         let judging = means.on(&meta.profile.parse()?)?;
         let mut verifier = judging.verifier(0)?;
-        let verdict = named(&opened.history, &ids, means.promises(), &name, &mut *verifier)?;
+        let (history, promises) = (&opened.history, means.promises());
+        let verdict = named(history, &ids, promises, &name, recovery.as_ref(), &mut *verifier)?;
         drop(verifier);
         live.finish();
-        println!("state  {}", meta.state);
+        println!("state  {}", name_of(&meta));
         if let Some(fault) = &meta.fault {
             println!("fault  {fault}");
         }
@@ -138,6 +140,14 @@ impl ReproArgs {
         tell(findings);
         println!("findings: {} now, {} then", findings.len(), meta.findings.len());
         Ok(u8::from(!findings.is_empty()))
+    }
+}
+
+/// With that of the state of the recovery on it, if that is what failed.
+fn name_of(meta: &Meta) -> String {
+    match &meta.recovery {
+        Some(inner) => format!("{}{NESTED}{inner}", meta.state),
+        None => meta.state.0.clone(),
     }
 }
 

@@ -147,14 +147,13 @@ impl Drive<'_> {
         session.save(self.dir, Some(&judged))
     }
 
-    fn pack(&self, failure: &Failure, number: usize, nested: u64) -> Option<String> {
+    fn pack(&self, failure: &Failure, number: usize) -> Option<String> {
         let name = format!("failure-{number:03}.{EXTENSION}");
         let path = self.dir.join(&name);
         let state = StateName::from(&failure.state);
         let mut meta = Meta::new(state, failure.profile.clone(), self.means.judge());
         meta.findings = failure.findings.clone();
         meta.image = self.means.image();
-        (meta.nested, meta.seed) = (nested, self.settings.seed);
         meta.fault = (!self.settings.faults.is_empty()).then(|| {
             let faults: Vec<String> =
                 self.settings.faults.iter().map(ToString::to_string).collect();
@@ -267,8 +266,7 @@ impl Sink for Keeper<'_> {
         }
         let number = self.session.failures.len() + 1;
         self.numbers.insert(failure.number, number - 1);
-        let nested = u64::from(self.session.choices.nested);
-        let bundle = self.drive.pack(failure, number, nested);
+        let bundle = self.drive.pack(failure, number);
         let failure = Failure { number: number as u64, ..failure.clone() };
         let kept = Kept { failure, bundle, again: 0 };
         self.watch.failure(&kept);

@@ -57,7 +57,7 @@ pub use slow::{Named, named};
 pub use subject::{Subject, SubjectError};
 pub use units::WorkloadUnits;
 
-use crate::oracle::Finding;
+use crate::oracle::{Finding, Recovery};
 use crate::run::RunError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -291,6 +291,22 @@ pub trait Verifier {
     /// As [`Verifier::verify`].
     fn confirm(&mut self, state: &State<'_>) -> Result<Verdict, ExploreError> {
         self.verify(state)
+    }
+
+    /// Judges a state of what was recorded of the recovery on a state.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`].
+    fn recovered(
+        &mut self,
+        state: &State<'_>,
+        recovery: &Recovery,
+    ) -> Result<Verdict, ExploreError> {
+        Ok(Verdict::Unsure(format!(
+            "{} is a state of the recovery on {}, and only a guest can judge that",
+            recovery.state,
+            state.name()?
+        )))
     }
 
     /// Is the same content judged differently under another profile? Where it is not, a content is

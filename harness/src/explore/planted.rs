@@ -245,18 +245,12 @@ impl UnitOracle for Again {
             return Vec::new();
         }
         vec![Finding {
-            clause: Clause::Lost,
             file: 1,
             path: String::new(),
             unit: 0,
             offset: 0,
             len: 4096,
-            generation: None,
-            shown: Vec::new(),
-            durable: None,
-            call: String::new(),
-            strip: Vec::new(),
-            text: format!("{shows:?} is there"),
+            ..Finding::new(Clause::Lost, format!("{shows:?} is there"))
         }]
     }
 }

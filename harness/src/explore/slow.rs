@@ -1,6 +1,7 @@
 //! A state by its name, built whole: for single states, and where the walk has no faster way.
 
 use super::{ContentIds, ExploreError, Point, Promises, State, Verdict, Verifier, View};
+use crate::oracle::Recovery;
 use std::collections::BTreeMap;
 use tornblk_model::crash::{
     Content, Cut, History, ModelError, Parsed, Source, StateName, content_hash,
@@ -81,7 +82,8 @@ impl View for Named<'_> {
     }
 }
 
-/// Judges the state of one name (which says profile and crash point): for `tornblk repro`.
+/// Judges the state of one name (which says profile and crash point), or that of the `recovery` on
+/// it: for `tornblk repro`.
 ///
 /// # Errors
 /// The recording has no such state, or the verifier's own.
@@ -90,6 +92,7 @@ pub fn named(
     ids: &dyn ContentIds,
     promises: &Promises,
     name: &StateName,
+    recovery: Option<&Recovery>,
     verifier: &mut dyn Verifier,
 ) -> Result<Verdict, ExploreError> {
     let parsed: Parsed = name.0.parse()?;
@@ -99,5 +102,9 @@ pub fn named(
     let point = Point::new(&parsed.profile, parsed.after, promises.at(parsed.after), &reference);
     verifier.point(&point)?;
     let state = Named::new(&cut, name, &content, ids)?;
-    verifier.verify(&State::new(&point, &state))
+    let state = State::new(&point, &state);
+    match recovery {
+        Some(recovery) => verifier.recovered(&state, recovery),
+        None => verifier.verify(&state),
+    }
 }

@@ -79,18 +79,12 @@ impl ContentIds for BySource {
 
 fn finding(unit: u64, text: String) -> Finding {
     Finding {
-        clause: Clause::Lost,
         file: 0,
         path: "/dev/vda".into(),
         unit,
         offset: unit * LB,
         len: LB as u32,
-        generation: None,
-        shown: Vec::new(),
-        durable: None,
-        call: String::new(),
-        strip: Vec::new(),
-        text,
+        ..Finding::new(Clause::Lost, text)
     }
 }
 
@@ -599,7 +593,7 @@ fn a_state_is_judged_by_its_name() {
     let judge = |name: &str| {
         let mut verifier = InPlace::new(&oracle);
         let name = StateName(name.into());
-        named(&history, &BySource, &promises, &name, &mut verifier)
+        named(&history, &BySource, &promises, &name, None, &mut verifier)
     };
     let last = history.last().unwrap();
     assert_eq!(judge(&format!("lb4k/p{last}:all")).unwrap(), Verdict::Passed);

@@ -338,18 +338,12 @@ impl UnitOracle for WorkloadUnits {
                 let this = &self.shared.units[unit];
                 let target = &self.shared.targets[this.target];
                 vec![Finding {
-                    clause: Clause::Unreadable,
                     file: target.file,
                     path: target.path.clone(),
                     unit: this.number,
                     offset: target.offset_of(this.number),
                     len: target.unit,
-                    generation: None,
-                    shown: Vec::new(),
-                    durable: None,
-                    call: String::new(),
-                    strip: Vec::new(),
-                    text: format!("it cannot be judged: {error}"),
+                    ..Finding::new(Clause::Unreadable, format!("it cannot be judged: {error}"))
                 }]
             }
         }

@@ -31,6 +31,7 @@ pub use wire::{Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::PathBuf;
 use tornblk_agent::channel::WriteFlags;
 
 /// Which promise was broken.
@@ -128,6 +129,40 @@ pub struct Finding {
     pub strip: Vec<Cell>,
     /// What happened, in a sentence.
     pub text: String,
+    /// Where it was found, if not in the state itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+}
+
+impl Finding {
+    /// About no unit and no write yet.
+    pub fn new(clause: Clause, text: String) -> Finding {
+        Finding {
+            clause,
+            file: 0,
+            path: String::new(),
+            unit: 0,
+            offset: 0,
+            len: 0,
+            generation: None,
+            shown: Vec::new(),
+            durable: None,
+            call: String::new(),
+            strip: Vec::new(),
+            text,
+            recovery: None,
+        }
+    }
+}
+
+/// A state of the recovery on a state: what was done there was recorded, and the power cut again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Its name in the recording of the recovery.
+    pub state: String,
+    /// That recording, while it exists: a bundle has it in itself.
+    #[serde(skip)]
+    pub recording: PathBuf,
 }
 
 /// A tear that the disk is allowed.

@@ -165,20 +165,7 @@ impl Volume {
 /// A finding about a file as a whole.
 pub(crate) fn whole_file(workload: &Workload, file: u32, clause: Clause, text: String) -> Finding {
     let path = workload.files.iter().find(|t| t.file == file).map(|t| t.path.clone());
-    Finding {
-        clause,
-        file,
-        path: path.unwrap_or_default(),
-        unit: 0,
-        offset: 0,
-        len: 0,
-        generation: None,
-        shown: Vec::new(),
-        durable: None,
-        call: String::new(),
-        strip: Vec::new(),
-        text,
-    }
+    Finding { file, path: path.unwrap_or_default(), ..Finding::new(clause, text) }
 }
 
 /// How a recovery is gone about.

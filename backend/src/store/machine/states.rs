@@ -250,6 +250,30 @@ impl Machine {
         *lock(&states.inner) = Some(inner);
         Ok(())
     }
+
+    /// Takes up what [`Machine::record_here`] recorded on the state that is shown.
+    ///
+    /// # Errors
+    /// There are no states, or the file is no recording that was made on this one.
+    pub fn recorded_here(&self, file: &Path) -> Result<(), MachineError> {
+        let states = self.states("recorded-here")?;
+        let _one = lock(&self.shared.exchanging);
+        let outer = lock(&self.shared.view).state.clone().unwrap_or_else(|| BASE.to_owned());
+        let reader = Reader::open(file).map_err(failed)?;
+        let header = reader.header();
+        let on = header.on.as_ref().map(|on| on.state.as_str());
+        if on != Some(outer.as_str()) || header.disk != states.disk() {
+            return Err(MachineError::Failed(format!(
+                "{} was recorded on {}, and the disk shows {outer}: use-state, and then \
+                 recorded-here",
+                file.display(),
+                on.unwrap_or("no state of a recording"),
+            )));
+        }
+        let base = states.store.reader().map_err(failed)?;
+        *lock(&states.inner) = Some(Inner { file: file.to_owned(), outer, base, known: None });
+        Ok(())
+    }
 }
 
 /// The blocks of a run, with what they hold.
@@ -290,6 +314,12 @@ mod tests {
         ask(&mut *queue, write(2, 2048, bytes(0xb2))).unwrap();
         ask(&mut *queue, write(3, 65536, bytes(0xc3))).unwrap();
         drop(queue);
+        let shows = states_of(&recorded);
+        (recorded, shows)
+    }
+
+    /// A machine that shows the states of what another recorded.
+    fn states_of(recorded: &Rig) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let machine = Machine::open(Options {
             image: PathBuf::new(),
@@ -299,7 +329,7 @@ mod tests {
         });
         let shows = Rig { machine: machine.unwrap(), dir, base: recorded.base.clone() };
         shows.connect();
-        (recorded, shows)
+        shows
     }
 
     fn runs(from: &Content, to: &Content) -> Vec<Run> {
@@ -410,6 +440,18 @@ mod tests {
             let mut bytes = vec![0; SIZE as usize];
             state.read_at(0, &mut bytes).unwrap();
             assert!(bytes == then, "{name}");
+        }
+        // Another device takes up what this one recorded, on that very state.
+        let other = states_of(&recorded);
+        let shown = other.machine.recorded_here(&file);
+        assert!(shown.unwrap_err().to_string().contains("and the disk shows base"));
+        other.machine.use_state(&outer).unwrap();
+        other.machine.recorded_here(&file).unwrap();
+        for choice in ["none", "all"] {
+            let name = format!("{outer}{NESTED}lb512/p{}:{choice}", end.0);
+            assert!(other.machine.use_state(&name).is_ok());
+            shows.machine.use_state(&name).unwrap();
+            assert!(other.content() == shows.content(), "{name}");
         }
         let again = shows.machine.record_here(&shows.dir.path().join("deeper.rec"));
         assert_eq!(Rig::kind(again), RefusalKind::Failed);

@@ -11,7 +11,8 @@
 //! | 52 to the end | zlib: the [`Meta`] as JSON (its length first, LEB128), the base's blocks, the events |
 //!
 //! The base's blocks are runs: number of the first, count, bytes; a count of 0 ends them. The events
-//! are those up to the crash point, with the data of every write. Nothing in it depends on when or
+//! are those up to the crash point, with the data of every write; where the state failed in a state of
+//! its recovery, those of the recovery follow. Nothing in it depends on when or
 //! where it was made: the same failing state gives the same bytes.
 
 mod events;
@@ -77,12 +78,9 @@ pub struct Meta {
     /// The guest's image; `None` where no guest judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Lock>,
-    /// So many states of the recovery on the state were judged, too, drawn by `seed`: it may be one
-    /// of those that fails.
-    #[serde(default)]
-    pub nested: u64,
-    #[serde(default)]
-    pub seed: u64,
+    /// What fails is this state of the recovery, which is in the bundle, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<StateText>,
     /// What was found, when the bundle was made.
     pub findings: Vec<Finding>,
     /// SHA-256 of number and content of every block that is here and not zero, in the state.
@@ -102,8 +100,7 @@ impl Meta {
             fault: None,
             judge,
             image: None,
-            nested: 0,
-            seed: 0,
+            recovery: None,
             findings: Vec::new(),
             content: String::new(),
         }

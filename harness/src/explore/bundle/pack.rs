@@ -1,5 +1,6 @@
 //! Making a bundle.
 
+use super::super::StateText;
 use super::{BundleError, DATA_AT, FORMAT, HASH_AT, MAGIC, Meta, events};
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
@@ -31,7 +32,8 @@ pub enum Needed {
 /// image is now, if it moved. Of `meta`, the disk and the content are filled in here.
 ///
 /// # Errors
-/// The recording has no such state, its base image changed, or the bundle cannot be written.
+/// The recording has no such state, its base image changed, the recovery's recording that a finding names
+/// cannot be read, or the bundle cannot be written.
 /// Nothing is left at `path` then that was not there before.
 pub fn pack(
     path: &Path,
@@ -55,6 +57,10 @@ pub fn pack(
     meta.disk = reader.header().disk.clone();
     meta.base_size = reader.header().base.size;
     meta.content = scope.digest(&state)?;
+    let recovery = meta.findings.iter().find_map(|finding| finding.recovery.clone());
+    let recovery = recovery.map(|r| Ok::<_, BundleError>((Reader::open(&r.recording)?, r.state)));
+    let recovery = recovery.transpose()?;
+    meta.recovery = recovery.as_ref().map(|(_, state)| StateText(state.clone()));
 
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -72,6 +78,10 @@ pub fn pack(
     let blank = StateReader::new(Arc::clone(reader), base, trust, Content::default())?;
     scope.write_base(&blank, &mut out)?;
     events::write(reader, parsed.after, &mut out)?;
+    if let Some((recovery, state)) = &recovery {
+        let inner: Parsed = state.parse()?;
+        events::write(recovery, inner.after, &mut out)?;
+    }
     let mut file = out
         .finish()
         .and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error))

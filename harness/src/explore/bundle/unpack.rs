@@ -1,7 +1,9 @@
 //! Reading a bundle.
 
+use super::super::StateText;
 use super::pack::{self, Needed, Scope};
 use super::{BundleError, CHECKER, DATA_AT, FORMAT, HASH_AT, MAGIC, META_MAX, Meta, events};
+use crate::oracle::Recovery;
 use events::Input;
 use flate2::bufread::ZlibDecoder;
 use std::fs::File;
@@ -9,9 +11,9 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tornblk_model::crash::{History, StateName};
+use tornblk_model::crash::{Content, History, StateName};
 use tornblk_model::event::{Event, Seq};
-use tornblk_model::recording::{BaseImage, NewRecording, Reader, RecordingError};
+use tornblk_model::recording::{BaseImage, NewRecording, OuterState, Reader, RecordingError};
 use tornblk_model::recording::{StateReader, Trust, Writer};
 
 /// Blocks of the base in one run: as many as [`pack`](super::pack()) puts there.
@@ -34,7 +36,9 @@ pub struct Unpacked {
     pub meta: Meta,
     pub reader: Arc<Reader>,
     pub base: PathBuf,
-    /// The disk in the state.
+    /// The state of the recovery on the state that is to be judged, if that is what failed.
+    pub recovery: Option<Recovery>,
+    /// The disk in the state, or in that of the recovery.
     pub state: StateReader,
 }
 
@@ -106,21 +110,17 @@ impl Bundle {
         let base = dir.join("base.img");
         self.write_base(&base)?;
         let recording = dir.join("disk.recording");
-        let new = NewRecording {
+        let image = BaseImage::identify(&base)?;
+        let new = || NewRecording {
             segment_size: SEGMENT,
             ..NewRecording::new(
                 meta.disk.clone(),
-                BaseImage::identify(&base)?,
+                image.clone(),
                 serde_json::json!({ "from": "bundle" }),
             )
         };
-        let writer = Writer::create(&recording, new)?;
-        events::read(&mut self.rest, &writer)?;
-        drop(writer);
-        let reader = Arc::new(Reader::open(&recording)?);
-        let events: Result<Vec<(Seq, Event)>, RecordingError> = reader.events().collect();
-        let history = History::new(meta.disk.clone(), events?)?;
-        let content = history.build(&StateName::from(&meta.state))?;
+        let reader = self.write_recording(&recording, new())?;
+        let content = build(&reader, &meta.state)?;
         let state =
             StateReader::new(Arc::clone(&reader), Some(&base), Trust::SameContent, content)?;
         let file = File::open(&base).map_err(BundleError::io("open the base image", &base))?;
@@ -130,7 +130,29 @@ impl Bundle {
             let (path, state, tornblk) = (self.path.clone(), meta.state, meta.tornblk);
             return Err(BundleError::OtherContent { path, state, tornblk });
         }
-        Ok(Unpacked { meta, reader, base, state })
+        let Some(inner) = &meta.recovery else {
+            return Ok(Unpacked { meta, reader, base, recovery: None, state });
+        };
+        let file = dir.join("recovery.recording");
+        let on = OuterState { recording, state: meta.state.0.clone() };
+        let new = NewRecording { on: Some(on), ..new() };
+        let recovered = self.write_recording(&file, new)?;
+        let content = build(&recovered, inner)?;
+        let state = StateReader::on(recovered, state, content)?;
+        let recovery = Some(Recovery { state: inner.0.clone(), recording: file });
+        Ok(Unpacked { meta, reader, base, recovery, state })
+    }
+
+    /// The events that come next, as a recording.
+    fn write_recording(
+        &mut self,
+        path: &Path,
+        new: NewRecording,
+    ) -> Result<Arc<Reader>, BundleError> {
+        let writer = Writer::create(path, new)?;
+        events::read(&mut self.rest, &writer)?;
+        drop(writer);
+        Ok(Arc::new(Reader::open(path)?))
     }
 
     fn write_base(&mut self, base: &Path) -> Result<(), BundleError> {
@@ -157,6 +179,12 @@ impl Bundle {
             file.write_all_at(&bytes[..n as usize], at).map_err(io)?;
         }
     }
+}
+
+fn build(reader: &Reader, state: &StateText) -> Result<Content, BundleError> {
+    let events: Result<Vec<(Seq, Event)>, RecordingError> = reader.events().collect();
+    let history = History::new(reader.header().disk.clone(), events?)?;
+    Ok(history.build(&StateName::from(state))?)
 }
 
 fn read_meta(rest: &mut dyn Read) -> Result<Meta, BundleError> {

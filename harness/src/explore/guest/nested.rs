@@ -5,6 +5,7 @@
 //! cut are what must hold.
 
 use super::super::ExploreError;
+use crate::oracle::Recovery;
 use std::collections::HashSet;
 use std::path::Path;
 use tornblk_model::crash::{Content, History, Profile, Source, StateName};
@@ -23,9 +24,7 @@ pub(super) fn sample(
     wanted: u64,
     seed: u64,
 ) -> Result<Vec<(StateName, Content)>, ExploreError> {
-    let reader = Reader::open(recording)?;
-    let events = reader.events().collect::<Result<Vec<_>, _>>()?;
-    let history = History::new(reader.header().disk.clone(), events)?;
+    let history = history(recording)?;
     let points = history.points(true);
     let seed = xxh3_64_with_seed(outer.as_bytes(), seed);
     let mut known = HashSet::new();
@@ -44,6 +43,18 @@ pub(super) fn sample(
         }
     }
     Ok(states)
+}
+
+/// What a state of a recovery holds, by its name.
+pub(super) fn content(recovery: &Recovery) -> Result<Content, ExploreError> {
+    let history = history(&recovery.recording)?;
+    Ok(history.build(&StateName(recovery.state.clone()))?)
+}
+
+fn history(recording: &Path) -> Result<History, ExploreError> {
+    let reader = Reader::open(recording)?;
+    let events = reader.events().collect::<Result<Vec<_>, _>>()?;
+    Ok(History::new(reader.header().disk.clone(), events)?)
 }
 
 /// What a state of a recovery still holds of the recording before the first cut.

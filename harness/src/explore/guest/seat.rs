@@ -176,6 +176,12 @@ impl Seat {
         self.device.client().record_here(file).map_err(|e| failed(&e))
     }
 
+    /// What is done to the state that is shown was recorded before, in `file`.
+    pub(super) fn recorded_here(&mut self, file: &Path) -> Result<(), SeatError> {
+        let failed = |e| SeatError::Failed(format!("the recovery cannot be shown again: {e}"));
+        self.device.client().recorded_here(file).map_err(failed)
+    }
+
     /// The disk in the guest. Starts one where there is none.
     pub(super) fn disk(&mut self) -> Result<String, SeatError> {
         Ok(self.guest()?.device.clone())

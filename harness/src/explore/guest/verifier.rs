@@ -7,7 +7,7 @@ use super::fsck::{Fsck, fsck};
 use super::nested;
 use super::seat::{Seat, SeatError, Stopwatch};
 use super::shown::{Differs, Wanted};
-use crate::oracle::{Clause, Finding};
+use crate::oracle::{Clause, Finding, Recovery};
 use crate::run::{is_broken, whole_file};
 use std::path::PathBuf;
 use tornblk_agent::channel::StateFound;
@@ -230,7 +230,7 @@ impl<'a> GuestVerifier<'a> {
             .map_err(SeatError::Ends)?;
         let outer = subject.wanted.content().map_err(SeatError::Ends)?;
         for (inner, content) in sample {
-            let name = format!("{}{}{}", subject.label, super::NESTED, inner.0);
+            let name = within(&subject.label, &inner.0);
             let beneath = || Ok(nested::beneath(&outer, &content));
             let first = self.inner(&name, &beneath)?;
             if first.is_empty() {
@@ -245,19 +245,31 @@ impl<'a> GuestVerifier<'a> {
             }
             self.kept += 1;
             let kept = self.seat.dir().join(format!("recovery-{}.recording", self.kept));
-            let place = match std::fs::rename(&file, &kept) {
-                Ok(()) => format!(" (the recovery: {})", kept.display()),
+            let recording = match std::fs::rename(&file, &kept) {
+                Ok(()) => kept,
                 Err(e) => {
                     log::warn!("the recovery's recording {} is not kept: {e}", file.display());
-                    String::new()
+                    file
                 }
             };
-            for finding in &mut findings {
-                finding.text = format!("in {name}{place}: {}", finding.text);
-            }
+            tell_where(&mut findings, &Recovery { state: inner.0, recording });
             return Ok(Verdict::Failed(findings));
         }
         Ok(Verdict::Passed)
+    }
+
+    /// One try at a state of a recovery that was recorded before.
+    fn again(
+        &mut self,
+        subject: &Subject<'_>,
+        recovery: &Recovery,
+    ) -> Result<Vec<Finding>, SeatError> {
+        self.seat.switch(&subject.label, subject.wanted, &subject.differs)?;
+        self.seat.recorded_here(&recovery.recording)?;
+        let outer = subject.wanted.content().map_err(SeatError::Ends)?;
+        let content = nested::content(recovery).map_err(SeatError::Ends)?;
+        let beneath = || Ok(nested::beneath(&outer, &content));
+        self.inner(&within(&subject.label, &recovery.state), &beneath)
     }
 
     fn inner(
@@ -308,5 +320,42 @@ impl Verifier for GuestVerifier<'_> {
     fn confirm(&mut self, state: &State<'_>) -> Result<Verdict, ExploreError> {
         self.seat.discard();
         self.verify(state)
+    }
+
+    fn recovered(
+        &mut self,
+        state: &State<'_>,
+        recovery: &Recovery,
+    ) -> Result<Verdict, ExploreError> {
+        let subject = Subject { label: state.name()?.0, wanted: state, differs: Differs::Anywhere };
+        let mut why = String::new();
+        for _ in 0..GUESTS {
+            match self.again(&subject, recovery) {
+                Ok(findings) if findings.is_empty() => return Ok(Verdict::Passed),
+                Ok(mut findings) => {
+                    tell_where(&mut findings, recovery);
+                    return Ok(Verdict::Failed(findings));
+                }
+                Err(SeatError::Ends(error)) => return Err(error),
+                Err(SeatError::Died(how) | SeatError::Failed(how)) => {
+                    self.seat.discard();
+                    why = how;
+                }
+            }
+        }
+        Ok(Verdict::Unsure(why))
+    }
+}
+
+/// The name of a state of the recovery on a state.
+fn within(outer: &str, inner: &str) -> String {
+    format!("{outer}{}{inner}", super::NESTED)
+}
+
+fn tell_where(findings: &mut [Finding], recovery: &Recovery) {
+    for finding in findings {
+        let text = &finding.text;
+        finding.text = format!("the recovery was cut, too, at {}: {text}", recovery.state);
+        finding.recovery = Some(recovery.clone());
     }
 }
