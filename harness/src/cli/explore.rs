@@ -41,7 +41,7 @@ pub(super) struct ExploreArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     profile: Vec<Profile>,
 
-    /// Judge at most this many states
+    /// Judge at most this many different states, spread over crash points, profiles and strategies
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     states: Option<u64>,
 

@@ -83,8 +83,8 @@ impl Drive<'_> {
             let settings = Settings {
                 profiles: vec![profile.clone()],
                 states: self.settings.states.map(|n| {
-                    let share = n.saturating_sub(before.judged).div_ceil(left as u64);
-                    before.judged + share
+                    let share = n.saturating_sub(before.unique).div_ceil(left as u64);
+                    before.unique + share
                 }),
                 time: self.settings.time.map(|time| {
                     time.saturating_sub(began.elapsed()) / u32::try_from(left).unwrap_or(u32::MAX)

@@ -1,12 +1,13 @@
 //! The loop: walk, shard, verify once, confirm, shrink, tell.
 
 use super::blame::Reported;
+use super::schedule::{Item, Schedule};
 use super::seen::Seen;
 use super::worker::{Told, Worker, seeded};
 use super::{
     Counts, Ended, ExploreError, Job, Position, Progress, Settings, Sink, Summary, Verifier,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,8 +27,9 @@ const POSITION: Duration = Duration::from_secs(10);
 const SHRUNK_EACH: u64 = 10;
 
 /// Goes through everything that the job asks for, until it is done, a limit is reached or `stop` is
-/// set. Where there is a limit it is shared out among the crash points, and at each a sample of its
-/// states is tried that the seed chooses; what points with few states leave goes to the others.
+/// set. Where there is a limit it is shared out among the crash points and strategies, and at each a
+/// sample of its states is tried that the seed chooses; what points with few states leave goes to
+/// the others.
 /// Crash points after a power cut in the recording are not part of it: what they would start
 /// from is a crash state, not the base image.
 ///
@@ -39,11 +41,12 @@ pub fn explore(
     sink: &mut dyn Sink,
     stop: &AtomicBool,
 ) -> Result<Summary, ExploreError> {
+    let began = Instant::now();
     for profile in &job.settings.profiles {
         profile.check(job.history.disk())?;
     }
     let ids = |block, source| job.ids.id(block, source);
-    let shared = Shared::new(job, Walk::new(job.history, None, &ids), stop);
+    let shared = Shared::new(job, Walk::new(job.history, None, &ids), stop, began);
     job.ids.check()?;
     let mut outcome = Ok(());
     std::thread::scope(|scope| {
@@ -52,6 +55,7 @@ pub fn explore(
             .map(|n| {
                 let (tell, shared) = (tell.clone(), &shared);
                 scope.spawn(move || {
+                    let _ends = EndsAll(shared);
                     let worked = Worker::new(shared, make, n, tell).and_then(Worker::work);
                     if worked.is_err() {
                         shared.failed.store(true, Ordering::Relaxed);
@@ -140,60 +144,37 @@ fn points(walk: &Walk<'_>, settings: &Settings) -> Vec<Seq> {
     points
 }
 
+/// The others do not wait for a thread that panicked.
+struct EndsAll<'s, 'j>(&'s Shared<'j>);
+
+impl Drop for EndsAll<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What the threads share.
 pub(super) struct Shared<'j> {
     pub(super) job: &'j Job<'j>,
     pub(super) walk: Walk<'j>,
     /// Latest first.
     pub(super) points: Vec<Seq>,
-    work: Mutex<Work>,
+    pub(super) schedule: Schedule,
     pub(super) seen: Seen,
     /// Told by the workers now and then.
     pub(super) sums: Mutex<Sums>,
     pub(super) failed: AtomicBool,
     began: Instant,
     stop: &'j AtomicBool,
+    /// Contents that nobody had seen before, those before a `--resume` included.
+    contents: AtomicU64,
     judged: AtomicU64,
     reported: Mutex<Vec<Reported>>,
     shrunk: AtomicU64,
     done_before: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
     out_of_states: AtomicBool,
-}
-
-/// What is still to be done.
-#[derive(Debug, Default)]
-struct Work {
-    /// What a thread takes at once, latest points first.
-    items: VecDeque<Item>,
-    /// Points that used up their share of what is limited.
-    cut: Vec<(usize, Visit)>,
-    /// Visits of this round that are not over.
-    left: usize,
-    /// What earlier points left of their shares, in states.
-    credit: f64,
-    done: usize,
-}
-
-/// Some points of a profile.
-#[derive(Clone, Debug)]
-pub(super) struct Item {
-    pub(super) profile: usize,
-    pub(super) visits: Vec<Visit>,
-}
-
-/// A crash point, and how many of its states were gone through already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Visit {
-    /// Index in [`Shared::points`].
-    pub(super) point: usize,
-    pub(super) walked: u64,
-}
-
-/// What a visit may use of what is limited.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Share {
-    pub(super) states: u64,
-    pub(super) until: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -206,33 +187,11 @@ pub(super) struct Sums {
     pub(super) at: String,
 }
 
-impl Work {
-    fn round(all: impl Iterator<Item = (usize, Visit)>, threads: usize) -> Work {
-        let all: Vec<(usize, Visit)> = all.collect();
-        // Neighbours have much in common; and the latest shall be done first.
-        let most = (all.len() / (64 * threads.max(1))).clamp(1, 8);
-        let mut items: VecDeque<Item> = VecDeque::new();
-        for (profile, visit) in &all {
-            match items.back_mut() {
-                Some(item) if item.profile == *profile && item.visits.len() < most => {
-                    item.visits.push(*visit);
-                }
-                _ => items.push_back(Item { profile: *profile, visits: vec![*visit] }),
-            }
-        }
-        Work { items, left: all.len(), ..Work::default() }
-    }
-}
-
 impl<'j> Shared<'j> {
-    fn new(job: &'j Job<'j>, walk: Walk<'j>, stop: &'j AtomicBool) -> Shared<'j> {
+    fn new(job: &'j Job<'j>, walk: Walk<'j>, stop: &'j AtomicBool, began: Instant) -> Shared<'j> {
         let settings = job.settings;
         let points = points(&walk, settings);
-        let visits = (0..points.len()).map(|point| Visit { point, walked: 0 });
-        let visits: Vec<Visit> = visits.collect();
-        let all = (0..settings.profiles.len())
-            .flat_map(|profile| visits.iter().map(move |visit| (profile, *visit)));
-        let work = Mutex::new(Work::round(all, settings.threads));
+        let schedule = Schedule::new(settings, points.len());
         let before = job.before.cloned().unwrap_or_default();
         let mut done_before = before.done.clone();
         for points in done_before.values_mut().flat_map(BTreeMap::values_mut) {
@@ -250,12 +209,13 @@ impl<'j> Shared<'j> {
             job,
             walk,
             points,
-            work,
+            schedule,
             seen: Seen::new(&before.judged),
             sums: Mutex::new(sums),
             failed: AtomicBool::new(false),
-            began: Instant::now(),
+            began,
             stop,
+            contents: AtomicU64::new(before.counts.unique),
             judged: AtomicU64::new(before.counts.judged),
             reported: Mutex::default(),
             shrunk: AtomicU64::new(0),
@@ -264,59 +224,17 @@ impl<'j> Shared<'j> {
         }
     }
 
-    fn work(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Is there a limit that all points share?
-    pub(super) fn is_limited(&self) -> bool {
-        self.job.settings.states.is_some() || self.job.settings.time.is_some()
-    }
-
-    /// What to do next: first every point with its share, then with what is left those that had
-    /// more to show.
-    pub(super) fn take(&self) -> Option<Item> {
-        let mut work = self.work();
-        if work.items.is_empty() && !work.cut.is_empty() {
-            let done = work.done;
-            let mut cut = std::mem::take(&mut work.cut);
-            cut.sort_unstable();
-            *work = Work { done, ..Work::round(cut.into_iter(), self.job.settings.threads) };
-        }
-        work.items.pop_front()
-    }
-
-    /// An equal share for all that are left.
-    pub(super) fn share(&self) -> Share {
-        let settings = self.job.settings;
-        let mut work = self.work();
-        let left = work.left.max(1);
-        let states = settings.states.map_or(u64::MAX, |limit| {
-            let remaining = limit.saturating_sub(self.judged.load(Ordering::Relaxed));
-            if remaining == 0 {
+    /// What this thread does next.
+    pub(super) fn take(&self, thread: usize) -> Option<Item> {
+        let left = || {
+            let limit = self.job.settings.states.unwrap_or(u64::MAX);
+            let left = limit.saturating_sub(self.contents.load(Ordering::Relaxed));
+            if left == 0 {
                 self.out_of_states.store(true, Ordering::Relaxed);
             }
-            work.credit += remaining as f64 / left as f64;
-            let states = work.credit.floor();
-            work.credit -= states;
-            states as u64
-        });
-        let until = settings.time.map(|time| {
-            let threads = u32::try_from(settings.threads.max(1)).unwrap_or(u32::MAX);
-            let left = u32::try_from(left).unwrap_or(u32::MAX);
-            Instant::now() + time.saturating_sub(self.began.elapsed()) / left * threads.min(left)
-        });
-        Share { states, until }
-    }
-
-    /// A visit is over; `walked`: it used up its share after so many states.
-    pub(super) fn visited(&self, profile: usize, point: usize, walked: Option<u64>) {
-        let mut work = self.work();
-        work.left = work.left.saturating_sub(1);
-        match walked {
-            Some(walked) => work.cut.push((profile, Visit { point, walked })),
-            None => work.done += 1,
-        }
+            left
+        };
+        self.schedule.take(thread, left, || self.over().is_some())
     }
 
     fn sums(&self) -> MutexGuard<'_, Sums> {
@@ -335,11 +253,6 @@ impl<'j> Shared<'j> {
         self.stop.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
     }
 
-    /// As [`Shared::over`], without a look at the clock.
-    pub(super) fn over_now(&self) -> bool {
-        self.is_stopped() || self.out_of_states.load(Ordering::Relaxed)
-    }
-
     /// Why no more states are to be judged.
     pub(super) fn over(&self) -> Option<Ended> {
         if self.is_stopped() {
@@ -353,15 +266,18 @@ impl<'j> Shared<'j> {
         }
     }
 
-    /// Takes one from the states that may be judged.
-    pub(super) fn may_judge(&self) -> bool {
-        let before = self.judged.fetch_add(1, Ordering::Relaxed);
-        if self.job.settings.states.is_none_or(|limit| before < limit) {
-            return true;
+    /// Takes one from the contents that may be judged; a `new` one is one of those that are limited.
+    pub(super) fn may_judge(&self, new: bool) -> bool {
+        if new {
+            let before = self.contents.fetch_add(1, Ordering::Relaxed);
+            if self.job.settings.states.is_some_and(|limit| before >= limit) {
+                self.contents.fetch_sub(1, Ordering::Relaxed);
+                self.out_of_states.store(true, Ordering::Relaxed);
+                return false;
+            }
         }
-        self.judged.fetch_sub(1, Ordering::Relaxed);
-        self.out_of_states.store(true, Ordering::Relaxed);
-        false
+        self.judged.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Takes one from the failures that may be shrunk.
@@ -444,14 +360,14 @@ impl<'s, 'j> Teller<'s, 'j> {
         let counts = shared.counts();
         let elapsed = shared.began.elapsed();
         let all = shared.points.len() * shared.job.settings.profiles.len();
-        let share = (shared.work().done as f64 / all.max(1) as f64).min(1.0);
+        let share = (shared.schedule.done() as f64 / all.max(1) as f64).min(1.0);
         let settings = shared.job.settings;
         let judged = counts.judged - self.judged_before;
         let rate = judged as f64 / elapsed.as_secs_f64().max(1e-9);
         let of_all = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
         let of_time = settings.time.map(|time| time.saturating_sub(elapsed));
         let of_states = settings.states.filter(|_| rate > 0.0).map(|limit| {
-            Duration::from_secs_f64(limit.saturating_sub(counts.judged) as f64 / rate)
+            Duration::from_secs_f64(limit.saturating_sub(counts.unique) as f64 / rate)
         });
         let left = [of_all, of_time, of_states].into_iter().flatten().min();
         Progress { counts, rate, elapsed, left, share, at: shared.sums().at.clone() }

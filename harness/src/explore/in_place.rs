@@ -1,8 +1,8 @@
 //! Judges units by the contents of their blocks: no image, no guest.
 //!
 //! What a unit's verdict is depends on what its blocks hold and on what is promised of it, so each
-//! such pair is judged once. From one view to the next only the units are looked at that the change
-//! touches; how many are bad is kept.
+//! such pair is judged once, as long as that is remembered. From one view to the next only the units
+//! are looked at that the change touches; how many are bad is kept.
 
 use super::seen::{AsIs, words};
 use super::{ExploreError, Point, State, UnitBlocks, UnitOracle, Verdict, Verifier};
@@ -12,6 +12,9 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use tornblk_model::crash::{Source, content_hash};
 use tornblk_model::event::Seq;
+
+/// So many verdicts are kept: points far apart have few units in common that hold the same.
+const KNOWN: usize = 1 << 18;
 
 /// A [`Verifier`] of a [`UnitOracle`].
 pub struct InPlace<'a> {
@@ -46,7 +49,7 @@ impl<'a> InPlace<'a> {
         }
     }
 
-    /// How often the oracle was asked: once for each content of each unit under each promise.
+    /// How often the oracle was asked: mostly once for each content and promise of a unit.
     pub fn judged(&self) -> u64 {
         self.judged
     }
@@ -73,6 +76,9 @@ impl<'a> InPlace<'a> {
     }
 
     fn look(&mut self, after: Seq, id: impl Fn(u64) -> u64, of: &dyn Fn(u64) -> Source) {
+        if self.known.len() >= KNOWN {
+            self.known.clear();
+        }
         let queue = std::mem::take(&mut self.queue);
         for unit in &queue {
             let unit = *unit as usize;

@@ -31,6 +31,7 @@ mod opened;
 mod outcome;
 #[cfg(test)]
 mod planted;
+mod schedule;
 mod seen;
 pub mod session;
 #[cfg(test)]
@@ -411,10 +412,11 @@ pub struct Settings {
     pub faults: Vec<Fault>,
     /// Of random states and of faults.
     pub seed: u64,
-    /// At most this many states are judged, those before a `--resume` included. The crash points
-    /// share them, and time, evenly.
+    /// At most this many different contents are judged, those before a `--resume` included. The
+    /// crash points share them, and time, evenly; and so do the strategies, at each. Which ones
+    /// depends on nothing but recording, settings, and what was judged before.
     pub states: Option<u64>,
-    /// No state begins after that.
+    /// No state begins after that, counted from the call.
     pub time: Option<Duration>,
     pub shard: Option<Shard>,
     /// A crash point after each event, not only where something was promised.

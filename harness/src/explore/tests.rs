@@ -409,8 +409,8 @@ fn an_exploration_goes_on_where_it_ended() {
     let mut parts = 0;
     let mut found: Vec<StateText> = Vec::new();
     let last = loop {
-        let judged = position.as_ref().map_or(0, |position| position.counts.judged);
-        let settings = Settings { states: Some(judged + 100), ..whole.clone() };
+        let unique = position.as_ref().map_or(0, |position| position.counts.unique);
+        let settings = Settings { states: Some(unique + 100), ..whole.clone() };
         // It is kept as text.
         let text = serde_json::to_string(&position).unwrap();
         let before: Option<Position> = serde_json::from_str(&text).unwrap();
@@ -422,7 +422,7 @@ fn an_exploration_goes_on_where_it_ended() {
             break summary;
         }
         assert_eq!(summary.ended, Ended::States);
-        assert_eq!(summary.counts.judged, judged + 100);
+        assert_eq!(summary.counts.unique, unique + 100);
     };
     assert!(parts > 3, "{parts}");
     assert_eq!(last.counts.unique, all.counts.unique);
@@ -456,7 +456,7 @@ fn what_is_limited_is_shared_out_among_the_points() {
         let limited =
             Settings { states: Some(limit), seed, threads: 1, failures: 0, ..settings("lb4k") };
         let (summary, some, asked) = reached(&limited);
-        assert_eq!((summary.ended, summary.counts.judged), (Ended::States, limit));
+        assert_eq!((summary.ended, summary.counts.unique), (Ended::States, limit));
         assert!(some >= (limit / 3).min(points / 2), "{some} of {points}");
         // The same seed, the same sample.
         assert_eq!(reached(&limited).2, asked);
@@ -476,6 +476,103 @@ fn what_is_limited_is_shared_out_among_the_points() {
     let limited = Settings { time: Some(Duration::ZERO), ..limited };
     let (summary, ..) = reached(&limited);
     assert_eq!((summary.ended, summary.counts.judged), (Ended::Time, 0));
+}
+
+fn judged_keys(summary: &Summary) -> Vec<Judged> {
+    let mut judged = summary.position.judged.clone();
+    judged.sort_unstable();
+    judged
+}
+
+#[test]
+fn what_a_limit_is_spent_on_depends_on_no_thread() {
+    for seed in 0..6 {
+        let (driver, oracle) = some(seed, 120);
+        let make = |_: usize| -> Result<Box<dyn Verifier + '_>, ExploreError> {
+            Ok(Box::new(InPlace::new(&oracle)))
+        };
+        for limit in [1, 7, 40, 333] {
+            let settings = Settings {
+                profiles: vec!["lb4k".parse().unwrap(), "req8k".parse().unwrap()],
+                states: Some(limit),
+                threads: 1,
+                failures: 0,
+                seed,
+                ..settings("lb4k")
+            };
+            let (one, _) = run(&driver, &settings, None, &make);
+            assert!(one.counts.unique <= limit);
+            for threads in [2, 3, 5] {
+                let (many, _) =
+                    run(&driver, &Settings { threads, ..settings.clone() }, None, &make);
+                assert_eq!(many.ended, one.ended);
+                assert_eq!(many.counts.unique, one.counts.unique);
+                assert_eq!(judged_keys(&many), judged_keys(&one), "{limit} by {threads} threads");
+                // Which of two equal states was built is another matter.
+                let missing = |all: &Summary| -> Vec<usize> {
+                    all.coverage.iter().map(|(_, covered)| covered.missing()).collect()
+                };
+                assert_eq!(missing(&many), missing(&one));
+            }
+        }
+    }
+}
+
+/// Keeps the names of what it is asked.
+struct Names<'a>(&'a Mutex<Vec<String>>);
+
+impl Verifier for Names<'_> {
+    fn point(&mut self, _: &Point<'_>) -> Result<(), ExploreError> {
+        Ok(())
+    }
+
+    fn verify(&mut self, state: &State<'_>) -> Result<Verdict, ExploreError> {
+        self.0.lock().unwrap().push(state.name()?.0);
+        Ok(Verdict::Passed)
+    }
+}
+
+#[test]
+fn what_is_limited_is_spread_over_profiles_points_and_strategies() {
+    let mut driver = Driver::new();
+    for _ in 0..40 {
+        for n in 0..30 {
+            driver.write(n % 16 * 4, 4);
+        }
+        driver.flush();
+        driver.acknowledge();
+    }
+    let last = driver.history().last().unwrap().0;
+    for (states, time) in [(Some(400), None), (Some(400), Some(3600)), (Some(64), Some(3600))] {
+        let settings = Settings {
+            profiles: vec!["lb4k".parse().unwrap(), "req8k".parse().unwrap()],
+            strategies: ["prefix", "one-lost", "tear", "random=50"]
+                .map(|s| s.parse().unwrap())
+                .into(),
+            states,
+            time: time.map(Duration::from_secs),
+            threads: 2,
+            ..settings("lb4k")
+        };
+        let names = Mutex::new(Vec::new());
+        let (summary, _) = run(&driver, &settings, None, &|_| Ok(Box::new(Names(&names))));
+        assert_eq!((summary.ended, summary.counts.unique), (Ended::States, states.unwrap()));
+        let names = names.into_inner().unwrap();
+        let has = |part: &str| names.iter().filter(|name| name.contains(part)).count();
+        for profile in ["lb4k/", "req8k/"] {
+            assert!(has(profile) > names.len() / 4, "{names:?}");
+        }
+        assert!(has(":r1.") > names.len() / 20, "random: {names:?}");
+        let torn = names.iter().filter(|n| n.contains("all,-w") && n.contains('.')).count();
+        assert!(torn > names.len() / 20, "tear: {names:?}");
+        // Of ten parts of the recording each has its share, and none more than twice of it.
+        let mut parts = [0; 10];
+        for name in &names {
+            let parsed: tornblk_model::crash::Parsed = name.parse().unwrap();
+            parts[(parsed.after.0 * 10 / (last + 1)) as usize] += 1;
+        }
+        assert!(parts.iter().all(|n| (1..=names.len() / 5).contains(n)), "{parts:?}");
+    }
 }
 
 #[test]

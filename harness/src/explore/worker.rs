@@ -1,18 +1,21 @@
 //! One thread of an exploration: walks over its share of the crash points, and judges.
 
 use super::blame::{self, Place, Reported};
-use super::engine::{Item, MakeVerifier, Share, Shared, Visit};
-use super::seen::Known;
+use super::engine::{MakeVerifier, Shared};
+use super::schedule::{Budget, Item, Visit, hash};
+use super::seen::{AsIs, Known, words};
 use super::{ExploreError, Failure, Point, StateText, Verdict, Verifier, View};
 use crate::oracle::Finding;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::BuildHasherDefault;
+use std::ops::ControlFlow;
 use std::sync::PoisonError;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use tornblk_model::crash::walk::Cursor;
 use tornblk_model::crash::{Content, ModelError, Outcome, Profile, Source, StateName, Strategy};
 use tornblk_model::event::Seq;
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// How often a worker tells the others how many states it went through, and where it is done.
 const COUNTS: Duration = Duration::from_millis(500);
@@ -58,14 +61,47 @@ pub(super) enum Told {
     Unsure(StateText, String),
 }
 
-/// How a visit of a crash point ended.
-enum Visited {
-    Whole,
-    /// It used up its share after so many states.
-    UpTo(u64),
-    /// No more states are to be judged.
-    Over,
+/// The strategy has no more states here: a value of [`Visit::walked`].
+const THROUGH: u64 = u64::MAX;
+
+/// What may be tried of an item.
+struct Purse {
+    budget: Option<Budget>,
+    /// What was tried for it, where that is what counts.
+    tried: HashSet<[u64; 2], BuildHasherDefault<AsIs>>,
 }
+
+impl Purse {
+    fn new(budget: Option<Budget>) -> Purse {
+        Purse { budget, tried: HashSet::default() }
+    }
+
+    /// The share of the next of so many visits.
+    fn share(&self, visits: usize, visit: &Visit, seed: u64) -> u64 {
+        self.budget.map_or(u64::MAX, |budget| budget.share(visits, visit, seed))
+    }
+
+    /// Is there anything left?
+    fn is_empty(&self) -> bool {
+        self.budget.is_none_or(|budget| budget.left == 0)
+    }
+
+    /// What this content costs.
+    fn pay(&mut self, key: u128, outcome: Outcome) -> u64 {
+        let Some(budget) = &mut self.budget else { return 0 };
+        let counts = match budget.alone {
+            true => outcome == Outcome::Built,
+            false => self.tried.insert(words(key)),
+        };
+        budget.left = budget.left.saturating_sub(u64::from(counts));
+        u64::from(counts)
+    }
+}
+
+/// No more states are to be judged.
+struct Over;
+
+type Flow<T> = Result<ControlFlow<Over, T>, ExploreError>;
 
 /// Counts that were not told yet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,6 +115,8 @@ struct Own {
 
 pub(super) struct Worker<'s, 'j, 'v> {
     shared: &'s Shared<'j>,
+    /// Which of the threads it is.
+    number: usize,
     verifier: Box<dyn Verifier + 'v>,
     tell: Sender<Told>,
     own: Own,
@@ -87,8 +125,6 @@ pub(super) struct Worker<'s, 'j, 'v> {
     points: u64,
     flushed: Instant,
     counted: Instant,
-    /// States since the clock was looked at.
-    unclocked: u32,
 }
 
 impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
@@ -100,6 +136,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
     ) -> Result<Self, ExploreError> {
         Ok(Worker {
             shared,
+            number: n,
             verifier: make(n)?,
             tell,
             own: Own::default(),
@@ -107,7 +144,6 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             points: 0,
             flushed: Instant::now(),
             counted: Instant::now(),
-            unclocked: 0,
         })
     }
 
@@ -115,8 +151,8 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
     pub(super) fn work(mut self) -> Result<(), ExploreError> {
         let shared = self.shared;
         let mut standing: Option<(usize, Cursor<'_, '_>)> = None;
-        while shared.over().is_none() {
-            let Some(Item { profile, visits }) = shared.take() else { break };
+        while let Some(item) = shared.take(self.number) {
+            let profile = item.profile;
             let mut cursor = match standing.take() {
                 Some((same, cursor)) if same == profile => cursor,
                 other => {
@@ -126,27 +162,10 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
                     Cursor::new(&shared.walk, &shared.job.settings.profiles[profile])?
                 }
             };
-            for visit in visits {
-                let ended = self.point(&mut cursor, visit);
-                if self.flushed.elapsed() >= FLUSH {
-                    self.flush(&cursor);
-                } else if self.counted.elapsed() >= COUNTS {
-                    self.tell_counts(&cursor);
-                }
-                match ended {
-                    Ok(Visited::Whole) => shared.visited(profile, visit.point, None),
-                    Ok(Visited::UpTo(walked)) => {
-                        shared.visited(profile, visit.point, Some(walked));
-                    }
-                    Ok(Visited::Over) => {
-                        self.flush(&cursor);
-                        return Ok(());
-                    }
-                    Err(error) => {
-                        self.flush(&cursor);
-                        return Err(error);
-                    }
-                }
+            let gone = self.item(&mut cursor, item);
+            if !matches!(gone, Ok(ControlFlow::Continue(()))) {
+                self.flush(&cursor);
+                return gone.map(|_| ());
             }
             standing = Some((profile, cursor));
         }
@@ -154,6 +173,42 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             self.flush(&cursor);
         }
         Ok(())
+    }
+
+    /// Goes there and back again through the points of an item, until its budget is spent.
+    fn item(&mut self, cursor: &mut Cursor<'_, '_>, item: Item) -> Flow<()> {
+        let seed = self.shared.job.settings.seed;
+        let mut purse = Purse::new(item.budget);
+        let (mut visits, mut done) = (item.visits, 0);
+        loop {
+            let mut cut = Vec::new();
+            let count = visits.len();
+            for (i, mut visit) in visits.into_iter().enumerate() {
+                let share = purse.share(count - i, &visit, seed);
+                if share == 0 {
+                    cut.push(visit);
+                    continue;
+                }
+                let gone = self.point(cursor, &mut visit, &mut purse, share)?;
+                if self.flushed.elapsed() >= FLUSH {
+                    self.flush(cursor);
+                } else if self.counted.elapsed() >= COUNTS {
+                    self.tell_counts(cursor);
+                }
+                match gone {
+                    ControlFlow::Continue(true) => done += 1,
+                    ControlFlow::Continue(false) => cut.push(visit),
+                    ControlFlow::Break(over) => return Ok(ControlFlow::Break(over)),
+                }
+            }
+            cut.reverse();
+            visits = cut;
+            if visits.is_empty() || purse.is_empty() {
+                break;
+            }
+        }
+        self.shared.schedule.give_back(done, visits);
+        Ok(ControlFlow::Continue(()))
     }
 
     fn tell_counts(&mut self, cursor: &Cursor<'_, '_>) {
@@ -182,92 +237,138 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         sums.coverage.entry(cursor.profile().to_string()).or_default().merge(&cursor.coverage());
     }
 
+    /// Tries so many contents of a point; says whether it was gone through.
     fn point(
         &mut self,
         cursor: &mut Cursor<'_, '_>,
-        visit: Visit,
-    ) -> Result<Visited, ExploreError> {
+        visit: &mut Visit,
+        purse: &mut Purse,
+        mut share: u64,
+    ) -> Flow<bool> {
         let shared = self.shared;
         let settings = shared.job.settings;
-        let after = shared.points[visit.point];
+        let after = shared.points[visit.point as usize];
         let name = cursor.profile().to_string();
         let before = shared.done_before(&name);
-        let left: Vec<Strategy> = settings
-            .strategies
-            .iter()
-            .filter(|strategy| !before.is_some_and(|done| is_done(done, **strategy, after)))
-            .copied()
+        let strategies = &settings.strategies;
+        let left: Vec<usize> = (0..strategies.len())
+            .filter(|i| !before.is_some_and(|done| is_done(done, strategies[*i], after)))
             .collect();
         if left.is_empty() {
-            return Ok(Visited::Whole);
-        }
-        let share = if shared.is_limited() { Some(shared.share()) } else { None };
-        if share.is_some_and(|share| share.states == 0) {
-            return Ok(Visited::UpTo(visit.walked));
+            return Ok(ControlFlow::Continue(true));
         }
         cursor.go(after)?;
         let place = Place { after, promises: shared.job.promises.at(after) };
         let profile = cursor.profile();
         self.verifier.point(&Point::new(profile, after, place.promises, &Shown(cursor)))?;
         cursor.shown();
-        // A sample begins anywhere, so that it is not the same strategy everywhere that is tried.
-        let first = match share {
-            Some(_) => self.anywhere(cursor, &left, after)?,
-            None => 0,
-        };
-        let (mut walked, mut judged) = (0, 0);
-        for lap in [0, 1] {
-            let mut number = 0;
-            if lap == 1 && first == 0 {
-                break;
+        if visit.walked.is_empty() {
+            visit.walked = vec![0; strategies.len()].into();
+        }
+        let mut open = left.clone();
+        // Not the same strategy first everywhere, where not all of them are to be had.
+        if let Some(budget) = purse.budget {
+            let first = hash(settings.seed, visit, !u64::from(budget.round)) as usize;
+            open.rotate_left(first % left.len());
+        }
+        open.retain(|i| visit.walked[*i] != THROUGH);
+        while share > 0 && !open.is_empty() {
+            let count = open.len();
+            for (n, i) in open.iter().enumerate() {
+                let own =
+                    if share == u64::MAX { share } else { share.div_ceil((count - n) as u64) };
+                match self.strategy(cursor, visit, *i, place, purse, own)? {
+                    // A choice of `exhaustive` that has several states is gone through to the end.
+                    ControlFlow::Continue(spent) => share = share.saturating_sub(spent),
+                    ControlFlow::Break(over) => return Ok(ControlFlow::Break(over)),
+                }
             }
-            for strategy in &left {
-                cursor.start(seeded(*strategy, settings.seed))?;
-                while cursor.step()? {
-                    if !self.is_mine(cursor)? {
-                        continue;
+            open.retain(|i| visit.walked[*i] != THROUGH);
+        }
+        if !open.is_empty() {
+            return Ok(ControlFlow::Continue(false));
+        }
+        let done = left.iter().map(|i| (name.clone(), strategies[*i].to_string(), after));
+        self.done.extend(done);
+        self.points += 1;
+        Ok(ControlFlow::Continue(true))
+    }
+
+    /// Tries so many contents of a strategy at this point, and says how many. What is limited begins
+    /// anywhere, and comes round.
+    fn strategy(
+        &mut self,
+        cursor: &mut Cursor<'_, '_>,
+        visit: &mut Visit,
+        number: usize,
+        place: Place,
+        purse: &mut Purse,
+        share: u64,
+    ) -> Flow<u64> {
+        let settings = self.shared.job.settings;
+        let strategy = seeded(settings.strategies[number], settings.seed);
+        let mut spent = 0;
+        if share == 0 {
+            return Ok(ControlFlow::Continue(0));
+        }
+        loop {
+            cursor.start(strategy)?;
+            let positions = cursor.positions();
+            let walked = visit.walked[number];
+            if walked >= positions {
+                visit.walked[number] = THROUGH;
+                return Ok(ControlFlow::Continue(spent));
+            }
+            let first = match purse.budget {
+                Some(_) => hash(settings.seed, visit, number as u64) % positions,
+                None => 0,
+            };
+            // First up to the end, then from the beginning.
+            let (from, to) = match first + walked {
+                from if from < positions => (from, positions),
+                from => (from - positions, first),
+            };
+            cursor.seek(from);
+            while cursor.step()? && cursor.position() < to {
+                if self.is_mine(cursor)? {
+                    match self.one(cursor, place, purse)? {
+                        ControlFlow::Continue(cost) => spent += cost,
+                        ControlFlow::Break(over) => return Ok(ControlFlow::Break(over)),
                     }
-                    number += 1;
-                    if (lap == 0) != (first < number) {
-                        continue;
-                    }
-                    walked += 1;
-                    if walked <= visit.walked {
-                        continue;
-                    }
-                    if self.is_over() {
-                        return Ok(Visited::Over);
-                    }
-                    let used_up = |share: Share| {
-                        judged >= share.states
-                            || judged > 0 && share.until.is_some_and(|t| t <= Instant::now())
-                    };
-                    if share.is_some_and(used_up) {
-                        return Ok(Visited::UpTo(walked - 1));
-                    }
-                    let legal = settings.faults.is_empty();
-                    let words = if legal {
-                        Vec::new()
-                    } else {
-                        cursor.damage(&settings.faults, settings.seed)?
-                    };
-                    let Some(outcome) = self.state(cursor, place, words)? else {
-                        return Ok(Visited::Over);
-                    };
-                    judged += u64::from(outcome == Outcome::Built);
-                    if self.unclocked.is_multiple_of(8) && self.counted.elapsed() >= COUNTS {
-                        self.tell_counts(cursor);
-                    }
-                    if legal {
-                        cursor.note(outcome);
+                }
+                if !cursor.has_more_here() {
+                    visit.walked[number] = walked + (cursor.position() + 1 - from);
+                    if spent >= share {
+                        return Ok(ControlFlow::Continue(spent));
                     }
                 }
             }
+            visit.walked[number] = walked + (to - from);
         }
-        let done = left.iter().map(|strategy| (name.clone(), strategy.to_string(), after));
-        self.done.extend(done);
-        self.points += 1;
-        Ok(Visited::Whole)
+    }
+
+    /// The state that is shown; what it cost.
+    fn one(&mut self, cursor: &mut Cursor<'_, '_>, place: Place, purse: &mut Purse) -> Flow<u64> {
+        if self.shared.over().is_some() {
+            return Ok(ControlFlow::Break(Over));
+        }
+        let settings = self.shared.job.settings;
+        let legal = settings.faults.is_empty();
+        let words = match legal {
+            true => Vec::new(),
+            false => cursor.damage(&settings.faults, settings.seed)?,
+        };
+        let key = self.key(cursor);
+        let Some(outcome) = self.state(cursor, key, place, words)? else {
+            return Ok(ControlFlow::Break(Over));
+        };
+        if self.counted.elapsed() >= COUNTS {
+            self.tell_counts(cursor);
+        }
+        if legal {
+            cursor.note(outcome);
+        }
+        Ok(ControlFlow::Continue(purse.pay(key, outcome)))
     }
 
     /// Is the state that is shown one of this shard?
@@ -278,42 +379,8 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         })
     }
 
-    /// The number of one of the states at this point, the same for the same seed.
-    fn anywhere(
-        &self,
-        cursor: &mut Cursor<'_, '_>,
-        strategies: &[Strategy],
-        after: Seq,
-    ) -> Result<u64, ExploreError> {
-        let seed = self.shared.job.settings.seed;
-        let mut states = 0;
-        for strategy in strategies {
-            cursor.start(seeded(*strategy, seed))?;
-            while cursor.step()? {
-                states += u64::from(self.is_mine(cursor)?);
-            }
-        }
-        Ok(xxh3_64_with_seed(&after.0.to_le_bytes(), seed) % states.max(1))
-    }
-
-    /// Looks at the clock now and then.
-    fn is_over(&mut self) -> bool {
-        self.unclocked += 1;
-        if self.unclocked < 32 {
-            return self.shared.over_now();
-        }
-        self.unclocked = 0;
-        self.shared.over().is_some()
-    }
-
-    /// `None`: no more states are to be judged.
-    fn state(
-        &mut self,
-        cursor: &mut Cursor<'_, '_>,
-        place: Place,
-        words: Vec<String>,
-    ) -> Result<Option<Outcome>, ExploreError> {
-        let shared = self.shared;
+    /// What a state is judged once by.
+    fn key(&self, cursor: &Cursor<'_, '_>) -> u128 {
         let mut key = cursor.fingerprint();
         if self.verifier.depends_on_profile() {
             key = key.wrapping_add(salt(cursor));
@@ -322,12 +389,24 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             // Nor is what was asked for since then: see `UnitOracle::is_monotone`.
             key = key.wrapping_add(xxh3_128(&cursor.after().unwrap_or_default().0.to_le_bytes()));
         }
+        key
+    }
+
+    /// `None`: no more states are to be judged.
+    fn state(
+        &mut self,
+        cursor: &mut Cursor<'_, '_>,
+        key: u128,
+        place: Place,
+        words: Vec<String>,
+    ) -> Result<Option<Outcome>, ExploreError> {
+        let shared = self.shared;
         let known = shared.seen.ask(key, place.promises);
         if known == Known::Judged {
             self.own.states += 1;
             return Ok(Some(Outcome::Equal));
         }
-        if !shared.may_judge() {
+        if !shared.may_judge(known == Known::New) {
             shared.seen.gave_up(key, known);
             return Ok(None);
         }

@@ -193,6 +193,58 @@ fn a_cursor_goes_anywhere() {
     }
 }
 
+/// The states from a position on, with the position of each.
+fn rest(
+    cursor: &mut Cursor<'_, '_>,
+    strategy: Strategy,
+    from: u64,
+) -> Vec<(u64, String, u128, Content)> {
+    cursor.start(strategy).unwrap();
+    let positions = cursor.positions();
+    cursor.seek(from);
+    let mut rest = Vec::new();
+    let mut more = false;
+    while cursor.step().unwrap() {
+        let at = cursor.position();
+        let last = rest.last().map(|(last, ..): &(u64, _, _, _)| *last);
+        assert!(from <= at && at < positions);
+        assert!(last.is_none_or(|last| last < at || more && last == at));
+        rest.push((at, cursor.name().unwrap().0, cursor.fingerprint(), cursor.content()));
+        more = cursor.has_more_here();
+    }
+    assert!(!more);
+    rest
+}
+
+#[test]
+fn the_states_of_a_strategy_can_be_begun_anywhere() {
+    let mut begun = 0;
+    for seed in 0..150 {
+        let recording = recording(seed, 12);
+        let history = history(&recording);
+        let mut dice = Dice::new(seed ^ 5);
+        for (base, points) in epochs(&history) {
+            let walk = Walk::new(&history, base, &ids);
+            for profile in &profiles(recording.disk.lb_size) {
+                let mut cursor = Cursor::new(&walk, profile).unwrap();
+                cursor.go(points[dice.below(points.len() as u64) as usize]).unwrap();
+                for strategy in STRATEGIES {
+                    let all = rest(&mut cursor, strategy, 0);
+                    cursor.start(strategy).unwrap();
+                    let positions = cursor.positions();
+                    for from in [dice.below(positions + 1), dice.below(positions + 1), positions] {
+                        let some = rest(&mut cursor, strategy, from);
+                        let wanted: Vec<_> = all.iter().filter(|s| s.0 >= from).cloned().collect();
+                        assert_eq!(some, wanted, "{strategy} from {from}");
+                        begun += usize::from(from > 0 && !some.is_empty());
+                    }
+                }
+            }
+        }
+    }
+    assert!(begun > 1000, "{begun}");
+}
+
 #[test]
 fn damaged_states_are_those_of_the_slow_way() {
     let faults: Vec<Fault> =

@@ -46,8 +46,8 @@ impl<'w, 'a> Cursor<'w, 'a> {
     }
 
     /// Goes to the crash point right after this event, and shows its reference: everything
-    /// submitted so far is persisted. To go back costs what happened in between; to go on, as much
-    /// as the recording is long.
+    /// submitted so far is persisted. To go back or on costs what happened in between, but the
+    /// first time as much as the recording is long.
     ///
     /// # Errors
     /// The walk does not [cover](Walk::covers) the point.
@@ -66,8 +66,8 @@ impl<'w, 'a> Cursor<'w, 'a> {
         }
         self.cut = None;
         match self.after {
-            Some(now) if after < now => self.back(now, after),
-            _ => self.begin(after),
+            Some(now) => self.move_to(now, after),
+            None => self.begin(after),
         }
         self.after = Some(after);
         self.find_live();
@@ -110,14 +110,18 @@ impl<'w, 'a> Cursor<'w, 'a> {
         self.changed.note_all();
     }
 
-    fn back(&mut self, now: Seq, after: Seq) {
+    fn move_to(&mut self, now: Seq, after: Seq) {
         let walk = self.walk;
-        let mut moved: BTreeSet<u32> = (walk.submitted(after)..walk.submitted(now)).collect();
+        let (low, high) = (now.min(after), now.max(after));
+        let submitted = walk.submitted(after);
+        let mut moved: Vec<u32> = (walk.submitted(low)..walk.submitted(high)).collect();
         for times in [&walk.stable, &walk.again] {
-            let from = times.partition_point(|(at, _)| *at <= after);
-            let to = times.partition_point(|(at, _)| *at <= now);
+            let from = times.partition_point(|(at, _)| *at <= low);
+            let to = times.partition_point(|(at, _)| *at <= high);
             moved.extend(times[from..to].iter().map(|(_, write)| *write));
         }
+        moved.sort_unstable();
+        moved.dedup();
         let mut dirty: Vec<(u32, u32)> = Vec::new();
         for write in moved {
             let before = self.class[write as usize];
@@ -138,14 +142,19 @@ impl<'w, 'a> Cursor<'w, 'a> {
         }
         for (from, to) in dirty {
             for number in from..to {
-                // What comes to light again was taken again since, by what is on top.
-                let bottom = walk.codes(number).start;
-                let mut code = self.reference[number as usize];
-                while code >= bottom && self.class[walk.version(code).write as usize] == GONE {
+                let codes = walk.codes(number);
+                let reference = self.reference[number as usize];
+                let mut code = reference.max(codes.start - 1);
+                // Going on, what was submitted since is on top; in either direction, what was there
+                // may be gone, or fetched again.
+                while code + 1 < codes.end && walk.version(code + 1).write < submitted {
+                    code += 1;
+                }
+                while code >= codes.start && self.class[walk.version(code).write as usize] == GONE {
                     code -= 1;
                 }
-                let top = if code >= bottom { code } else { 0 };
-                if top != self.reference[number as usize] {
+                let top = if code >= codes.start { code } else { 0 };
+                if top != reference {
                     self.reference[number as usize] = top;
                     self.show(number, top);
                 }

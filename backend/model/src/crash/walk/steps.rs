@@ -25,10 +25,11 @@ pub(super) enum Steps {
         all: bool,
         next: usize,
     },
-    /// The nth open write, in the mth way.
+    /// The nth open write, in the mth way; so many states were shown or passed over.
     Tear {
         next: usize,
         way: usize,
+        gone: u64,
     },
     /// The nth subset of these fragments, one change at a time.
     Gray {
@@ -95,7 +96,7 @@ impl<'w, 'a> Cursor<'w, 'a> {
                 self.set_all(false);
                 Steps::One { all: false, next: 0 }
             }
-            Strategy::Tear => Steps::Tear { next: 0, way: 0 },
+            Strategy::Tear => Steps::Tear { next: 0, way: 0, gone: 0 },
             Strategy::Exhaustive { at_most } if slow => {
                 let cut = self.take_cut()?;
                 let choices = cut.all_choices();
@@ -160,7 +161,11 @@ impl<'w, 'a> Cursor<'w, 'a> {
                 self.set_write(write, |_| !*all);
                 *next += 1;
             }
-            Steps::Tear { next, way } => return Ok(self.tear(next, way)),
+            Steps::Tear { next, way, gone } => {
+                let more = self.tear(next, way);
+                *gone += u64::from(more);
+                return Ok(more);
+            }
             Steps::Gray { fragments, next, of } => return Ok(self.gray(fragments, next, *of)),
             Steps::Random { names, next, of } => {
                 if next == of {
@@ -195,6 +200,88 @@ impl<'w, 'a> Cursor<'w, 'a> {
             }
         }
         Ok(true)
+    }
+
+    /// How many positions the states of the strategy that was [started](Cursor::start) have. Mostly
+    /// each is one state; a choice of `exhaustive` may be none, or several.
+    pub fn positions(&self) -> u64 {
+        match &self.steps {
+            Steps::Done => 0,
+            Steps::Prefix { .. } => 1 + u64::from(!self.open.is_empty()),
+            Steps::One { .. } => self.open.len() as u64,
+            Steps::Tear { .. } => self.open.iter().map(|live| self.ways(*live)).sum(),
+            Steps::Gray { of, .. }
+            | Steps::Random { of, .. }
+            | Steps::Subsets { of, .. }
+            | Steps::Samples { of, .. } => *of,
+        }
+    }
+
+    /// The position that the state which is shown is of.
+    pub fn position(&self) -> u64 {
+        self.next_position().saturating_sub(1)
+    }
+
+    /// Are there more states of this position?
+    pub fn has_more_here(&self) -> bool {
+        matches!(&self.steps, Steps::Subsets { states, .. } if !states.is_empty())
+    }
+
+    fn next_position(&self) -> u64 {
+        match &self.steps {
+            Steps::Done => 0,
+            Steps::Prefix { next } => (*next).into(),
+            Steps::One { next, .. } => *next as u64,
+            Steps::Tear { gone, .. } => *gone,
+            Steps::Gray { next, .. }
+            | Steps::Random { next, .. }
+            | Steps::Samples { next, .. }
+            | Steps::Subsets { next, .. } => *next,
+        }
+    }
+
+    /// Right after [`Cursor::start`]: the next state that [`Cursor::step`] shows is the first of
+    /// this position, or of one after it, without going through those before.
+    pub fn seek(&mut self, position: u64) {
+        let position = position.min(self.positions());
+        let mut steps = std::mem::replace(&mut self.steps, Steps::Done);
+        match &mut steps {
+            Steps::Done => {}
+            // There are two.
+            Steps::Prefix { next } => *next = position as u8,
+            Steps::One { next, .. } => *next = position as usize,
+            Steps::Tear { next, way, gone } => {
+                *gone = position;
+                let mut left = position;
+                while let Some(live) = self.open.get(*next).filter(|l| self.ways(**l) <= left) {
+                    left -= self.ways(*live);
+                    *next += 1;
+                }
+                *way = left as usize;
+            }
+            Steps::Gray { fragments, next, .. } => {
+                *next = position;
+                if let Some(before) = position.checked_sub(1) {
+                    let gray = before ^ (before >> 1);
+                    for (bit, fragment) in fragments.iter().enumerate() {
+                        self.set(*fragment, gray >> bit & 1 == 1);
+                    }
+                }
+            }
+            Steps::Subsets { next, .. }
+            | Steps::Random { next, .. }
+            | Steps::Samples { next, .. } => *next = position,
+        }
+        self.steps = steps;
+    }
+
+    /// How many states [`Cursor::tear`] has for a write.
+    fn ways(&self, live: u32) -> u64 {
+        match self.live[live as usize].count {
+            0 | 1 => 0,
+            2 => 2,
+            n => 2 * (u64::from(n) - 1) + 1,
+        }
     }
 
     /// Keeps those fragments of a write that `keep` says, of those that may show.

@@ -1,12 +1,16 @@
-//! How fast states are explored in place, as a table. Run with
-//! `cargo run --release -p tornblk --example explore_speed [quick|shrink]`.
+//! How fast states are explored in place: `cargo bench -p tornblk --bench explore_in_place [NAME]`.
 //!
 //! The recordings are made up: 16 KiB writes to random pages, a flush and a mark after at most 256
 //! of them. The oracle looks at pages. Nothing is read from files, so what is measured is the walk,
-//! the judging of units and keeping count of contents; `opening` is the time to make the tables.
+//! the judging of units and keeping count of contents. Throughput is in contents, each judged once,
+//! by two threads. The line before each says what criterion cannot: how much time of a processor
+//! one content takes, and `opening`, the time until there is a walk.
 
 #![allow(clippy::unwrap_used)]
 
+use criterion::{
+    BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk::explore::{
@@ -14,11 +18,13 @@ use tornblk::explore::{
     UnitBlocks, UnitOracle, explore,
 };
 use tornblk::oracle::{Clause, Finding};
-use tornblk_model::crash::{History, Source, Strategy};
+use tornblk_model::crash::walk::{Cursor, Walk};
+use tornblk_model::crash::{History, ModelError, Source, StateName, Strategy};
 use tornblk_model::event::{Disk, Event, Mark, Negotiation, Op, Payload, Seq, Status, Submit};
 
 const LB: u64 = 4096;
 const PAGE: u64 = 16384;
+/// Writes between two flushes.
 const EPOCH: u64 = 256;
 const GIB: u64 = 1 << 30;
 
@@ -39,8 +45,9 @@ struct Recorded {
     pages: Vec<u64>,
 }
 
-/// `writes` to pages all over the disk, of which one in four is written again and again.
-fn recorded(size: u64, writes: u64) -> Recorded {
+/// `writes` to pages all over the disk, of which one in four is written again and again; so many
+/// at most between two flushes.
+fn recorded(size: u64, writes: u64, epoch: u64) -> Recorded {
     let mut random = Random(0x5eed);
     let mut seq = 0;
     let mut put = |events: &mut Vec<(Seq, Event)>, event| {
@@ -69,7 +76,7 @@ fn recorded(size: u64, writes: u64) -> Recorded {
         let op = Op::Write { offset: page * PAGE, len: PAGE, fua: false, atomic: false, payload };
         let request = put(&mut events, submit(op));
         put(&mut events, Event::Complete { request, status: Status::Ok });
-        if (n + 1) % EPOCH == 0 || n + 1 == writes {
+        if (n + 1) % epoch == 0 || n + 1 == writes {
             let request = put(&mut events, submit(Op::Flush));
             put(&mut events, Event::Complete { request, status: Status::Ok });
             acknowledged.push(put(&mut events, Event::Mark(Mark { name: "synced".into() })));
@@ -143,13 +150,12 @@ impl UnitOracle for Pages {
     }
 }
 
-#[derive(Default)]
-struct Heard(Vec<Failure>);
+/// Nothing fails.
+struct Quiet;
 
-impl Sink for Heard {
+impl Sink for Quiet {
     fn failure(&mut self, failure: &Failure) -> Result<(), ExploreError> {
-        self.0.push(failure.clone());
-        Ok(())
+        panic!("{} fails", failure.state)
     }
 }
 
@@ -162,7 +168,7 @@ fn settings(profile: &str, strategies: &[&str]) -> Settings {
     }
 }
 
-fn run(recorded: &Recorded, settings: &Settings, oracle: &Pages) -> (Summary, Heard) {
+fn run(recorded: &Recorded, settings: &Settings, oracle: &Pages) -> Summary {
     let job = Job {
         history: &recorded.history,
         ids: &BySource,
@@ -171,20 +177,8 @@ fn run(recorded: &Recorded, settings: &Settings, oracle: &Pages) -> (Summary, He
         settings,
         before: None,
     };
-    let mut heard = Heard::default();
     let stop = AtomicBool::new(false);
-    let summary =
-        explore(&job, &|_| Ok(Box::new(InPlace::new(oracle))), &mut heard, &stop).unwrap();
-    (summary, heard)
-}
-
-/// How long it takes before the first state.
-fn opening(recorded: &Recorded) -> Duration {
-    let began = Instant::now();
-    let ids = |block, source| BySource.id(block, source);
-    let walk = tornblk_model::crash::walk::Walk::new(&recorded.history, None, &ids);
-    drop(walk);
-    began.elapsed()
+    explore(&job, &|_| Ok(Box::new(InPlace::new(oracle))), &mut Quiet, &stop).unwrap()
 }
 
 const ALL: [&str; 5] = ["prefix", "one-lost", "one-kept", "tear", "random=100"];
@@ -197,57 +191,69 @@ fn cpu() -> f64 {
     ticks as f64 / 100.0
 }
 
-fn row(what: &str, recorded: &Recorded, profile: &str, strategies: &[&str], states: Option<u64>) {
-    let opening = opening(recorded);
-    let oracle = Pages::new(recorded);
+/// Was this one asked for on the command line?
+fn is_wanted(name: &str) -> bool {
+    std::env::args().skip(1).find(|arg| !arg.starts_with('-')).is_none_or(|f| name.contains(&f))
+}
+
+/// Explores all of it, or so many contents.
+fn bench(
+    criterion: &mut Criterion,
+    name: &str,
+    (size, writes, epoch): (u64, u64, u64),
+    (profile, strategies): (&str, &[&str]),
+    states: Option<u64>,
+) {
+    if !is_wanted(name) {
+        return;
+    }
+    let recorded = recorded(size, writes, epoch);
+    let began = Instant::now();
+    let ids = |block, source| BySource.id(block, source);
+    drop(Walk::new(&recorded.history, None, &ids));
+    let opening = began.elapsed();
+    let oracle = Pages::new(&recorded);
     let settings = Settings { states, ..settings(profile, strategies) };
     let before = cpu();
-    let (summary, _) = run(recorded, &settings, &oracle);
-    let used = cpu() - before;
-    assert_eq!(summary.counts.failed, 0);
+    let summary = run(&recorded, &settings, &oracle);
+    let (cpu, unique) = (cpu() - before, summary.counts.unique);
     assert!(states.is_some() || summary.ended == Ended::Complete);
-    let elapsed = summary.elapsed.as_secs_f64();
     println!(
-        "{what:34} {profile:7} {:>9} {:>9} {:>8.2} {:>9.0} {:>8.2} {:>8.2} {:>8.2}",
+        "{name}: {} states, {unique} contents, {:.0}/s, {:.2} s of CPU, {:.1} us each, opening {:.2} s",
         summary.counts.states,
-        summary.counts.unique,
-        elapsed,
-        summary.counts.unique as f64 / elapsed,
-        used,
-        used * 1e6 / summary.counts.unique.max(1) as f64,
+        unique as f64 / summary.elapsed.as_secs_f64(),
+        cpu,
+        cpu * 1e6 / unique.max(1) as f64,
         opening.as_secs_f64(),
     );
+    let (group, parameter) = name.split_once('/').unwrap_or((name, ""));
+    let mut group = criterion.benchmark_group(group);
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(1));
+    group.throughput(Throughput::Elements(unique));
+    group.bench_function(BenchmarkId::from_parameter(parameter), |bencher| {
+        bencher.iter_custom(|times| {
+            (0..times).map(|_| run(&recorded, &settings, &oracle).elapsed).sum()
+        });
+    });
+    group.finish();
 }
 
-fn head() {
-    println!(
-        "{:34} {:7} {:>9} {:>9} {:>8} {:>9} {:>8} {:>8} {:>8}",
-        "2 threads",
-        "profile",
-        "states",
-        "unique",
-        "seconds",
-        "unique/s",
-        "CPU s",
-        "us each",
-        "opening"
-    );
-}
-
-/// A state in which 200 fragments are lost and which fails, shrunk.
-fn shrinking(what: &str, needed: usize) {
-    let recorded = recorded(GIB, 10_000);
-    // The last epoch is volatile before its flush: writes 9,984 to 10,000 of it only; so the epoch
-    // before that, whose point lies before its flush completed.
+/// A state in which 200 fragments are lost and which fails, shrunk; of these `needed` matter.
+fn shrinking(criterion: &mut Criterion, name: &str, needed: usize) {
+    if !is_wanted(name) {
+        return;
+    }
+    let recorded = recorded(GIB, 10_000, EPOCH);
+    // What follows the last flush is volatile; but those are few. So the epoch before, at a point
+    // before its flush completed.
     let requests = recorded.history.requests();
     let writes: Vec<Seq> = requests.iter().filter(|r| r.changes()).map(|r| r.id()).collect();
     let epoch = &writes[writes.len() / 256 * 256 - 256..writes.len() / 256 * 256];
     let after = Seq(epoch[255].0 + 2);
     let profile = "lb4k".parse().unwrap();
     let ids = |block, source| BySource.id(block, source);
-    let walk = tornblk_model::crash::walk::Walk::new(&recorded.history, None, &ids);
-    let mut cursor = tornblk_model::crash::walk::Cursor::new(&walk, &profile).unwrap();
-    cursor.go(after).unwrap();
+    let walk = Walk::new(&recorded.history, None, &ids);
     // Of each of the first 55 writes that may show all four fragments are lost.
     let cut = recorded.history.cut(after, &profile).unwrap();
     let lost: Vec<Seq> = cut
@@ -256,65 +262,67 @@ fn shrinking(what: &str, needed: usize) {
         .map(Seq)
         .take(55)
         .collect();
-    let names: Vec<String> = lost.iter().map(|id| format!(",-w{id}")).collect();
-    let name = format!("lb4k/p{after}:all{}", names.concat());
-    cursor.go_to(&tornblk_model::crash::StateName(name)).unwrap();
-    // It fails as long as so many of these fragments are missing, evenly chosen.
-    let delta = cursor.delta();
-    let all = delta.len();
-    let missing: Vec<(u64, Source)> =
-        delta.into_iter().step_by((all / needed.min(all)).max(1)).collect();
-    let began = Instant::now();
-    let shrunk = cursor
-        .shrink(
+    let changes: Vec<String> = lost.iter().map(|id| format!(",-w{id}")).collect();
+    let state = StateName(format!("lb4k/p{after}:all{}", changes.concat()));
+    let shrink = || {
+        let mut cursor = Cursor::new(&walk, &profile).unwrap();
+        cursor.go(after).unwrap();
+        cursor.go_to(&state).unwrap();
+        // It fails as long as so many of these fragments are missing, evenly chosen.
+        let delta = cursor.delta();
+        let all = delta.len();
+        let step = (all / needed.min(all)).max(1);
+        let missing: Vec<(u64, Source)> = delta.into_iter().step_by(step).collect();
+        let began = Instant::now();
+        let shrunk = cursor.shrink(
             || false,
             |cursor| {
                 let fails = missing.iter().all(|(block, source)| cursor.of(*block) == *source);
-                Ok::<bool, tornblk_model::crash::ModelError>(fails)
+                Ok::<bool, ModelError>(fails)
             },
-        )
-        .unwrap()
-        .unwrap();
-    println!(
-        "{what:34} {all} fragments to {} in {:.3} s, {} states tried",
-        shrunk.changes,
-        began.elapsed().as_secs_f64(),
-        shrunk.tried
-    );
+        );
+        let shrunk = shrunk.unwrap().unwrap();
+        (all, shrunk, began.elapsed())
+    };
+    let (all, shrunk, _) = shrink();
+    println!("{name}: {all} fragments to {}, {} states tried", shrunk.changes, shrunk.tried);
+    let (group, parameter) = name.split_once('/').unwrap_or((name, ""));
+    let mut group = criterion.benchmark_group(group);
+    group.sample_size(10).measurement_time(Duration::from_secs(2));
+    group.bench_function(BenchmarkId::from_parameter(parameter), |bencher| {
+        bencher.iter_custom(|times| (0..times).map(|_| shrink().2).sum());
+    });
+    group.finish();
 }
 
-fn main() {
-    let what = std::env::args().nth(1).unwrap_or_default();
-    let quick = what == "quick";
-    if what == "shrink" {
-        return shrink();
+fn benches(criterion: &mut Criterion) {
+    for gib in [1, 10, 100] {
+        let name = format!("disk/{gib} GiB");
+        bench(criterion, &name, (gib * GIB, 10_000, EPOCH), ("lb4k", &ALL), None);
     }
-    let some = Some(if quick { 100_000 } else { 1_000_000 });
-    head();
-    let small = recorded(GIB, 10_000);
-    row("1 GiB, 10,000 writes, all", &small, "lb4k", &ALL, None);
-    row("1 GiB, 10,000 writes, all", &small, "req16k", &ALL, None);
-    for strategy in ["one-lost", "one-kept", "tear", "exhaustive", "random=1000"] {
-        row(&format!("1 GiB, 10,000 writes, {strategy}"), &small, "lb4k", &[strategy], some);
-    }
-    for (what, size) in [("10 GiB", 10 * GIB), ("100 GiB", 100 * GIB)] {
-        row(&format!("{what}, 10,000 writes, all"), &recorded(size, 10_000), "lb4k", &ALL, some);
-    }
-    for (what, writes) in [("1,000", 1_000), ("100,000", 100_000), ("1,000,000", 1_000_000)] {
-        row(
-            &format!("100 GiB, {what} writes, all"),
-            &recorded(100 * GIB, writes),
-            "lb4k",
-            &ALL,
-            some,
+    // A content a write, or a hundred thousand.
+    for writes in [1_000, 10_000, 100_000, 1_000_000] {
+        let states = Some(writes.max(100_000));
+        bench(
+            criterion,
+            &format!("writes/{writes}"),
+            (100 * GIB, writes, EPOCH),
+            ("lb4k", &ALL),
+            states,
         );
     }
-    println!();
-    shrink();
+    bench(criterion, "profile/req16k", (GIB, 10_000, EPOCH), ("req16k", &ALL), None);
+    for strategy in ["one-lost", "one-kept", "tear", "random=1000"] {
+        let name = format!("strategy/{strategy}");
+        bench(criterion, &name, (GIB, 10_000, EPOCH), ("lb4k", &[strategy]), Some(50_000));
+    }
+    // Three pages of four blocks: 4096 states each time.
+    let few = (GIB, 300, 3);
+    bench(criterion, "strategy/exhaustive", few, ("lb4k", &["exhaustive=12"]), None);
+    shrinking(criterion, "shrink/1 of 200 matters", 1);
+    shrinking(criterion, "shrink/10 of 200 matter", 10);
+    shrinking(criterion, "shrink/all of 200 matter", usize::MAX);
 }
 
-fn shrink() {
-    shrinking("shrinking, 1 fragment matters", 1);
-    shrinking("shrinking, 10 fragments matter", 10);
-    shrinking("shrinking, all of them matter", usize::MAX);
-}
+criterion_group!(in_place, benches);
+criterion_main!(in_place);

@@ -1,7 +1,7 @@
-//! What a recording costs: bytes of file a request, heap a write, time to open.
-//!
-//! `cargo run --release -p tornblk-model --example recording_size [WRITES]`
+//! What a recording costs: bytes of file a request and heap a write, printed; and how long it takes
+//! to open one of a million events, measured: `cargo bench -p tornblk-model --bench recording_size`.
 
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -117,18 +117,26 @@ fn history(reader: &Reader) -> Result<History, Failure> {
     }
 }
 
-fn main() -> Result<(), Failure> {
-    let writes = std::env::args().nth(1).map_or(Ok(500_000), |n| n.parse())?;
+/// With their completions, and what became visible, about a million events.
+const WRITES: u64 = 500_000;
+
+fn benches(criterion: &mut Criterion) {
+    if let Err(error) = costs(criterion) {
+        panic!("{error}");
+    }
+}
+
+fn costs(criterion: &mut Criterion) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let (base, path) = (dir.path().join("base"), dir.path().join("rec"));
     std::fs::File::create(&base)?.set_len(10 << 30)?;
-    let requests = record(&path, &base, writes)?;
+    let requests = record(&path, &base, WRITES)?;
     let (open, reader) = measured(|| Reader::open(&path));
     let reader = reader?;
     let info = reader.info()?;
     let beside = (info.allocated_bytes - info.payload_bytes) as f64 / requests as f64;
     println!(
-        "{writes} writes of 4 KiB, {requests} requests, {} slots\n\
+        "{WRITES} writes of 4 KiB, {requests} requests, {} slots\n\
          file beside the data   {beside:.1} bytes a request ({:.2} % of 4 KiB)\n\
          Reader                 {} bytes, open in {:.1} ms",
         info.events,
@@ -136,25 +144,36 @@ fn main() -> Result<(), Failure> {
         open.kept,
         open.clock * 1e3,
     );
-    let (read, history) = measured(|| history(&reader));
-    let history = history?;
+    let (read, read_history) = measured(|| history(&reader));
+    read_history?;
     let million = 1e6 / info.events as f64;
     println!(
         "History                {:.1} bytes a write, {:.1} at most while it is read\n\
          read into a History    {:.2} s a million events, {:.2} s of them on a processor",
-        read.kept as f64 / writes as f64,
-        read.most as f64 / writes as f64,
+        read.kept as f64 / WRITES as f64,
+        read.most as f64 / WRITES as f64,
         read.clock * million,
         read.processor * million,
     );
-    drop(history);
 
     // One discard of a whole disk of 1 TiB.
     let disk = Disk { capacity: 1 << 40, lb_size: 4096 };
     let segments = vec![Segment { offset: 0, len: 1 << 40, unmap: false }];
     let submit = Submit { queue: 0, position: 0, head: 0, ioprio: 0, op: Op::Discard { segments } };
-    let (cost, history) = measured(|| History::new(disk, [(Seq(0), Event::Submit(submit))]));
+    let (cost, discarded) = measured(|| History::new(disk, [(Seq(0), Event::Submit(submit))]));
+    discarded?;
     println!("discard of 1 TiB       {} bytes in a History", cost.kept);
-    drop(history);
+
+    // The recording stands for those of a million events: throughput says how many a second.
+    let mut group = criterion.benchmark_group("open");
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.throughput(Throughput::Elements(info.events));
+    group.bench_function("events", |bencher| {
+        bencher.iter(|| Reader::open(&path).map_err(Failure::from).and_then(|r| history(&r)));
+    });
+    group.finish();
     Ok(())
 }
+
+criterion_group!(size, benches);
+criterion_main!(size);
