@@ -131,6 +131,40 @@ fn the_correct_twin_has_no_finding_and_leaves_nothing() {
     assert!(text.contains("lost: /dev/vda unit "), "{text}");
 }
 
+/// Where a flush was ignored, the disk holds what was legal a moment earlier: before that write was
+/// acknowledged. It is judged at both points, whichever comes first.
+#[test]
+fn an_ignored_flush_is_found_although_its_content_was_legal_before() {
+    let recorded = recorded(4, &[]);
+    let explore = ["explore", "disk.recording", "--strategy", "prefix"];
+    run(&recorded, &explore, 0);
+    let fault = ["--fault", "ignore-flush,nth=4", "--out", "out", "--json", "r.json"];
+    let text = run(&recorded, &[&explore[..], &fault].concat(), 1);
+    assert!(text.contains("lost: /dev/vda unit 3"), "{text}");
+    let report = json(&recorded.dir.path().join("r.json"));
+    let failure = &report["failures"][0]["failure"];
+    let state = failure["state"].as_str().unwrap().to_owned();
+    assert!(failure["explanation"]["faults"][0].as_str().unwrap().contains("ignore-flush"));
+
+    // The same bytes, among those that the disk may leave behind at an earlier point.
+    let names = run(&recorded, &[&explore[..], &["--list"]].concat(), 0);
+    std::fs::write(recorded.dir.path().join("names"), format!("{names}{state}\n")).unwrap();
+    let export = ["recording", "export", "disk.recording", "--states-from", "names", "--hash"];
+    let hashes = run(&recorded, &export, 0);
+    let hashes: Vec<(&str, &str)> =
+        hashes.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    let point = |name: &str| -> u64 {
+        let (_, rest) = name.split_once("/p").unwrap();
+        rest.split_once(':').unwrap().0.parse().unwrap()
+    };
+    let (bad, of) = hashes.last().unwrap();
+    assert_eq!(*bad, state);
+    let earlier = |(name, hash): &&(&str, &str)| hash == of && point(name) < point(bad);
+    let legal: Vec<_> = hashes.iter().filter(earlier).collect();
+    assert!(!legal.is_empty(), "{state}\n{hashes:?}");
+    run(&recorded, &["repro", "out/failure-001.tornblk"], 1);
+}
+
 #[test]
 fn names_are_listed_whatever_reads_them() {
     let recorded = recorded(4, &[]);

@@ -17,7 +17,8 @@ use tornblk::explore::{
 use tornblk::oracle::{Clause, Finding, Recovery};
 use tornblk::run::RealLab;
 use tornblk::vm::{Accel, Qemu};
-use tornblk_model::crash::{History, StateName, Strategy};
+use tornblk_agent::payload::{self, Read};
+use tornblk_model::crash::{History, Profile, StateName, Strategy};
 use tornblk_model::event::{Event, Negotiation, Op, Seq, Submit};
 use tornblk_model::recording::{Completion, NewRecording, OuterState, Reader, Trust, Writer};
 
@@ -49,6 +50,27 @@ fn record(lane: &str, dir: &Path) -> Recorded {
 }
 
 impl Recorded {
+    /// The blocks that writes of the workload's units carried, and the writes, the last first.
+    fn unit_blocks(&self, case: &Case<'_>) -> Vec<(u64, Seq)> {
+        let disk = self.history.disk();
+        let mut found = Vec::new();
+        for (seq, event) in self.events.iter().rev() {
+            let Event::Submit(submit) = event else { continue };
+            let Op::Write { offset, len, payload, .. } = &submit.op else { continue };
+            let len = self.reader.payload_len(*offset, *len) as usize;
+            let bytes = self.reader.payload(payload, len).unwrap();
+            for (block, bytes) in
+                (offset / u64::from(disk.lb_size)..).zip(bytes.chunks(disk.lb_size as usize))
+            {
+                let of = payload::read(&bytes[..payload::SECTOR]);
+                if matches!(of, Read::Stamped(s) if s.nonce == case.subject.workload.nonce) {
+                    found.push((block, *seq));
+                }
+            }
+        }
+        found
+    }
+
     fn case(&self) -> Case<'_> {
         let subject = Subject::read(&self.reader).unwrap().unwrap();
         Case::new(&self.reader, None, subject, &self.events, &self.history).unwrap()
@@ -135,7 +157,12 @@ fn states_of_file_systems_are_judged_in_a_guest() {
     a_lie_is_found(&ext4, &case, &settings);
     recoveries_are_explored(&ext4, &case, &settings);
     a_recovery_that_fails_is_in_its_bundle(&ext4, &case, &settings);
+    garbage_is_judged_by_where_it_lies(&ext4, &case, &settings);
     nothing_is_left_when_it_is_stopped(&ext4, &case, &guests(&lab, dir.path().join("stopped")));
+    let xfs = record("buffered-xfs-4k", dir.path());
+    let case = xfs.case();
+    let settings = guests(&lab, dir.path().join("buffered-xfs"));
+    garbage_is_judged_by_where_it_lies(&xfs, &case, &settings);
 }
 
 fn honest_states_pass(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
@@ -154,6 +181,59 @@ fn a_lie_is_found(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings
     let honest = honest(recorded, "none");
     let verdict = judge(recorded, case, &honest, &mut verifier).unwrap();
     assert_eq!(verdict, Verdict::Passed, "{honest}");
+}
+
+/// In a block of a file, where a volatile write was and its profile lets the disk: no finding. The
+/// same under a profile that has none, and where the write was flushed long ago: bytes that nobody
+/// wrote.
+fn garbage_is_judged_by_where_it_lies(
+    recorded: &Recorded,
+    case: &Case<'_>,
+    settings: &GuestSettings,
+) {
+    let mut verifier = GuestVerifier::new(case, settings, 0).unwrap();
+    let mut judged = |name: &str| {
+        let name = StateName(name.to_owned());
+        let legal = recorded.history.violations(&name).unwrap().is_empty();
+        let verdict = judge(recorded, case, &name, &mut verifier).unwrap();
+        let foreign = match &verdict {
+            Verdict::Failed(findings) => findings.iter().any(|f| f.clause == Clause::Foreign),
+            _ => false,
+        };
+        (legal, verdict, foreign)
+    };
+    let garbage: Profile = "garbage".parse().unwrap();
+    let writes = recorded.unit_blocks(case);
+    let mut seen = false;
+    for after in recorded.history.points(false).into_iter().rev() {
+        let may = recorded.history.cut(after, &garbage).unwrap().may_be_anything();
+        let Some((block, _)) =
+            writes.iter().find(|(b, w)| may.get(b).is_some_and(|of| of == &[*w]))
+        else {
+            continue;
+        };
+        let (legal, _, foreign) = judged(&format!("lb512/p{after}:all;g{block}=1f"));
+        assert!(!legal);
+        if !foreign {
+            // No file has this block at this point.
+            continue;
+        }
+        let name = format!("garbage/p{after}:all;g{block}=1f");
+        let (legal, verdict, _) = judged(&name);
+        assert!(legal && verdict == Verdict::Passed, "{name}: {verdict:?}");
+        // Flushed by the last crash point, if nothing was written there since.
+        let last = *recorded.history.points(false).last().unwrap();
+        let may = recorded.history.cut(last, &garbage).unwrap().may_be_anything();
+        let stable = writes.iter().rev().map(|(b, _)| *b).filter(|b| !may.contains_key(b));
+        let found = stable.take(40).any(|b| {
+            let (legal, _, foreign) = judged(&format!("garbage/p{last}:all;g{b}=1f"));
+            !legal && foreign
+        });
+        assert!(found, "garbage in no flushed block of a file was found");
+        seen = true;
+        break;
+    }
+    assert!(seen, "no volatile write of a file was seen at any crash point");
 }
 
 /// Judges a state as `tornblk repro` does.

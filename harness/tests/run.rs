@@ -50,6 +50,13 @@ fn an_honest_disk_passes_and_a_liar_is_named() {
     }
     assert_eq!(named[0], named[1], "one seed, one finding");
 
+    // What its profile lets a disk make up is no finding, at the cut and in any state explored.
+    let garbage = ["run", "planted", "--lane", "journal-raw", "--profile", "garbage"];
+    let explored = ["--explore", "prefix,tear,random=10", "--json", "garbage.json"];
+    expect(&tornblk(&[&garbage[..], &explored].concat(), dir.path()), 0);
+    let explored = &report(&dir.path().join("garbage.json"))["lanes"][0]["explored"];
+    assert!(explored["profiles"][0]["counts"]["unique"].as_u64().unwrap() > 100, "{explored}");
+
     // Byte for byte the same from the recording, and judged the same.
     let cut = dir.path().join("first run/raw/cut-001");
     let cut = cut.to_str().unwrap();

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tornblk_agent::channel::{Found, Target, Workload};
 use tornblk_agent::payload::{self, Read, SECTOR};
+use tornblk_agent::planted::{HEADER, read_header, slot_of};
 use tornblk_model::crash::{Content, Source};
 use tornblk_model::event::{Event, Op, Payload, Seq, Submit};
 use tornblk_model::recording::{Reader, StateReader, Trust};
@@ -30,6 +31,12 @@ pub(super) enum What {
     /// Our magic, a wrong checksum; what it says it is, if it says that it is of this run.
     Corrupt {
         place: Option<(u32, u64, u32)>,
+    },
+    /// The head of a slot, with a unit's image behind it.
+    Slot {
+        file: u32,
+        unit: u64,
+        r#gen: u32,
     },
     Zero,
     Unknown,
@@ -147,7 +154,10 @@ impl Carried {
                 What::Corrupt { place: claimed.map(|s| (s.file, s.unit, s.sector)) }
             }
             Read::Zero => What::Zero,
-            Read::Unknown => What::Unknown,
+            Read::Unknown => match read_header(sector, self.nonce) {
+                Some((unit, file, r#gen)) => What::Slot { file, unit, r#gen },
+                None => What::Unknown,
+            },
         }
     }
 
@@ -334,6 +344,49 @@ impl Carried {
     }
 }
 
+/// What a request carried of one unit, or of its slot.
+#[derive(Debug)]
+struct Part {
+    /// (file, unit, generation)
+    of: (u32, u64, u32),
+    slot: bool,
+    /// Sectors: from the payload's beginning, from that of the unit or slot, how many.
+    at: u32,
+    first: u32,
+    n: u32,
+}
+
+impl Written {
+    fn parts(&self) -> Vec<Part> {
+        let head = HEADER / SECTOR as u32;
+        let mut parts: Vec<Part> = Vec::new();
+        for run in &self.runs {
+            match run.what {
+                What::Slot { file, unit, r#gen } => {
+                    let of = (file, unit, r#gen);
+                    parts.push(Part { of, slot: true, at: run.at, first: 0, n: head });
+                }
+                What::Ours { file, unit, r#gen, first, .. } => match parts.last_mut() {
+                    // The image behind its head.
+                    Some(part)
+                        if part.slot
+                            && part.of == (file, unit, r#gen)
+                            && (run.at, first) == (part.at + head, 0) =>
+                    {
+                        part.n += run.n;
+                    }
+                    _ => {
+                        let of = (file, unit, r#gen);
+                        parts.push(Part { of, slot: false, at: run.at, first, n: run.n });
+                    }
+                },
+                _ => {}
+            }
+        }
+        parts
+    }
+}
+
 /// The same run of sectors, so many sectors later.
 fn advance(what: What, by: u32) -> What {
     match what {
@@ -348,7 +401,7 @@ fn advance(what: What, by: u32) -> What {
 fn push(runs: &mut Vec<Run>, at: u32, what: What) {
     if let Some(last) = runs.last_mut()
         && advance(last.what, last.n) == what
-        && !matches!(what, What::Corrupt { .. })
+        && !matches!(what, What::Corrupt { .. } | What::Slot { .. })
     {
         last.n += 1;
         return;
@@ -369,7 +422,7 @@ fn found(what: What, target: &Target, unit: u64, sector: u32) -> Found {
         What::Foreign { nonce } => Found::Foreign { nonce },
         What::Corrupt { .. } => Found::Corrupt {},
         What::Zero => Found::Zero {},
-        What::Unknown => Found::Unknown {},
+        What::Slot { .. } | What::Unknown => Found::Unknown {},
     }
 }
 
@@ -378,27 +431,27 @@ impl Explain for Carried {
         let written = self.write(write.0)?;
         let first = written.offset / u64::from(self.lb_size);
         let last = (written.offset + written.len).div_ceil(u64::from(self.lb_size));
-        let ours = (blocks.start.max(first)..blocks.end.min(last)).find_map(|block| {
-            let runs = self.block_runs(write, (block - first) as u32);
-            runs.into_iter().find_map(|(_, _, what)| match what {
-                What::Ours { file, unit, r#gen, .. } => Some((file, unit, r#gen)),
-                _ => None,
-            })
-        });
-        let (file, unit, generation) = ours?;
+        let per = u64::from(self.lb_size) / SECTOR as u64;
+        let (from, to) = (blocks.start.max(first) - first, blocks.end.min(last).max(first) - first);
+        let part = written.parts().into_iter().find(|part| {
+            u64::from(part.at) < to * per && from * per < u64::from(part.at + part.n)
+        })?;
+        let (file, unit, generation) = part.of;
         let target = self.workload.files.iter().find(|target| target.file == file)?;
-        let last = Seq(u64::MAX);
-        let asked = self.ledgers.unit((file, unit), last).asked(generation)?;
-        let text = if asked.load {
-            "(load)".to_owned()
-        } else {
-            call(asked.len, asked.offset, asked.flags)
+        let asked = self.ledgers.unit((file, unit), Seq(u64::MAX)).asked(generation)?;
+        let text = match (asked.load, part.slot) {
+            (true, _) => "(load)".to_owned(),
+            (false, false) => call(asked.len, asked.offset, asked.flags),
+            (false, true) => {
+                format!("the record of {}", call(asked.len, asked.offset, asked.flags))
+            }
         };
+        let begins = if part.slot { slot_of(target, unit)?.start } else { target.offset_of(unit) };
         Some(Call {
             call: text,
             path: target.path.clone(),
-            offset: asked.offset,
-            len: asked.len.into(),
+            offset: begins + u64::from(part.first) * SECTOR as u64,
+            len: u64::from(part.n) * SECTOR as u64,
             unit,
             generation,
         })

@@ -84,6 +84,7 @@ impl Units {
             opened.base.as_deref(),
             opened.trust(),
             &opened.events,
+            Arc::clone(&opened.history),
             subject,
             Profile::PLAIN,
         )?;

@@ -21,6 +21,8 @@ pub mod bundle;
 mod carried;
 mod drive;
 mod engine;
+#[cfg(test)]
+mod garbage;
 pub mod guest;
 mod ids;
 mod in_place;
@@ -478,7 +480,7 @@ pub struct Call {
     /// As one would write it in C.
     pub call: String,
     pub path: String,
-    /// Bytes from the file's beginning, of what it wrote.
+    /// Bytes of the file that the request carried of it.
     pub offset: u64,
     pub len: u64,
     pub unit: u64,

@@ -18,7 +18,7 @@ pub struct Opened {
     pub given: PathBuf,
     pub reader: Arc<Reader>,
     pub events: Vec<(Seq, Event)>,
-    pub history: History,
+    pub history: Arc<History>,
     pub identity: Identity,
     /// `None`: it does not say what was written.
     pub subject: Option<Subject>,
@@ -43,7 +43,8 @@ impl Opened {
                 path.display()
             )));
         }
-        let history = History::new(reader.header().disk.clone(), events.iter().cloned())?;
+        let disk = reader.header().disk.clone();
+        let history = Arc::new(History::new(disk, events.iter().cloned())?);
         let identity = Identity::of(&reader, &events);
         let subject = Subject::find(&path, &events).map_err(|e| match e {
             SubjectError::Recording(e) => ExploreError::Recording(e),

@@ -384,7 +384,7 @@ fn random_workload(seed: u64) -> Recorded {
 }
 
 /// What the oracle says about a state that was built as an image, against what is said in place.
-fn compare(
+pub(super) fn compare(
     recorded: &Recorded,
     units: &super::WorkloadUnits,
     name: &StateName,
@@ -400,6 +400,7 @@ fn compare(
         nonce: NONCE,
         profile: units.profile().to_string(),
         event: parsed.after.0,
+        raw: Some(workload.files.clone()),
         state: Some(name.0.clone()),
     };
     let wire = read_wire(&recorded.path, &query).unwrap();
@@ -444,7 +445,9 @@ fn compare_all(recorded: &Recorded, seed: u64, clauses: &mut BTreeMap<Clause, u6
     let lb = format!("lb{}", if recorded.history.disk().lb_size == 512 { "512" } else { "4k" });
     let mut compared = 0;
     let all = recorded.units(&lb);
-    for name in [lb.as_str(), "req8k", "req4k", "explicit16k", "piece8k", "garbage"] {
+    for name in
+        [lb.as_str(), "req8k", "req4k", "explicit16k", "piece8k", "garbage", "req4k+garbage"]
+    {
         let profile: Profile = name.parse().unwrap();
         let units = all.on(profile.clone());
         let points = recorded.history.points(true);
@@ -462,6 +465,13 @@ fn compare_all(recorded: &Recorded, seed: u64, clauses: &mut BTreeMap<Clause, u6
                 let faults: Vec<Fault> = vec![fault.parse().unwrap()];
                 let (broken, _) = cut.break_with(&first, &faults, seed).unwrap();
                 names.push((broken, fault == "misdirect"));
+                // Made up, whether the disk may or not.
+                let target = &recorded.subject.workload.files[0];
+                let bytes = target.end() - target.offset;
+                let at = target.offset + rng.below(bytes);
+                let block = at / u64::from(recorded.history.disk().lb_size);
+                let name = cut.spell_out(&first).unwrap();
+                names.push((StateName(format!("{name};g{block}=1f")), false));
             }
             for (name, misdirected) in names {
                 for finding in compare(recorded, &units, &name, misdirected) {

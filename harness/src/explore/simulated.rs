@@ -255,7 +255,8 @@ impl Simulated {
         let path = self.dir.path().join("disk.recording");
         let reader = Arc::new(Reader::open(&path).unwrap());
         let events: Vec<(Seq, Event)> = reader.events().map(Result::unwrap).collect();
-        let history = History::new(reader.header().disk.clone(), events.iter().cloned()).unwrap();
+        let disk = reader.header().disk.clone();
+        let history = Arc::new(History::new(disk, events.iter().cloned()).unwrap());
         let subject = Subject::find(&path, &events).unwrap().unwrap();
         assert_eq!(subject, self.subject);
         Recorded { sent: self.sent, dir: self.dir, path, reader, events, history, subject }
@@ -294,7 +295,7 @@ pub(super) struct Recorded {
     pub(super) path: PathBuf,
     pub(super) reader: Arc<Reader>,
     pub(super) events: Vec<(Seq, Event)>,
-    pub(super) history: History,
+    pub(super) history: Arc<History>,
     pub(super) subject: Subject,
 }
 
@@ -307,6 +308,7 @@ impl Recorded {
             None,
             Trust::Unchanged,
             &self.events,
+            Arc::clone(&self.history),
             &self.subject,
             profile,
         )

@@ -10,15 +10,15 @@
 use super::carried::{Carried, Carrier, What};
 use super::{ExploreError, Ledgers, Subject, UnitBlocks, UnitKey, UnitOracle};
 use crate::oracle::{
-    Asking, Clause, Counts, Eligibility, Finding, Judgement, Key, Seen, judge_unit,
+    Anything, Asking, Clause, Counts, Eligibility, Finding, Judgement, Key, Seen, judge_unit,
 };
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tornblk_agent::channel::{Found, Target, Workload};
 use tornblk_agent::payload::{self, SECTOR};
 use tornblk_agent::planted::{PageId, recover, slot_of};
-use tornblk_model::crash::{Profile, Source};
-use tornblk_model::event::{Disk, Event, Seq};
+use tornblk_model::crash::{History, Profile, Source};
+use tornblk_model::event::{Event, Seq};
 use tornblk_model::recording::{Reader, Trust};
 
 /// A [`UnitOracle`] of one profile. Clones and other profiles share what was read.
@@ -26,10 +26,15 @@ use tornblk_model::recording::{Reader, Trust};
 pub struct WorkloadUnits {
     shared: Arc<Shared>,
     profile: Profile,
+    /// What the disk may have made up at the crash point that was asked about last.
+    anything: Arc<Mutex<Option<AnythingAt>>>,
 }
+
+type AnythingAt = (Seq, Arc<Anything>);
 
 #[derive(Debug)]
 struct Shared {
+    history: Arc<History>,
     carried: Arc<Carried>,
     ledgers: Arc<Ledgers>,
     targets: Vec<Target>,
@@ -51,11 +56,11 @@ struct Unit {
 }
 
 /// Why a workload cannot be judged in place.
-fn unfit(workload: &Workload, disk: &Disk, raw: bool) -> Option<String> {
+fn unfit(workload: &Workload, lb_size: u32, raw: bool) -> Option<String> {
     if !raw {
         return Some("it was made on a file system, which only a guest can read".into());
     }
-    let lb = u64::from(disk.lb_size);
+    let lb = u64::from(lb_size);
     let crooked =
         |t: &Target| !t.offset.is_multiple_of(lb) || !u64::from(t.unit).is_multiple_of(lb);
     if let Some(target) = workload.files.iter().find(|t| crooked(t)) {
@@ -75,12 +80,13 @@ impl WorkloadUnits {
     pub fn new(
         workload: &Workload,
         raw: bool,
-        disk: &Disk,
+        history: Arc<History>,
         carried: Arc<Carried>,
         ledgers: Arc<Ledgers>,
         profile: Profile,
     ) -> Result<WorkloadUnits, ExploreError> {
-        if let Some(why) = unfit(workload, disk, raw) {
+        let disk = history.disk();
+        if let Some(why) = unfit(workload, disk.lb_size, raw) {
             return Err(ExploreError::Bad(format!(
                 "this recording cannot be judged in place: {why}"
             )));
@@ -103,12 +109,13 @@ impl WorkloadUnits {
         }
         changes.sort_unstable();
         let (targets, nonce) = (workload.files.clone(), workload.nonce);
-        let shared = Shared { carried, ledgers, targets, nonce, blocks, units, changes };
-        Ok(WorkloadUnits { shared: Arc::new(shared), profile })
+        let shared = Shared { history, carried, ledgers, targets, nonce, blocks, units, changes };
+        Ok(WorkloadUnits { shared: Arc::new(shared), profile, anything: Arc::default() })
     }
 
-    /// The units of a recording that says what it is of. `events` are all of its events; `base`: a
-    /// copy of the base image, where it is not the one that the recording names.
+    /// The units of a recording that says what it is of. `events` are all of its events, and
+    /// `history` what they say; `base`: a copy of the base image, where it is not the one that the
+    /// recording names.
     ///
     /// # Errors
     /// The recording or its base image cannot be read, or it cannot be judged in place.
@@ -117,15 +124,15 @@ impl WorkloadUnits {
         base: Option<&Path>,
         trust: Trust,
         events: &[(Seq, Event)],
+        history: Arc<History>,
         subject: &Subject,
         profile: Profile,
     ) -> Result<WorkloadUnits, ExploreError> {
-        let disk = reader.header().disk.clone();
         let workload = &subject.workload;
         let ledgers = Arc::new(Ledgers::new(workload, events));
         let carried = Carried::of(reader, base, trust, events, workload, Arc::clone(&ledgers))?;
         let raw = subject.volume.is_raw();
-        WorkloadUnits::new(workload, raw, &disk, Arc::new(carried), ledgers, profile)
+        WorkloadUnits::new(workload, raw, history, Arc::new(carried), ledgers, profile)
     }
 
     pub fn ledgers(&self) -> &Ledgers {
@@ -140,7 +147,7 @@ impl WorkloadUnits {
     /// The same units on another disk.
     #[must_use]
     pub fn on(&self, profile: Profile) -> WorkloadUnits {
-        WorkloadUnits { shared: Arc::clone(&self.shared), profile }
+        WorkloadUnits { shared: Arc::clone(&self.shared), profile, anything: Arc::default() }
     }
 
     pub fn profile(&self) -> &Profile {
@@ -258,6 +265,20 @@ impl WorkloadUnits {
         };
         Eligibility::of(carriers.iter().map(|c| (c.whole, c.mixed, eligible(c))))
     }
+
+    fn anything(&self, after: Seq) -> Arc<Anything> {
+        let mut last = self.anything.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, known)) = &*last
+            && *at == after
+        {
+            return Arc::clone(known);
+        }
+        // Of a crash point or profile that the recording does not have there are no states either.
+        let cut = self.shared.history.cut(after, &self.profile);
+        let known = Arc::new(cut.map(|cut| cut.may_be_anything()).unwrap_or_default());
+        *last = Some((after, Arc::clone(&known)));
+        known
+    }
 }
 
 fn classify(bytes: &[u8], nonce: u64, file: u32, unit: u64) -> Vec<Found> {
@@ -305,6 +326,22 @@ impl Seen for Here<'_> {
         let place = Some((file, unit, sector));
         self.any(|what, whole| whole && what == What::Corrupt { place })
     }
+
+    fn made_up_by(&self, _: u32, _: u64, sector: u32) -> Vec<Seq> {
+        let shared = &self.units.shared;
+        let per = u64::from(shared.carried.lb_size()) / SECTOR as u64;
+        let page = &shared.blocks[self.unit].ranges[0];
+        let block = page.start + u64::from(sector) / per;
+        if !matches!((self.blocks)(block), Source::Garbage { .. }) {
+            return Vec::new();
+        }
+        self.units.anything(self.after).get(&block).cloned().unwrap_or_default()
+    }
+
+    fn carried(&self, Key { file, unit, r#gen }: Key, request: Seq) -> bool {
+        let carriers = self.units.shared.carried.carriers((file, unit, r#gen), self.after.0);
+        carriers.iter().any(|carrier| carrier.request == request.0)
+    }
 }
 
 impl UnitOracle for WorkloadUnits {
@@ -313,6 +350,10 @@ impl UnitOracle for WorkloadUnits {
     }
 
     fn promise(&self, unit: usize, after: Seq) -> u64 {
+        if self.profile.garbage {
+            // What may be made up changes with every write and flush.
+            return after.0;
+        }
         let key = self.shared.units[unit].key;
         let requests = self.shared.carried.requests_of(key);
         let carried = requests.partition_point(|request| *request <= after.0) as u64;
@@ -320,6 +361,9 @@ impl UnitOracle for WorkloadUnits {
     }
 
     fn promised_between(&self, from: Seq, to: Seq) -> Option<Vec<usize>> {
+        if self.profile.garbage {
+            return None;
+        }
         let changes = &self.shared.changes;
         let start = changes.partition_point(|(event, _)| *event <= from.0);
         let end = changes.partition_point(|(event, _)| *event <= to.0);
@@ -328,6 +372,12 @@ impl UnitOracle for WorkloadUnits {
         units.sort_unstable();
         units.dedup();
         Some(units)
+    }
+
+    /// Which of a unit's volatile writes lets the disk make something up decides whether it may:
+    /// another one later.
+    fn is_monotone(&self) -> bool {
+        !self.profile.garbage
     }
 
     fn judge(&self, unit: usize, after: Seq, blocks: &dyn Fn(u64) -> Source) -> Vec<Finding> {

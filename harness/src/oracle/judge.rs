@@ -7,6 +7,7 @@ use super::{
 use std::collections::{BTreeMap, BTreeSet};
 use tornblk_agent::channel::{Found, Readback, Target, UnitFound, Workload};
 use tornblk_agent::payload::SECTOR;
+use tornblk_model::event::Seq;
 
 /// Sectors of a unit, as levels: 0 is no content yet, `n + 1` is generation n, `None` is neither.
 type Levels = Vec<Option<u64>>;
@@ -81,6 +82,11 @@ pub trait Seen {
     fn on_disk(&self, key: Key) -> Option<bool>;
     /// Does the state hold this sector as a request carried it, with a wrong checksum already?
     fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool;
+    /// The writes that let the disk make up what this sector holds, as its profile says; none: it
+    /// did not, or was not allowed to.
+    fn made_up_by(&self, file: u32, unit: u64, sector: u32) -> Vec<Seq>;
+    /// Did this request carry some of it?
+    fn carried(&self, key: Key, request: Seq) -> bool;
 }
 
 impl Seen for Wire {
@@ -94,6 +100,14 @@ impl Seen for Wire {
 
     fn is_mixed(&self, file: u32, unit: u64, sector: u32) -> bool {
         Wire::is_mixed(self, file, unit, sector)
+    }
+
+    fn made_up_by(&self, file: u32, unit: u64, sector: u32) -> Vec<Seq> {
+        Wire::made_up_by(self, file, unit, sector).to_vec()
+    }
+
+    fn carried(&self, key: Key, request: Seq) -> bool {
+        Wire::carried(self, key, request)
     }
 }
 
@@ -177,6 +191,7 @@ impl View<'_> {
                     Clause::Foreign,
                     format!("sector {i} holds a block of another run (nonce {nonce:#x})"),
                 ),
+                Found::Unknown {} if self.may_be_made_up(i) => continue,
                 Found::Unknown {} => {
                     (Clause::Foreign, format!("sector {i} holds bytes that this run never wrote"))
                 }
@@ -292,6 +307,24 @@ impl View<'_> {
     /// copied a page that was being written: a direct write's buffer is left alone.
     fn is_mixed(&self, sector: usize) -> bool {
         self.unit.buffered() && self.seen.is_mixed(self.target.file, self.number, sector as u32)
+    }
+
+    /// Did the disk make it up where its profile allows that, and is nobody promised that the unit is
+    /// whole even so? One write that need not be whole is enough: the others may not be there.
+    fn may_be_made_up(&self, sector: usize) -> bool {
+        let (file, unit) = (self.target.file, self.number);
+        let writes = self.seen.made_up_by(file, unit, sector as u32);
+        if writes.is_empty() {
+            return false;
+        }
+        let must_be_whole: Vec<u32> = (0..=self.unit.newest().unwrap_or(0))
+            .filter(|g| self.unit.asked(*g).is_some_and(|asked| asked.must_be_whole()))
+            .collect();
+        writes.iter().any(|write| {
+            let carried =
+                |r#gen: &u32| self.seen.carried(Key { file, unit, r#gen: *r#gen }, *write);
+            !must_be_whole.iter().any(carried)
+        })
     }
 
     /// A tear below the sector, which is legal: its newest generation that is known.
@@ -413,7 +446,6 @@ pub(super) mod tests {
     use tornblk_agent::channel::{MarkText, Prepare, WriteFlags};
     use tornblk_agent::payload::{self, Stamp};
     use tornblk_model::crash::{Content, Source};
-    use tornblk_model::event::Seq;
 
     pub(in crate::oracle) fn workload() -> Workload {
         Workload {

@@ -17,7 +17,9 @@
 //! - **Origin**: a generation is legal only after its intent; what belongs elsewhere is
 //!   [`Clause::Misdirected`], what nobody of this run wrote is [`Clause::Foreign`], a wrong
 //!   checksum is [`Clause::Corrupt`], unless a buffered write's request carried it so already: pages
-//!   are not kept still while a disk without checksums reads them, so that is a legal tear.
+//!   are not kept still while a disk without checksums reads them, so that is a legal tear. What the
+//!   disk made up itself is no finding where the crash model allows it (profile `garbage`: in blocks
+//!   of volatile writes), but in a unit whose write had to be whole.
 //!
 //! Not torn, durable and ordered are three verdicts: a unit can break more than one.
 
@@ -27,7 +29,7 @@ mod wire;
 
 pub use judge::{Asking, Seen, judge, judge_unit};
 pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
-pub use wire::{Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
+pub use wire::{Anything, Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -1,8 +1,9 @@
 //! Which requests carried which block, from the recording.
 
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use tornblk_agent::channel::Target;
 use tornblk_agent::payload::{self, Read, SECTOR};
 use tornblk_model::crash::{Content, Source};
 use tornblk_model::event::Seq;
@@ -30,6 +31,9 @@ pub struct Carrier {
     pub eligible: bool,
     /// Not stable at the cut.
     pub volatile: bool,
+    /// Where on the disk the first of these sectors of the unit lies (bytes); first, how many.
+    pub at: u64,
+    pub sectors: (u32, u32),
 }
 
 /// Why a write need not be whole.
@@ -85,6 +89,10 @@ impl Eligibility {
 /// Where a sector belongs: (file, unit, sector).
 type Place = (u32, u64, u32);
 
+/// The blocks that the disk may have made up at a cut, each with the writes that let it: see
+/// [`Cut::may_be_anything`](tornblk_model::crash::Cut::may_be_anything).
+pub type Anything = BTreeMap<u64, Vec<Seq>>;
+
 /// What the recording says about the blocks of one workload, up to the cut.
 #[derive(Clone, Debug, Default)]
 pub struct Wire {
@@ -99,6 +107,12 @@ pub struct Wire {
     unstable: Arc<HashMap<(u64, u32), Vec<Place>>>,
     /// Those of them that the state after the cut holds.
     mixed: HashSet<Place>,
+    lb_size: u32,
+    /// The targets, where they are the disk itself; `None`: what lies where is up to a file system.
+    raw: Option<Arc<[Target]>>,
+    anything: Arc<Anything>,
+    /// What the state after the cut holds of it, by the writes that let the disk.
+    made_up: HashMap<Place, Vec<Seq>>,
 }
 
 impl Wire {
@@ -125,6 +139,23 @@ impl Wire {
         self.mixed.contains(&(file, unit, sector))
     }
 
+    /// The writes that let the disk make up what this sector holds, as its profile says; none: it
+    /// did not, or was not allowed to.
+    pub fn made_up_by(&self, file: u32, unit: u64, sector: u32) -> &[Seq] {
+        self.made_up.get(&(file, unit, sector)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Did this request carry some of it?
+    pub fn carried(&self, key: Key, request: Seq) -> bool {
+        self.carriers(key).iter().any(|carrier| carrier.request == request.0)
+    }
+
+    /// Says what the disk may have made up at the cut.
+    #[must_use]
+    pub fn with_anything(self, anything: Anything) -> Wire {
+        Wire { anything: Arc::new(anything), ..self }
+    }
+
     /// The same recording seen from a crash point right after event `upto`, on a disk that keeps
     /// other requests whole: `eligible` and `volatile` are asked about each. Of a wire of the whole
     /// recording this is much cheaper than reading all payload again.
@@ -147,6 +178,10 @@ impl Wire {
             unstable: Arc::clone(&self.unstable),
             on_disk: None,
             mixed: HashSet::new(),
+            lb_size: self.lb_size,
+            raw: self.raw.clone(),
+            anything: Arc::default(),
+            made_up: HashMap::new(),
         }
     }
 
@@ -170,6 +205,57 @@ impl Wire {
             }
         }
         self.on_disk = Some(keys);
+        self.made_up = self.made_up(content);
+    }
+
+    fn made_up(&self, content: &Content) -> HashMap<Place, Vec<Seq>> {
+        let mut made_up: HashMap<Place, Vec<Seq>> = HashMap::new();
+        let is_made_up = |block: u64| matches!(content.of(block), Source::Garbage { .. });
+        let garbage: Anything = self
+            .anything
+            .iter()
+            .filter(|(block, _)| is_made_up(**block))
+            .map(|(block, writes)| (*block, writes.clone()))
+            .collect();
+        if garbage.is_empty() {
+            return made_up;
+        }
+        let lb = u64::from(self.lb_size.max(1));
+        // So many sectors of a unit, from this one on, lie from this byte of the disk on.
+        let mut look = |(file, unit): (u32, u64), (first, n): (u32, u32), at: u64| {
+            let end = at + u64::from(n) * SECTOR as u64;
+            for (block, writes) in garbage.range(at / lb..end.div_ceil(lb)) {
+                for i in 0..n {
+                    let byte = at + u64::from(i) * SECTOR as u64;
+                    if byte / lb == *block {
+                        made_up.entry((file, unit, first + i)).or_default().extend(writes);
+                    }
+                }
+            }
+        };
+        match &self.raw {
+            Some(targets) => {
+                for target in targets.iter() {
+                    let sectors = (0, target.unit / SECTOR as u32);
+                    for unit in 0..u64::from(target.units) {
+                        look((target.file, unit), sectors, target.offset_of(unit));
+                    }
+                }
+            }
+            // Where it was ever put: a file system may have it in more than one place.
+            None => {
+                for (key, carriers) in &self.carriers {
+                    for carrier in carriers {
+                        look((key.file, key.unit), carrier.sectors, carrier.at);
+                    }
+                }
+            }
+        }
+        for writes in made_up.values_mut() {
+            writes.sort_unstable();
+            writes.dedup();
+        }
+        made_up
     }
 }
 
@@ -180,6 +266,8 @@ struct Run {
     first: u32,
     n: u32,
     of: u32,
+    /// Bytes into the payload.
+    from: u64,
 }
 
 /// Builds a [`Wire`] from the writes of a recording.
@@ -194,8 +282,15 @@ pub struct WireBuilder {
 
 impl WireBuilder {
     pub fn new(nonce: u64, lb_size: u32) -> Self {
-        let wire = Wire::default();
+        let wire = Wire { lb_size, ..Wire::default() };
         WireBuilder { nonce, lb_size, wire, blocks: HashMap::new(), unstable: HashMap::new() }
+    }
+
+    /// The targets are the disk itself: where their units lie is known.
+    #[must_use]
+    pub fn on_raw(mut self, targets: &[Target]) -> Self {
+        self.wire.raw = Some(targets.into());
+        self
     }
 
     /// A write request: `payload` is the whole logical blocks that `offset..offset + len` touches.
@@ -239,7 +334,7 @@ impl WireBuilder {
             }
             match runs.last_mut() {
                 Some(run) if run.key == key && run.first + run.n == s.sector => run.n += 1,
-                _ => runs.push(Run { key, first: s.sector, n: 1, of: s.sectors }),
+                _ => runs.push(Run { key, first: s.sector, n: 1, of: s.sectors, from: at as u64 }),
             }
         }
         for (i, run) in runs.iter().enumerate() {
@@ -255,6 +350,8 @@ impl WireBuilder {
                 whole: alone && !mixed && run.first == 0 && run.n == run.of,
                 eligible,
                 volatile,
+                at: offset - skip as u64 + run.from,
+                sectors: (run.first, run.n),
             });
         }
     }

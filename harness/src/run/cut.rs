@@ -273,6 +273,7 @@ impl Evidence {
             nonce: self.workload.nonce,
             profile: self.volume.profile.clone(),
             event,
+            raw: self.volume.is_raw().then(|| self.workload.files.clone()),
             state: Some(state.to_owned()),
         };
         let wire = lab.wire(recording, &query)?;

@@ -4,6 +4,7 @@ use super::RunError;
 use crate::oracle::{Wire, WireBuilder};
 use std::collections::HashSet;
 use std::path::Path;
+use tornblk_agent::channel::Target;
 use tornblk_model::crash::{History, Profile, StateName};
 use tornblk_model::event::{Event, Op, Seq, Submit};
 use tornblk_model::recording::Reader;
@@ -15,6 +16,8 @@ pub struct WireQuery {
     pub profile: String,
     /// The cut lies after this event.
     pub event: u64,
+    /// The workload's targets, where they are the disk itself.
+    pub raw: Option<Vec<Target>>,
     /// Where it is known: what is on the disk.
     pub state: Option<String>,
 }
@@ -36,13 +39,12 @@ pub fn read_wire(recording: &Path, query: &WireQuery) -> Result<Wire, RunError> 
     }
     let history =
         History::new(disk.clone(), events.iter().cloned()).map_err(|e| bad(e.to_string()))?;
-    let volatile: HashSet<Seq> = history
-        .cut(after, &profile)
-        .map_err(|e| bad(e.to_string()))?
-        .volatile()
-        .into_iter()
-        .collect();
+    let cut = history.cut(after, &profile).map_err(|e| bad(e.to_string()))?;
+    let volatile: HashSet<Seq> = cut.volatile().into_iter().collect();
     let mut builder = WireBuilder::new(query.nonce, disk.lb_size);
+    if let Some(targets) = &query.raw {
+        builder = builder.on_raw(targets);
+    }
     for (seq, event) in &events {
         let Event::Submit(Submit { op: Op::Write { offset, len, atomic, payload, .. }, .. }) =
             event
@@ -55,7 +57,7 @@ pub fn read_wire(recording: &Path, query: &WireQuery) -> Result<Wire, RunError> 
         let eligible = profile.eligible(*offset, *len, *atomic);
         builder.write(*seq, *offset, *len, &bytes, eligible, volatile.contains(seq));
     }
-    let mut wire = builder.finish();
+    let mut wire = builder.finish().with_anything(cut.may_be_anything());
     if let Some(state) = &query.state {
         let content = history.build(&StateName(state.clone())).map_err(|e| bad(e.to_string()))?;
         wire.set_content(&content);

@@ -196,14 +196,26 @@ fn checksum(image: &[u8]) -> u64 {
 /// What a slot's record says, if all of it is there: (unit, file, generation).
 pub fn read_slot(slot: &[u8], nonce: u64) -> Option<(u64, u32, u32)> {
     let (header, image) = slot.split_at_checked(HEADER as usize)?;
-    let u32_at =
-        |i: usize| u32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-    let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
-    let sound = header[..8] == MAGIC
-        && crc32c::crc32c(&header[..508]) == u32_at(508)
-        && u64_at(8) == nonce
-        && checksum(image) == u64_at(32);
-    sound.then(|| (u64_at(16), u32_at(24), u32_at(28)))
+    let of = read_header(header, nonce)?;
+    (checksum(image) == u64_at(header, 32)).then_some(of)
+}
+
+/// What a slot's header says, whatever became of the image, by its first sector: (unit, file,
+/// generation).
+pub fn read_header(header: &[u8], nonce: u64) -> Option<(u64, u32, u32)> {
+    let sector = header.get(..SECTOR)?;
+    let sound = sector[..8] == MAGIC
+        && crc32c::crc32c(&sector[..508]) == u32_at(sector, 508)
+        && u64_at(sector, 8) == nonce;
+    sound.then(|| (u64_at(sector, 16), u32_at(sector, 24), u32_at(sector, 28)))
+}
+
+fn u32_at(bytes: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]])
+}
+
+fn u64_at(bytes: &[u8], i: usize) -> u64 {
+    u64::from(u32_at(bytes, i)) | u64::from(u32_at(bytes, i + 4)) << 32
 }
 
 /// Which page it is.

@@ -181,11 +181,28 @@ impl Cut<'_> {
         }
     }
 
-    /// Only under a profile with garbage, and where a volatile write may show.
     pub(super) fn may_be_garbage(&self, block: u64) -> bool {
-        let volatile = |i: &u32| self.writes[*i as usize].stable.is_none();
-        self.profile.garbage
-            && self.open.get(&block).is_some_and(|open| open.shows.iter().any(volatile))
+        self.garbage_of(block).next().is_some()
+    }
+
+    /// The writes that let the disk put anything into this block: only under a profile with garbage
+    /// are there any, and of the volatile ones that may show there those that it does not make
+    /// atomic.
+    fn garbage_of(&self, block: u64) -> impl Iterator<Item = Seq> + '_ {
+        let open = self.open.get(&block).filter(|_| self.profile.garbage);
+        let shows = open.into_iter().flat_map(|open| &open.shows);
+        let writes = shows.map(|i| &self.writes[*i as usize]);
+        writes.filter(|write| write.stable.is_none() && !write.whole).map(Write::id)
+    }
+
+    /// The blocks that may hold what nobody wrote (profile `garbage`), with the submit events of the
+    /// writes that let them; every other block of a legal state holds what was written there.
+    pub fn may_be_anything(&self) -> BTreeMap<u64, Vec<Seq>> {
+        if !self.profile.garbage {
+            return BTreeMap::new();
+        }
+        let blocks = self.open.keys().map(|block| (*block, self.garbage_of(*block).collect()));
+        blocks.filter(|(_, writes): &(u64, Vec<Seq>)| !writes.is_empty()).collect()
     }
 
     fn judge_order(&self, state: &State, found: &mut Vec<Violation>) {
@@ -302,7 +319,7 @@ impl Profile {
             }
         }
         if self.garbage {
-            words.push_str("; volatile blocks may hold anything");
+            words.push_str(", and may hold anything while they are volatile");
         }
         words
     }

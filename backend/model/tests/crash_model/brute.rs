@@ -46,6 +46,8 @@ pub(crate) struct Piece {
     pub(crate) req: usize,
     pub(crate) blocks: BTreeSet<u64>,
     pub(crate) atomic: bool,
+    /// The profile makes its request atomic.
+    pub(crate) eligible: bool,
     /// May be there or not.
     pub(crate) free: bool,
 }
@@ -200,7 +202,7 @@ pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
                 let blocks: BTreeSet<u64> =
                     blocks.iter().copied().filter(|b| b * lb / unit == u).collect();
                 let atomic = blocks.len() > 1;
-                pieces.push(Piece { req, blocks, atomic, free });
+                pieces.push(Piece { req, blocks, atomic, eligible: false, free });
             }
         };
         let touched = |offset: u64, len: u64| -> BTreeSet<u64> {
@@ -219,7 +221,7 @@ pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
                     || (*len > 0 && offset / p.boundary == (offset + len - 1) / p.boundary);
                 if asked && *len > 0 && *len <= p.max_bytes && inside {
                     let blocks = touched(*offset, *len);
-                    pieces.push(Piece { req, blocks, atomic: true, free });
+                    pieces.push(Piece { req, blocks, atomic: true, eligible: true, free });
                 } else {
                     cut(&mut pieces, touched(*offset, *len));
                 }
@@ -241,6 +243,7 @@ pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
                             req,
                             blocks: [b].into(),
                             atomic: false,
+                            eligible: false,
                             free: true,
                         })),
                     }
@@ -352,6 +355,7 @@ fn may_be_anything(block: u64, reqs: &[Req], pieces: &[Piece]) -> bool {
     let over = |piece: &&Piece| piece.blocks.contains(&block);
     pieces.iter().filter(over).any(|v| {
         !reqs[v.req].stable
+            && !v.eligible
             && !pieces
                 .iter()
                 .filter(over)

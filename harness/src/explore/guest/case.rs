@@ -46,6 +46,9 @@ impl<'a> Case<'a> {
     ) -> Result<Case<'a>, ExploreError> {
         let workload = &subject.workload;
         let mut builder = WireBuilder::new(workload.nonce, history.disk().lb_size);
+        if subject.volume.is_raw() {
+            builder = builder.on_raw(&workload.files);
+        }
         let mut atomics = HashSet::new();
         for (seq, event) in events {
             let Event::Submit(submit) = event else { continue };
@@ -75,13 +78,14 @@ impl<'a> Case<'a> {
 
     /// What has to hold at a crash point.
     pub(super) fn bar(&self, profile: &Profile, after: Seq) -> Result<Bar, ModelError> {
-        let volatile: HashSet<Seq> =
-            self.history.cut(after, profile)?.volatile().into_iter().collect();
+        let cut = self.history.cut(after, profile)?;
+        let volatile: HashSet<Seq> = cut.volatile().into_iter().collect();
         let wire = self.wire.seen_from(
             after.0,
             |c| profile.eligible(c.offset, c.len, self.atomic.contains(&c.request)),
             |request| volatile.contains(&Seq(request)),
         );
+        let wire = wire.with_anything(cut.may_be_anything());
         let ledger = self.ledgers.ledger(after);
         Ok(Bar { profile: profile.clone(), ledger, wire })
     }

@@ -295,6 +295,11 @@ impl<'a> GuestVerifier<'a> {
 }
 
 impl Verifier for GuestVerifier<'_> {
+    /// As the one in place.
+    fn is_monotone(&self) -> bool {
+        self.bar.as_ref().is_none_or(|bar| !bar.profile.garbage)
+    }
+
     fn point(&mut self, point: &Point<'_>) -> Result<(), ExploreError> {
         self.differs.also(point.changed());
         self.bar = Some(self.case.bar(point.profile, point.after)?);
