@@ -8,7 +8,7 @@
 //! Records one cut of each lane with `tornblk run` (or takes what an earlier run of this left in
 //! `FOLDER`), then explores it.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -228,36 +228,46 @@ fn measure(
         of(totals.requests.flushes),
         (children()? - before).as_secs_f64() * 1000.0 / n as f64,
     );
+    if options.single == 0 {
+        return Ok(());
+    }
     let points = history.points(false);
     let middle = points.get(points.len() / 2).copied().unwrap_or_default();
     let cut = history.cut(middle, &profile)?;
-    let (mut restored, mut booted) = (Duration::ZERO, Duration::ZERO);
-    for n in 0..options.single {
+    // As many at a time as above, so that all three have the same processors.
+    let restored = side_by_side(options, |worker, n| {
         let name: StateName = cut.random(1, n);
-        let start = Instant::now();
-        let mut verifier = GuestVerifier::new(&case, settings, 0)?;
+        let mut verifier = GuestVerifier::new(&case, settings, worker)?;
         let verdict = named(&history, &ids, &promises, &name, None, &mut verifier)?;
-        drop(verifier);
-        restored += start.elapsed();
         if verdict != Verdict::Passed {
             println!("  {name}: {verdict:?}");
         }
-        let start = Instant::now();
-        boot(settings)?;
-        booted += start.elapsed();
-    }
-    if options.single > 0 {
-        let restored = restored.as_secs_f64() / options.single as f64;
-        // The state itself costs the same as in a guest that is there.
-        let booted = booted.as_secs_f64() / options.single as f64
-            + totals.watch.check.as_secs_f64() / n as f64;
-        println!(
-            "  a restored guest for each: {restored:.2} s ({:.0} times as long); a booted one: {booted:.2} s ({:.0} times)",
-            restored * rate,
-            booted * rate,
-        );
-    }
+        Ok(())
+    })?;
+    // The state itself costs the same as in a guest that is there.
+    let booted = side_by_side(options, |worker, _| boot(settings, worker))? + 1.0 / rate;
+    println!(
+        "  a restored guest for each: {:.2} a second (1/{:.0} of that); a booted one: {:.2} (1/{:.0})",
+        1.0 / restored,
+        restored * rate,
+        1.0 / booted,
+        booted * rate,
+    );
     Ok(())
+}
+
+/// Seconds for one, of so many in each worker.
+fn side_by_side(options: &Options, one: impl Fn(usize, u64) -> Result<()> + Sync) -> Result<f64> {
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let worker = |worker: usize| {
+            let one = &one;
+            scope.spawn(move || (0..options.single).try_for_each(|n| one(worker, n)))
+        };
+        let workers: Vec<_> = (0..options.threads).map(worker).collect();
+        workers.into_iter().try_for_each(|w| w.join().map_err(|_| anyhow!("a worker panicked"))?)
+    })?;
+    Ok(start.elapsed().as_secs_f64() / (options.threads as u64 * options.single) as f64)
 }
 
 /// Processor time of the programs that this one started and that have ended: proc_pid_stat(5).
@@ -270,7 +280,9 @@ fn children() -> Result<Duration> {
 }
 
 /// A guest that boots as a run without saved states would boot it, for one state.
-fn boot(settings: &GuestSettings) -> Result<()> {
+fn boot(settings: &GuestSettings, worker: usize) -> Result<()> {
+    let dir = settings.dir.join(format!("boot-{worker}"));
+    std::fs::create_dir_all(&dir)?;
     let vm = Vm::boot(
         &VmConfig {
             image: &settings.image,
@@ -278,7 +290,7 @@ fn boot(settings: &GuestSettings) -> Result<()> {
             accel: settings.accel,
             memory_mib: 512,
             cpus: 1,
-            dir: &settings.dir,
+            dir: &dir,
             use_saved: false,
             stop: None,
         },
