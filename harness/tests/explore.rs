@@ -118,6 +118,18 @@ fn a_forgotten_flush_is_found_explained_and_shown_again_from_one_file() {
 }
 
 #[test]
+fn data_that_does_not_fit_its_checksum_is_damage_and_no_finding() {
+    let recorded = recorded(6, &[]);
+    let path = recorded.path();
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In the last unit that was written.
+    let at = bytes.windows(8).rposition(|w| w == tornblk_agent::payload::MAGIC).unwrap();
+    bytes[at + 100] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
+    refused(&recorded, &["explore", "disk.recording", "--out", "out"], "fails its checksum");
+}
+
+#[test]
 fn the_correct_twin_has_no_finding_and_leaves_nothing() {
     let recorded = recorded(6, &[]);
     let text = run(&recorded, &["explore", "disk.recording", "--profile", "lb512,req16k"], 0);

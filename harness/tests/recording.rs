@@ -197,6 +197,18 @@ fn what_cannot_be_done_is_one_sentence_and_leaves_nothing() {
             && said.contains("fails its checksum"),
         "{said}"
     );
+    for arguments in [
+        vec!["export", "bad", "-o", "r"],
+        vec!["export", "bad", "--format", "qcow2", "-o", "r"],
+        vec!["export", "bad", "--format", "dm-log-writes", "-o", "r"],
+        vec!["export", "bad", "--hash"],
+    ] {
+        let said = refused(dir, &arguments);
+        assert!(
+            said.contains("bad is damaged: the data of") || said.contains("damaged: the data at"),
+            "{arguments:?}: {said}"
+        );
+    }
     std::fs::write(dir.join("cut"), &rec[..rec.len() / 2]).unwrap();
     assert!(refused(dir, &["verify", "cut"]).contains("cut short"));
     std::fs::write(dir.join("base"), vec![7; SIZE]).unwrap();

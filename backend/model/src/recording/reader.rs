@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// Slots looked at in one read.
 const BATCH: u64 = 16 << 10;
@@ -27,6 +27,8 @@ pub struct Reader {
     header: Header,
     geometry: Geometry,
     segments: RwLock<Segments>,
+    /// A bit for each event whose data was found to fit its checksum.
+    sound: Mutex<Vec<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +115,7 @@ impl Reader {
             header,
             geometry,
             segments: RwLock::new(Segments::default()),
+            sound: Mutex::default(),
         };
         reader.refresh()?;
         Ok(reader)
@@ -279,7 +282,7 @@ impl Reader {
             if len > 1 << 20 {
                 return Err(bad());
             }
-            let bytes = self.payload_verified(&payload, len).map_err(|e| match e {
+            let bytes = self.payload(&payload, len).map_err(|e| match e {
                 RecordingError::Corrupt { .. } | RecordingError::Truncated { .. } => bad(),
                 other => other,
             })?;
@@ -331,31 +334,42 @@ impl Reader {
         self.pread(buf, at)
     }
 
-    /// The payload of a write of which [`Reader::payload_len`] says the length. Not verified.
-    ///
-    /// # Errors
-    /// It is not kept, or cannot be read.
-    pub fn payload(&self, payload: &Payload, len: usize) -> Result<Vec<u8>, RecordingError> {
-        let mut out = vec![0; len];
-        self.read_payload(payload, 0, &mut out)?;
-        Ok(out)
-    }
-
-    /// As [`Reader::payload`], checked against its checksum.
+    /// The payload of a write of which [`Reader::payload_len`] says the length.
     ///
     /// # Errors
     /// It is not kept, cannot be read, or is damaged.
-    pub fn payload_verified(
-        &self,
-        payload: &Payload,
-        len: usize,
-    ) -> Result<Vec<u8>, RecordingError> {
-        let out = self.payload(payload, len)?;
+    pub fn payload(&self, payload: &Payload, len: usize) -> Result<Vec<u8>, RecordingError> {
+        let mut out = vec![0; len];
+        self.read_payload(payload, 0, &mut out)?;
         if crc32c::crc32c(&out) != payload.crc {
             let what = format!("the data at byte {} fails its checksum", payload.position);
             return Err(RecordingError::corrupt(&self.path, what));
         }
         Ok(out)
+    }
+
+    /// Checks the payload of the write at `seq` against its checksum, the first time it is asked.
+    ///
+    /// # Errors
+    /// As [`Reader::payload`].
+    pub(super) fn check_payload(
+        &self,
+        seq: Seq,
+        payload: &Payload,
+        len: usize,
+    ) -> Result<(), RecordingError> {
+        let (word, bit) = ((seq.0 / 64) as usize, 1 << (seq.0 % 64));
+        let sound = || self.sound.lock().unwrap_or_else(PoisonError::into_inner);
+        if sound().get(word).is_some_and(|bits| bits & bit != 0) {
+            return Ok(());
+        }
+        self.payload(payload, len)?;
+        let mut sound = sound();
+        if sound.len() <= word {
+            sound.resize(word + 1, 0);
+        }
+        sound[word] |= bit;
+        Ok(())
     }
 
     /// Reads every event and all data, and checks what each says about another.
@@ -393,7 +407,7 @@ impl Reader {
                         out.writes += 1;
                         if payload.position != 0 {
                             let len = self.payload_len(offset, len);
-                            self.payload_verified(&payload, len as usize).map_err(|e| match e {
+                            self.payload(&payload, len as usize).map_err(|e| match e {
                                 RecordingError::Corrupt { what, .. } => wrong(&what),
                                 other => other,
                             })?;

@@ -237,6 +237,11 @@ impl StateReader {
                         self.reader.path().display()
                     )));
                 };
+                self.reader.check_payload(
+                    request,
+                    &payload,
+                    self.reader.payload_len(offset, len) as usize,
+                )?;
                 let touched = self.disk().touched(offset, len);
                 let written = Written { payload, blocks: touched.end - touched.start };
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) =

@@ -4,7 +4,7 @@ use super::*;
 use crate::explore::testing::{CAPACITY, Recorded, list, says};
 use std::sync::Arc;
 use tornblk_model::crash::{History, StateName};
-use tornblk_model::event::{Event, Op, ResetCause, Segment, Seq, Status};
+use tornblk_model::event::{Event, Mark, Op, ResetCause, Segment, Seq, Status};
 use tornblk_model::recording::{Completion, Reader, StateReader, Trust};
 
 /// The second write is torn after 4 KiB.
@@ -223,4 +223,30 @@ fn no_bundle_is_made_of_what_is_not_there_or_changed() {
     std::fs::write(recorded.base(), vec![1; CAPACITY as usize]).unwrap();
     says(make("lb512/p5:all"), "is not the one that was recorded on");
     assert_eq!(list(recorded.dir.path()), ["base.img", "disk.recording"]);
+}
+
+#[test]
+fn what_the_recording_is_of_is_in_it_though_the_crash_point_lies_before_that() {
+    let mut recorded = Recorded::new(512);
+    let first = recorded.write(8192, &[1; 4096]);
+    let at = recorded.complete(first);
+    let workload = recorded.mark("1 {}");
+    let says = "tornblk-subject 1 1/1 {}";
+    let subject = recorded.mark(says);
+    recorded.write(65536, &[2; 4096]);
+    let recorded = recorded.end();
+    let reader = Arc::new(Reader::open(&recorded.path()).unwrap());
+    let path = recorded.dir.path().join("early.tornblk");
+    let state = StateName(format!("lb512/p{at}:none"));
+    let meta = Meta::new(state, "lb512".into(), Judge::InPlace);
+    pack(&path, &reader, None, &Needed::All, &meta).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let unpacked = Bundle::open(&path).unwrap().unpack(to.path()).unwrap();
+    let events = events(&unpacked.reader);
+    assert!(events.contains(&(subject, Event::Mark(Mark { name: says.into() }))), "{events:?}");
+    assert!(!events.iter().any(|(seq, event)| {
+        *seq == workload && *event == Event::Mark(Mark { name: "1 {}".into() })
+    }));
+    let written = |(_, event): &&(Seq, Event)| matches!(event, Event::Submit(_));
+    assert_eq!(events.iter().filter(written).count(), 1);
 }
