@@ -14,6 +14,7 @@ pub mod device;
 pub mod explore;
 pub mod export;
 pub mod oracle;
+mod out;
 pub mod report;
 pub mod run;
 pub mod suite;

@@ -31,7 +31,7 @@ fn what_cannot_be_run_is_one_sentence() {
         (vec!["run", "--qemu", "/nonexistent/qemu"], "QEMU is missing"),
         (vec!["status", "--control", "nosuch"], "is tornblkd running"),
         (vec!["recording", "info", "nosuch"], "cannot open the recording nosuch"),
-        (vec!["repro", "nosuch"], "cannot read nosuch/verdict.json"),
+        (vec!["repro", "nosuch"], "there is no nosuch: give a failure that"),
     ] {
         let output = tornblk(&arguments).current_dir(dir.path()).output().unwrap();
         let text = refused(&output);

@@ -266,7 +266,10 @@ fn shards_put_together_are_the_whole() {
     let text = run(&recorded, &["report", "merge", "s1", "s3", "--json", "some.json"], 1);
     let some = json(&dir.join("some.json"));
     assert_eq!(some["missing"], serde_json::json!(["2/3"]), "{text}");
-    refused(&recorded, &["report", "merge", "s1", "nosuch"], "cannot read nosuch/session.json");
+    assert!(text.contains("shard 2/3 is missing: this is not all"), "{text}");
+    refused(&recorded, &["report", "merge", "all"], "name the folders of its shards");
+    refused(&recorded, &["repro", "all"], "give one, such as all/failure-001.tornblk");
+    refused(&recorded, &["report", "merge", "s1", "nosuch"], "there is no folder nosuch");
 }
 
 #[test]
@@ -283,9 +286,19 @@ fn a_missing_shard_is_inconclusive_and_strangers_are_not_merged() {
     refused(&recorded, &["report", "merge", "a", "c"], "--seed: 1, and 9");
     run(&recorded, &[&explore[..], &["d", "--shard", "2/3"]].concat(), 0);
     refused(&recorded, &["report", "merge", "a", "d"], "merge shards of the same number");
+    // Nothing is counted twice.
+    refused(&recorded, &["report", "merge", "a", "b", "./a"], "a and ./a are one folder");
+    run(&recorded, &[&explore[..], &["b2", "--shard", "2/2"]].concat(), 0);
+    refused(&recorded, &["report", "merge", "a", "b", "b2"], "b and b2 are both shard 2/2");
+    run(&recorded, &[&explore[..], &["whole"]].concat(), 0);
+    refused(
+        &recorded,
+        &["report", "merge", "a", "whole"],
+        "whole is the whole, and a a part of it",
+    );
     let other = Recorded::some(512).end();
     std::fs::create_dir(other.dir.path().join("x")).unwrap();
-    refused(&other, &["report", "merge", "x"], "cannot read x/session.json");
+    refused(&other, &["report", "merge", "x"], "x holds no exploration");
 }
 
 #[test]
@@ -332,6 +345,65 @@ fn what_cannot_be_explored_is_one_sentence_and_writes_nothing() {
     refused(&plain, &["explore", "disk.recording"], "tornblk recording export");
     refused(&plain, &["explore", "nosuch"], "cannot open the recording nosuch");
     refused(&plain, &["explore", "."], "--list");
+    let recorded = recorded(2, &[]);
+    let explore = ["explore", "disk.recording", "--out", "out"];
+    for (more, says) in [
+        (["--fault", "eio"], "no crash state"),
+        (["--fault", "stale-read,nth=2"], "no crash state"),
+        (["--modules", "/nonexistent"], "add --kernel"),
+        (["--json", "/nonexistent/x.json"], "cannot write /nonexistent/x.json"),
+        (["--junit", "."], "cannot write ."),
+    ] {
+        refused(&recorded, &[&explore[..], &more].concat(), says);
+    }
+    refused(
+        &recorded,
+        &["explore", "disk.recording", "--list", "--fault", "eio"],
+        "no crash state",
+    );
+}
+
+/// Starts it, and reads nothing of what it prints.
+fn unread(recorded: &Recorded, arguments: &[&str]) -> Output {
+    let mut command = command(recorded, arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_reader_that_goes_away_costs_nothing() {
+    let recorded = recorded(6, &[FORGOTTEN]);
+    let explore = ["explore", "disk.recording", "--strategy", "prefix", "--out", "out"];
+    let files = ["--json", "r.json", "--junit", "r.xml"];
+    assert_eq!(unread(&recorded, &[&explore[..], &files].concat()).status.code(), Some(1));
+    let dir = recorded.dir.path();
+    assert_eq!(json(&dir.join("r.json")), json(&dir.join("out/report.json")));
+    assert!(std::fs::read_to_string(dir.join("r.xml")).unwrap().contains("lost: /dev/vda"));
+    let merge = ["report", "merge", "out", "--out", "all", "--json", "all.json"];
+    assert_eq!(unread(&recorded, &merge).status.code(), Some(1));
+    assert_eq!(json(&dir.join("all.json")), json(&dir.join("all/report.json")));
+    for (arguments, status) in [
+        (vec!["recording", "info", "disk.recording", "--marks"], 0),
+        (vec!["recording", "verify", "disk.recording"], 0),
+        (vec!["recording", "export", "disk.recording", "--hash"], 0),
+        (vec!["repro", "out/failure-001.tornblk"], 1),
+        (vec!["recording", "info", "nosuch"], 2),
+    ] {
+        assert_eq!(unread(&recorded, &arguments).status.code(), Some(status), "{arguments:?}");
+    }
+    // A disk that is full is another thing.
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut info = command(&recorded, &["recording", "info", "disk.recording"]);
+    let output = info.stdout(full()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("cannot write to the standard output"), "{text}");
+    let again = ["explore", "disk.recording", "--strategy", "prefix", "--json", "/dev/full"];
+    let output = command(&recorded, &[&again[..], &["--out", "o"]].concat()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "the verdict is the news: {text}");
+    assert!(text.contains("cannot write /dev/full"), "{text}");
 }
 
 #[test]

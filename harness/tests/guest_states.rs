@@ -150,6 +150,7 @@ fn states_of_file_systems_are_judged_in_a_guest() {
     honest_states_pass(&xfs, &case, &settings);
     a_lie_is_found(&xfs, &case, &settings);
     a_guest_that_dies_is_replaced(&xfs, &case, &settings);
+    a_device_that_dies_is_replaced(&xfs, &case, &settings);
     let ext4 = record("buffered-ext4", dir.path());
     let case = ext4.case();
     let settings = GuestSettings { fsck_every: 10, ..guests(&lab, dir.path().join("ext4")) };
@@ -270,6 +271,26 @@ fn a_guest_that_dies_is_replaced(recorded: &Recorded, case: &Case<'_>, settings:
     }
     assert_eq!(verifier.guests(), 2, "the guest died and was replaced");
     assert!(!PathBuf::from(format!("/proc/{first}")).exists());
+}
+
+/// Some times; then it is said.
+fn a_device_that_dies_is_replaced(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
+    let name = honest(recorded, "all");
+    let mut verifier = GuestVerifier::new(case, settings, 0).unwrap();
+    assert_eq!(judge(recorded, case, &name, &mut verifier).unwrap(), Verdict::Passed);
+    for nth in 1..=4 {
+        let pid = verifier.seat().device().pid();
+        let kill = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        assert!(kill.success());
+        let verdict = judge(recorded, case, &name, &mut verifier);
+        if nth == 4 {
+            let error = verdict.unwrap_err().to_string();
+            assert!(error.contains("tornblkd ended (signal: 9"), "{error}");
+            return;
+        }
+        assert_eq!(verdict.unwrap(), Verdict::Passed, "{nth}");
+        assert_ne!(verifier.seat().device().pid(), pid);
+    }
 }
 
 fn recoveries_are_explored(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {

@@ -115,6 +115,11 @@ fn hashes_are_those_of_the_images() {
     says(dir, &["import", "--base", "base", "log", "-o", "rec"]);
     let last = says(dir, &["export", "rec", "--hash"]);
     let (name, _) = last.split_once(' ').unwrap();
+    // Under its own disk's name, as `info` says it, and as it is explored.
+    says(dir, &["import", "--base", "base", "--atomic-unit-max", "16k", "log", "-o", "rec16"]);
+    let own = says(dir, &["export", "rec16", "--hash"]);
+    assert!(own.starts_with("req16k/p"), "{own}");
+    assert!(says(dir, &["info", "rec16"]).contains("profile    req16k\n"));
     let point = name.split_once("/p").unwrap().1.split_once(':').unwrap().0.parse::<u64>().unwrap();
     let mut names: Vec<String> =
         (0..=point).flat_map(|p| [format!("lb4k/p{p}:all"), format!("lb4k/p{p}:none")]).collect();

@@ -71,4 +71,16 @@ fn shards_by_the_script_are_the_whole() {
     assert_eq!(none.status.code(), Some(2), "{none:?}");
     let text = String::from_utf8(none.stderr).unwrap();
     assert!(text.contains("cannot open the recording nosuch"), "{text}");
+    assert!(!dir.join("none").exists());
+
+    // A folder of before is no verdict.
+    let there = Command::new(&script)
+        .args(["2", "disk.recording"])
+        .current_dir(dir)
+        .envs([("TORNBLK", tornblk), ("OUT", "shards")])
+        .output()
+        .unwrap();
+    assert_eq!(there.status.code(), Some(2), "{there:?}");
+    let text = String::from_utf8(there.stderr).unwrap();
+    assert!(text.contains("shards is there already: remove it"), "{text}");
 }

@@ -1,6 +1,7 @@
 //! The device by hand: thin clients of its control socket.
 
 use super::signals;
+use crate::out::say;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -190,14 +191,14 @@ impl ControlCommand {
             ControlCommand::Status { socket } => print(&socket.connect()?.status()?)?,
             ControlCommand::Limits { socket } => print(&socket.connect()?.limits()?)?,
             ControlCommand::Mark { socket, name } => {
-                println!("event {}", socket.connect()?.mark(name)?.event);
+                say!("event {}", socket.connect()?.mark(name)?.event);
             }
             ControlCommand::Stall(args) => args.run()?,
             ControlCommand::Release { socket, token } => {
-                println!("{} requests go on", socket.connect()?.release(token)?);
+                say!("{} requests go on", socket.connect()?.release(token)?);
             }
             ControlCommand::Fault { socket, spec } => {
-                println!("token {}", socket.connect()?.fault(spec)?);
+                say!("token {}", socket.connect()?.fault(spec)?);
             }
             ControlCommand::Crash(args) => {
                 let trigger = args.trigger()?;
@@ -227,25 +228,25 @@ impl StallArgs {
             None => "until Ctrl-C".to_owned(),
         };
         let socket = self.socket.path.display();
-        println!("token {token}; held {until} or `tornblk release {token} --control {socket}`");
+        say!("token {token}; held {until} or `tornblk release {token} --control {socket}`");
         let start = Instant::now();
         let over = |t: Duration| start.elapsed() >= t;
         // A stall ends with the connection that asked for it: stay until somebody ends it.
         while !interrupted.load(Ordering::Relaxed) && !self.time.is_some_and(over) {
             if !client.status()?.stalls.iter().any(|s| s.token == token) {
-                println!("released");
+                say!("released");
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        println!("{} requests go on", client.release(token)?);
+        say!("{} requests go on", client.release(token)?);
         Ok(())
     }
 }
 
 fn print<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write the answer")?;
-    println!("{text}");
+    say!("{text}");
     Ok(())
 }
 

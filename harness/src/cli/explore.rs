@@ -1,13 +1,14 @@
 //! `tornblk explore`
 
-use super::{run, signals};
+use super::{check_writable, run, signals, told};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
     Drive, Ended, ExploreError, ExploreReport, GuestNeeds, Means, Opened, Settings, Shard, Units,
     list, report,
 };
+use crate::out::Stdout;
 use crate::report::explore::{self as shown, Live};
-use crate::report::terminal::{self, Look};
+use crate::report::terminal::Look;
 use crate::run::{GuestArgs, Lab, RunFolder, word};
 use crate::suite::parse_time;
 use anyhow::{Context, bail};
@@ -53,7 +54,8 @@ pub(super) struct ExploreArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Print the names of the states, one a line, and judge none
+    /// Print the names of the states, each once, and judge none. (The report counts a state once
+    /// for each strategy that chose it, so its number is higher)
     #[arg(long, conflicts_with_all = ["resume", "json", "junit", "out"])]
     list: bool,
 
@@ -130,6 +132,19 @@ pub(super) struct GuestOptions {
 }
 
 impl GuestOptions {
+    /// Whether or not it comes to a guest.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        match &self.modules {
+            Some(_) if self.kernel.is_none() => {
+                bail!("--modules belongs to a kernel that is given as a file: add --kernel FILE")
+            }
+            Some(modules) if !modules.is_dir() => {
+                bail!("--modules: there is no folder {}", modules.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn given(&self) -> GuestArgs {
         GuestArgs {
             kernel: self.kernel.clone(),
@@ -141,9 +156,18 @@ impl GuestOptions {
 
 impl ExploreArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
+        if let Some(fault) = self.fault.iter().find(|fault| fault.kind.is_live()) {
+            bail!(
+                "--fault {fault} breaks requests of a running guest, and no crash state: use it with \
+                 `tornblk run`, or choose a fault that acts at the cut (tear-atomic, ignore-flush, \
+                 lose-write, ...)"
+            );
+        }
         if self.list {
             return self.list();
         }
+        self.guest.check()?;
+        check_writable(self.json.iter().chain(&self.junit))?;
         let look = Look::detect();
         let interrupted = signals::watch()?;
         let live = Live::new(look);
@@ -199,10 +223,15 @@ impl ExploreArgs {
         );
         drop(means);
         if let Err(error) = ran {
-            let path = folder.path().to_owned();
-            return Err(anyhow::Error::from(error).context(format!(
-                "the exploration broke off (what it had is in {})",
-                path.display()
+            let resume = self.resume_command(folder.path());
+            let error = anyhow::Error::from(error);
+            if !super::interrupted(&error) && has_something(logs.path()) {
+                // The error names them.
+                let _ = logs.keep();
+            }
+            return Err(error.context(format!(
+                "the exploration broke off (what it had is in {}; go on: {resume})",
+                folder.path().display()
             )));
         }
         let mut report = report(&session, session.judge, Vec::new())?;
@@ -213,15 +242,11 @@ impl ExploreArgs {
                 report.resume = Some(self.resume_command(folder.path()));
             }
         }
-        tell(&report, look, self.json.as_deref(), self.junit.as_deref())?;
-        if keep {
-            let path = folder.path().join("report.json");
-            shown::json(&report, &path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        } else {
+        let own = keep.then(|| folder.path().to_owned());
+        if !keep {
             folder.remove();
         }
-        Ok(report.exit)
+        tell(&report, look, own.as_deref(), self.json.as_deref(), self.junit.as_deref())
     }
 
     /// The session in --out, if it is of this recording and what is asked for.
@@ -431,6 +456,10 @@ impl Folder {
     }
 }
 
+fn has_something(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
 }
@@ -489,26 +518,30 @@ pub(super) fn means<'a>(
         return Ok(Box::new(Units::of(opened, subject)?));
     }
     note("building the guest");
-    let live = terminal::Live::new(Look::detect());
-    let lab = run::lab(&guest.clone().or(subject.guest.clone()), &live, &needs.stop)?;
-    lab.prepare(&mut |text| live.note(text))?;
-    live.finish();
+    let lab = run::lab(&guest.clone().or(subject.guest.clone()), note, &needs.stop)?;
+    lab.prepare(note)?;
     Ok(lab.means(opened, subject, needs)?)
 }
 
-/// On the terminal, and into the files that were asked for.
+/// Into its own folder and the files that were asked for, and on the terminal: → the exit code.
 pub(super) fn tell(
     report: &ExploreReport,
     look: Look,
+    folder: Option<&Path>,
     json: Option<&Path>,
     junit: Option<&Path>,
-) -> anyhow::Result<()> {
-    shown::write(report, look, &mut io::stdout().lock()).context("cannot write to the terminal")?;
-    if let Some(path) = json {
-        shown::json(report, path).with_context(|| format!("cannot write {}", path.display()))?;
+) -> anyhow::Result<u8> {
+    type How = fn(&ExploreReport, &Path) -> io::Result<()>;
+    let own = folder.map(|folder| folder.join("report.json"));
+    let files: [(Option<&Path>, How); 3] =
+        [(own.as_deref(), shown::json), (json, shown::json), (junit, shown::junit)];
+    let mut written = Ok(());
+    for (path, how) in files {
+        let Some(path) = path else { continue };
+        let one = how(report, path).with_context(|| format!("cannot write {}", path.display()));
+        // The others are tried all the same.
+        written = written.and(one);
     }
-    if let Some(path) = junit {
-        shown::junit(report, path).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    shown::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
+    told(written, report.exit)
 }

@@ -1,5 +1,6 @@
 //! `tornblk image`
 
+use crate::out::{note, say};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -47,12 +48,12 @@ impl ImageCommand {
                     stop: Some(super::signals::watch()?),
                     ..Request::new(kernel)
                 };
-                let image = tornblk_image::build(&request, &mut |text| eprintln!("{text}"))?;
-                println!("kernel {} in {}", image.release, image.dir.display());
+                let image = tornblk_image::build(&request, &mut |text| note!("{text}"))?;
+                say!("kernel {} in {}", image.release, image.dir.display());
             }
             ImageCommand::List => {
                 for image in tornblk_image::list(None)? {
-                    println!(
+                    say!(
                         "{}  {:>5} MiB  used {}  {}",
                         image.lock.kernel.release,
                         image.size >> 20,
@@ -62,8 +63,8 @@ impl ImageCommand {
                 }
             }
             ImageCommand::Gc => {
-                let freed = tornblk_image::gc(None, &mut |text| eprintln!("{text}"))?;
-                println!(
+                let freed = tornblk_image::gc(None, &mut |text| note!("{text}"))?;
+                say!(
                     "removed {} images and {} packages, {} MiB",
                     freed.images,
                     freed.packages,

@@ -11,8 +11,11 @@ mod repro;
 mod run;
 mod signals;
 
+use crate::out::{self, note};
+use anyhow::Context;
 use clap::builder::styling::Styles;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const AFTER: &str = "\
@@ -64,15 +67,50 @@ pub fn main() -> ExitCode {
         Command::Control(command) => command.run(),
     };
     match result {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => ExitCode::from(printed(code)),
         Err(error) => {
             if interrupted(&error) {
-                eprintln!("tornblk: interrupted; nothing is left running");
+                note!("tornblk: interrupted; nothing is left running");
                 return ExitCode::from(signals::INTERRUPTED);
             }
-            eprintln!("tornblk: {}", sentence(&error));
+            note!("tornblk: {}", sentence(&error));
             ExitCode::from(2)
         }
+    }
+}
+
+/// A verdict stays what it is; anything else is worth nothing where it could not be printed.
+fn printed(code: u8) -> u8 {
+    match out::failed() {
+        Some(error) => {
+            note!("tornblk: cannot write to the standard output: {error}");
+            if code == 0 { 2 } else { code }
+        }
+        None => code,
+    }
+}
+
+/// A report that cannot be written is better known before all the work than after it.
+fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+    for path in paths {
+        let there = path.exists();
+        let cannot = || format!("cannot write {}", path.display());
+        std::fs::File::options().append(true).create(true).open(path).with_context(cannot)?;
+        if !there {
+            std::fs::remove_file(path).with_context(cannot)?;
+        }
+    }
+    Ok(())
+}
+
+/// A violation is the news, whatever could not be written.
+fn told(written: anyhow::Result<()>, exit: u8) -> anyhow::Result<u8> {
+    match written {
+        Err(error) if exit == 1 => {
+            note!("tornblk: {}", sentence(&error));
+            Ok(1)
+        }
+        written => written.map(|()| exit),
     }
 }
 

@@ -1,22 +1,27 @@
 //! `tornblk recording`
 
 use super::signals;
+use crate::explore::recording_at;
 use crate::export::{self, ExportError};
+use crate::out::say;
 use crate::run::RunError;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tornblk_model::crash::{Content, History, RequestKind, StateName, size};
+use tornblk_model::crash::{Content, History, Profile, RequestKind, StateName, size};
 use tornblk_model::event::{Event, Seq};
 use tornblk_model::recording::log_writes::{self, ImportOptions};
-use tornblk_model::recording::{Info, Reader, SEGMENT_SIZE, StateReader, Trust};
+use tornblk_model::recording::{
+    Header, Info, Reader, RecordingError, SEGMENT_SIZE, StateReader, Trust,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RecordingCommand {
     /// What is in it: disk, requests, marks, sizes
     Info {
+        /// A recording, or the folder of a cut or lane that a run kept
         #[arg(value_name = "RECORDING")]
         recording: PathBuf,
         /// List the marks
@@ -118,9 +123,16 @@ fn bytes(text: &str) -> Result<u64, String> {
 impl RecordingCommand {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         match self {
-            RecordingCommand::Info { recording, marks, json } => info(&recording, marks, json)?,
-            RecordingCommand::Verify { recording, base } => verify(&recording, base.as_deref())?,
-            RecordingCommand::Export(args) => args.run()?,
+            RecordingCommand::Info { recording, marks, json } => {
+                info(&recording_at(&recording)?, marks, json)?;
+            }
+            RecordingCommand::Verify { recording, base } => {
+                verify(&recording_at(&recording)?, base.as_deref())?;
+            }
+            RecordingCommand::Export(mut args) => {
+                args.recording = recording_at(&args.recording)?;
+                args.run()?;
+            }
             RecordingCommand::Import(args) => args.run()?,
         }
         Ok(0)
@@ -131,20 +143,34 @@ fn trust(base: Option<&Path>) -> Trust {
     if base.is_some() { Trust::SameContent } else { Trust::Unchanged }
 }
 
+/// The option is named where it would have helped.
+fn missing_base(error: RecordingError, given: Option<&Path>, reader: &Reader) -> anyhow::Error {
+    match &error {
+        RecordingError::Io { source, .. }
+            if given.is_none() && source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            let image = reader.header().base.path.display();
+            anyhow!("the base image {image} is not there: say with --base where it is now")
+        }
+        _ => error.into(),
+    }
+}
+
 fn verify(path: &Path, base: Option<&Path>) -> anyhow::Result<()> {
     let reader = Reader::open(path)?;
     let verified = reader.verify()?;
     history(&reader)?;
-    println!(
+    say!(
         "{} is whole: {} events, {} writes, {} bytes of data",
         path.display(),
         verified.events,
         verified.writes,
         verified.payload_bytes
     );
-    reader.header().base.check(base, trust(base))?;
+    let image = &reader.header().base;
+    image.check(base, trust(base)).map_err(|e| missing_base(e, base, &reader))?;
     let base = base.unwrap_or(&reader.header().base.path);
-    println!("{} is its base image (size and samples)", base.display());
+    say!("{} is its base image (size and samples)", base.display());
     Ok(())
 }
 
@@ -197,32 +223,31 @@ fn info(path: &Path, marks: bool, json: bool) -> anyhow::Result<()> {
             "bytes_beside_data": beside,
             "marks": info.marks.iter().map(|(at, m)| (at.0, &m.name)).collect::<Vec<_>>(),
         });
-        println!("{text:#}");
+        say!("{text:#}");
         return Ok(());
     }
     let Info { header, counts, .. } = &info;
-    println!(
+    say!(
         "disk       {} bytes ({}), logical blocks of {}",
         header.disk.capacity,
         size::print(header.disk.capacity),
         header.disk.lb_size
     );
-    let option = |name: &str| header.options.get(name).and_then(|value| value.as_str());
-    println!("profile    {}", option("profile").unwrap_or("not said"));
-    println!("base       {}", header.base.path.display());
+    say!("profile    {}", profile(&reader).map_or("not said".into(), |p| p.to_string()));
+    say!("base       {}", header.base.path.display());
     if let Some(on) = &header.on {
-        println!("on         state {} of {}", on.state, on.recording.display());
+        say!("on         state {} of {}", on.state, on.recording.display());
     }
     if let Some(log) = header.options.pointer("/imported/log").and_then(|log| log.as_str()) {
-        println!("imported   from {log}: no submit times, no crash point inside a request");
+        say!("imported   from {log}: no submit times, no crash point inside a request");
     }
-    println!(
+    say!(
         "events     {}, the last is {} ({} numbers never committed)",
         info.events,
         info.last.map_or("none".into(), |last| last.to_string()),
         info.holes
     );
-    println!(
+    say!(
         "requests   {} reads, {} writes, {} flushes, {} discards, {} write zeroes; {} failed, {} never answered",
         counts.reads,
         counts.writes,
@@ -236,16 +261,21 @@ fn info(path: &Path, marks: bool, json: bool) -> anyhow::Result<()> {
     let sizes: Vec<String> = sizes.collect();
     let more = sizes.len().saturating_sub(12);
     let rest = if more > 0 { format!(", and {more} other sizes") } else { String::new() };
-    println!(
-        "writes     {}{rest}; {} cover a part of a block",
-        sizes[..sizes.len() - more].join(", "),
-        counts.sub_block
-    );
-    println!(
+    match sizes.as_slice() {
+        [] => say!("writes     none"),
+        sizes => say!(
+            "writes     {}{rest}; {} cover a part of a block",
+            sizes[..sizes.len() - more].join(", "),
+            counts.sub_block
+        ),
+    }
+    say!(
         "epochs     {} between flushes; changes in one: {} in the middle, {} at most",
-        epochs.epochs, epochs.median, epochs.largest
+        epochs.epochs,
+        epochs.median,
+        epochs.largest
     );
-    println!(
+    say!(
         "other      {} negotiations, {} changes of the write cache, {} resets, {} restarts, {} power cuts",
         counts.negotiations,
         counts.writeback_changes,
@@ -253,17 +283,17 @@ fn info(path: &Path, marks: bool, json: bool) -> anyhow::Result<()> {
         counts.restarts,
         counts.power_cuts
     );
-    println!(
+    say!(
         "data       {} bytes in {} of file, of which {} take space; {} beside it for each request",
         info.payload_bytes,
         info.file_bytes,
         info.allocated_bytes,
         beside.map_or("none".into(), |n| format!("{n:.0} bytes"))
     );
-    println!("marks      {}", counts.marks);
+    say!("marks      {}", counts.marks);
     if marks {
         for (event, mark) in &info.marks {
-            println!("{event:>10} {}", mark.name);
+            say!("{event:>10} {}", mark.name);
         }
     }
     Ok(())
@@ -293,14 +323,15 @@ impl ExportArgs {
             None => last(&reader, &history)?,
         };
         let base = self.base.as_deref();
-        let state = StateReader::new(reader, base, trust(base), content)?;
+        let state = StateReader::new(Arc::clone(&reader), base, trust(base), content)
+            .map_err(|e| missing_base(e, base, &reader))?;
         if let Some(output) = &self.output {
             let written = match self.format {
                 Format::Qcow2 => export::qcow2(&state, output)?,
                 Format::Raw | Format::DmLogWrites => state.export(output)?,
             };
             if !self.hash {
-                println!(
+                say!(
                     "{}: {} bytes, {} of them not zero, as {name}",
                     output.display(),
                     written.size,
@@ -309,7 +340,7 @@ impl ExportArgs {
             }
         }
         if self.hash {
-            println!("{name} {}", hex(&state.sha256()?));
+            say!("{name} {}", hex(&state.sha256()?));
         }
         Ok(())
     }
@@ -340,8 +371,11 @@ impl ExportArgs {
                 closed = Some(e);
             }
         });
-        if let Some(e) = closed {
-            return Err(e).context("cannot print");
+        match closed {
+            // Who reads has seen enough.
+            Some(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            Some(e) => return Err(e).context("cannot print"),
+            None => {}
         }
         match done {
             Err(ExportError::Interrupted) => Err(RunError::Interrupted.into()),
@@ -363,13 +397,14 @@ impl ExportArgs {
         let history = history(&reader)?;
         let base = self.base.as_deref();
         let start = match &self.base_out {
-            Some(_) => {
-                Some(StateReader::new(Arc::clone(&reader), base, trust(base), Content::default())?)
-            }
+            Some(_) => Some(
+                StateReader::new(Arc::clone(&reader), base, trust(base), Content::default())
+                    .map_err(|e| missing_base(e, base, &reader))?,
+            ),
             None => None,
         };
         let done = log_writes::export(&reader, &history, output)?;
-        println!(
+        say!(
             "{}: {} entries, {} of them with data, {} flushes, {} discards, {} marks",
             output.display(),
             done.entries,
@@ -379,13 +414,13 @@ impl ExportArgs {
             done.marks
         );
         if done.failed > 0 {
-            println!("left out: {} requests that failed and changed nothing", done.failed);
+            say!("left out: {} requests that failed and changed nothing", done.failed);
         }
         if done.unanswered > 0 {
-            println!("at its end: {} requests that were never answered", done.unanswered);
+            say!("at its end: {} requests that were never answered", done.unanswered);
         }
         if let Some(cut) = done.cut {
-            println!("it ends at event {cut}, where the power was cut; the recording goes on");
+            say!("it ends at event {cut}, where the power was cut; the recording goes on");
         }
         if let (Some(state), Some(to)) = (start, &self.base_out) {
             if let Err(e) = state.export(to) {
@@ -393,7 +428,7 @@ impl ExportArgs {
                 let _ = std::fs::remove_file(output);
                 return Err(e.into());
             }
-            println!("{}: the disk before it", to.display());
+            say!("{}: the disk before it", to.display());
         }
         Ok(())
     }
@@ -412,7 +447,7 @@ impl ImportArgs {
             segment_size: SEGMENT_SIZE,
         };
         let done = log_writes::import(&self.log, &self.output, &options)?;
-        println!(
+        say!(
             "{}: {} entries: {} writes of {} bytes, {} write zeroes, {} flushes, {} discards, {} marks",
             self.output.display(),
             done.entries,
@@ -425,6 +460,12 @@ impl ImportArgs {
         );
         Ok(())
     }
+}
+
+/// Of the disk that was recorded, as states' names have it.
+fn profile(reader: &Reader) -> Option<Profile> {
+    let Header { options, disk, .. } = reader.header();
+    Some(options.get("profile")?.as_str()?.parse::<Profile>().ok()?.on(disk))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -442,7 +483,10 @@ fn last(reader: &Reader, history: &History) -> anyhow::Result<(String, Content)>
     let Some(last) = history.last() else {
         bail!("{} has no events: its disk is its base image", reader.path().display());
     };
-    let name = format!("lb{}/p{last}:all", reader.header().disk.lb_size);
+    let name = match profile(reader) {
+        Some(profile) => format!("{profile}/p{last}:all"),
+        None => format!("lb{}/p{last}:all", reader.header().disk.lb_size),
+    };
     let content = history.build(&StateName(name.clone()))?;
     Ok((name, content))
 }

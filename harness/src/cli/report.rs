@@ -1,14 +1,15 @@
 //! `tornblk report`
 
+use super::check_writable;
 use super::explore::tell;
+use super::signals::INTERRUPTED;
 use crate::explore::merge::{Merged, merge};
 use crate::explore::{ExploreReport, report};
-use crate::report::explore as shown;
 use crate::report::terminal::Look;
 use crate::run::RunFolder;
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ReportCommand {
@@ -45,6 +46,7 @@ impl ReportCommand {
 
 impl MergeArgs {
     fn run(self) -> anyhow::Result<u8> {
+        check_writable(self.json.iter().chain(&self.junit))?;
         let mut merged = merge(&self.dirs)?;
         if let Some(out) = &self.out {
             let folder = RunFolder::create(Some(out), 0)?;
@@ -61,10 +63,7 @@ impl MergeArgs {
             }
             let mut report = self.report(&merged)?;
             report.folder = Some(dir.clone());
-            let path = dir.join("report.json");
-            shown::json(&report, &path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            return self.tell(&report);
+            return self.tell(&report, Some(&dir));
         }
         // The bundles stay where they are.
         for (kept, from) in merged.session.failures.iter_mut().zip(&merged.bundles) {
@@ -74,15 +73,19 @@ impl MergeArgs {
         if !report.failures.is_empty() {
             report.folder = Some(PathBuf::new());
         }
-        self.tell(&report)
+        self.tell(&report, None)
     }
 
     fn report(&self, merged: &Merged) -> anyhow::Result<ExploreReport> {
-        Ok(report(&merged.session, merged.session.judge, merged.missing.clone())?)
+        let mut report = report(&merged.session, merged.session.judge, merged.missing.clone())?;
+        if report.exit == INTERRUPTED {
+            // A part was, some time ago.
+            report.exit = 3;
+        }
+        Ok(report)
     }
 
-    fn tell(&self, report: &ExploreReport) -> anyhow::Result<u8> {
-        tell(report, Look::detect(), self.json.as_deref(), self.junit.as_deref())?;
-        Ok(report.exit)
+    fn tell(&self, report: &ExploreReport, own: Option<&Path>) -> anyhow::Result<u8> {
+        tell(report, Look::detect(), own, self.json.as_deref(), self.junit.as_deref())
     }
 }

@@ -7,6 +7,7 @@ use crate::explore::bundle::{Bundle, Judge, Meta, Unpacked, is_bundle};
 use crate::explore::guest::NESTED;
 use crate::explore::{GuestNeeds, Opened, RecordingIds, Subject, Verdict, named};
 use crate::oracle::Finding;
+use crate::out::say;
 use crate::report::headline;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
@@ -55,7 +56,11 @@ impl ReproArgs {
         let live = Live::new(Look::detect());
         let given = self.guest.given();
         let mut lab = |then: &GuestArgs| -> Result<Box<dyn Lab>, RunError> {
-            let lab = run::lab(&given.clone().or(then.clone()), &live, &interrupted);
+            let lab = run::lab(
+                &given.clone().or(then.clone()),
+                &mut |text| live.note(text),
+                &interrupted,
+            );
             Ok(Box::new(lab.map_err(|e| {
                 if super::interrupted(&e) {
                     RunError::Interrupted
@@ -67,11 +72,11 @@ impl ReproArgs {
         let mut phase = |text: &str| live.note(text);
         let result = repro(&self.what, &mut lab, &interrupted, &mut phase)?;
         live.finish();
-        println!("state  {}", result.then.state);
-        println!("sha256 {}", result.sha256);
+        say!("state  {}", result.then.state);
+        say!("sha256 {}", result.sha256);
         tell(&result.now.findings);
         let (then, now) = (result.then.judgement.findings.len(), result.now.findings.len());
-        println!("findings: {now} now, {then} then");
+        say!("findings: {now} now, {then} then");
         Ok(u8::from(now > 0))
     }
 
@@ -124,21 +129,21 @@ impl ReproArgs {
         let verdict = named(history, &ids, promises, &name, recovery.as_ref(), &mut *verifier)?;
         drop(verifier);
         live.finish();
-        println!("state  {}", name_of(&meta));
+        say!("state  {}", name_of(&meta));
         if let Some(fault) = &meta.fault {
-            println!("fault  {fault}");
+            say!("fault  {fault}");
         }
-        println!("sha256 {} (of what is in the bundle)", meta.content);
+        say!("sha256 {} (of what is in the bundle)", meta.content);
         let findings = match &verdict {
             Verdict::Unsure(why) => {
-                println!("it could not be judged: {why}");
+                say!("it could not be judged: {why}");
                 return Ok(3);
             }
             Verdict::Failed(findings) => findings.as_slice(),
             Verdict::Passed => &[],
         };
         tell(findings);
-        println!("findings: {} now, {} then", findings.len(), meta.findings.len());
+        say!("findings: {} now, {} then", findings.len(), meta.findings.len());
         Ok(u8::from(!findings.is_empty()))
     }
 }
@@ -153,10 +158,10 @@ fn name_of(meta: &Meta) -> String {
 
 fn tell(findings: &[Finding]) {
     for finding in findings {
-        println!("{}", headline(finding));
-        println!("  {}", finding.text);
+        say!("{}", headline(finding));
+        say!("  {}", finding.text);
         if !finding.strip.is_empty() {
-            println!("  blocks {}", strip(&finding.strip, utf8_locale()));
+            say!("  blocks {}", strip(&finding.strip, utf8_locale()));
         }
     }
 }
@@ -205,7 +210,7 @@ fn shell(
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<u8> {
     let live = Live::new(Look::detect());
-    let lab: RealLab = run::lab(guest, &live, stop)?;
+    let lab: RealLab = run::lab(guest, &mut |text| live.note(text), stop)?;
     if let Some(lock) = lock {
         same_kernel(lock, &lab.image.lock)?;
     }
@@ -265,7 +270,7 @@ fn shell(
     vm.kill();
     drop(device);
     result?;
-    println!("the guest is gone");
+    say!("the guest is gone");
     Ok(0)
 }
 

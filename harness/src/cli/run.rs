@@ -1,7 +1,8 @@
 //! `tornblk run`
 
-use super::signals;
+use super::{check_writable, signals, told};
 use crate::device::find_tornblkd;
+use crate::out::{Stdout, say};
 use crate::report::terminal::{Live, Look};
 use crate::report::{github, json, junit, terminal};
 use crate::run::{
@@ -112,9 +113,7 @@ enum Format {
 impl RunArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         let interrupted = signals::watch()?;
-        for path in self.json.iter().chain(&self.junit) {
-            check_writable(path)?;
-        }
+        check_writable(self.json.iter().chain(&self.junit))?;
         let suites = self.load()?;
         let lanes = select(&suites, &self.lane)?;
         if self.modules.is_some() && self.kernel.is_none() {
@@ -133,7 +132,7 @@ impl RunArgs {
         }
         let look = Look::detect();
         let mut live = Live::new(look);
-        let mut lab = lab(&settings.guest, &live, &interrupted)?;
+        let mut lab = lab(&settings.guest, &mut |text| live.note(text), &interrupted)?;
         lab.prepare(&mut |text| live.note(text))?;
         let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
         let (major, minor, micro) = lab.qemu.version();
@@ -150,7 +149,7 @@ impl RunArgs {
             folder: Some(folder.path().to_owned()),
             lanes: Vec::new(),
         };
-        println!(
+        say!(
             "{}, QEMU {}, kernel {}, seed {}: {}, {} each",
             report.accelerator,
             report.qemu,
@@ -181,21 +180,14 @@ impl RunArgs {
         if !keep {
             report.folder = None;
         }
-        let told = self.tell(&report, look);
-        if keep {
-            json::write(&report, &folder.path().join("report.json"))
-                .with_context(|| format!("cannot write into {}", folder.path().display()))?;
+        let kept = if keep {
+            let path = folder.path().join("report.json");
+            write(&report, &path, json::write)
         } else {
             folder.remove_all();
-        }
-        match told {
-            // A violation is the news, whatever could not be written.
-            Err(error) if report.exit == 1 => {
-                eprintln!("tornblk: {}", super::sentence(&error));
-                Ok(1)
-            }
-            told => told.map(|()| report.exit),
-        }
+            Ok(())
+        };
+        told(kept.and(self.tell(&report, look)), report.exit)
     }
 
     /// What was given, but for what a command that is shown says by itself.
@@ -267,37 +259,27 @@ impl RunArgs {
     }
 
     fn tell(&self, report: &RunReport, look: Look) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        terminal::write(report, look, &mut out).context("cannot write to the terminal")?;
+        let json = self.json.as_deref().map(|path| write(report, path, json::write));
+        let junit = self.junit.as_deref().map(|path| write(report, path, junit::write));
+        terminal::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
         if self.format == Format::Github {
-            github::write(report, &mut out).context("cannot write the annotations")?;
+            github::write(report, &mut Stdout).context("cannot write the annotations")?;
         }
-        if let Some(path) = &self.json {
-            json::write(report, path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        if let Some(path) = &self.junit {
-            junit::write(report, path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
+        json.unwrap_or(Ok(())).and(junit.unwrap_or(Ok(())))
     }
+}
+
+fn write(
+    report: &RunReport,
+    path: &Path,
+    how: fn(&RunReport, &Path) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    how(report, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// `1 lane`, `2 lanes`.
 fn counted(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// A report that cannot be written is better known before the run than after it.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
-    let there = path.exists();
-    let cannot = || format!("cannot write {}", path.display());
-    std::fs::File::options().append(true).create(true).open(path).with_context(cannot)?;
-    if !there {
-        std::fs::remove_file(path).with_context(cannot)?;
-    }
-    Ok(())
 }
 
 /// Everything that is not a plain success leaves something to look at.
@@ -308,7 +290,7 @@ fn worth_keeping(lanes: &[LaneReport]) -> bool {
 /// Finds all programs and builds the image, before anything is made.
 pub(super) fn lab(
     guest: &GuestArgs,
-    live: &Live,
+    note: &mut dyn FnMut(&str),
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<RealLab> {
     let tornblkd = find_tornblkd()?;
@@ -320,9 +302,9 @@ pub(super) fn lab(
     let kernel: KernelSource = kernel.parse()?;
     let (modules, until) = (guest.modules.clone(), Some(Arc::clone(stop)));
     let request = Request { modules, stop: until, ..Request::new(kernel) };
-    let image = tornblk_image::build(&request, &mut |text| live.note(text))
-        .context("the guest's image cannot be built")?;
-    live.note("trying the accelerator");
+    let image =
+        tornblk_image::build(&request, note).context("the guest's image cannot be built")?;
+    note("trying the accelerator");
     let accel = Accel::probe(&qemu, &image, Some(&image.dir));
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) as u16;
     Ok(RealLab::new(tornblkd, image, qemu, accel, cpus).until(Arc::clone(stop)))

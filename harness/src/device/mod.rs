@@ -148,6 +148,11 @@ impl Device {
         self.folder.path().join("disk")
     }
 
+    /// Process id of `tornblkd`.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Where it is controlled.
     pub fn control(&self) -> PathBuf {
         self.folder.path().join("control")

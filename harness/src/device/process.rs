@@ -73,6 +73,10 @@ impl Process {
         Ok(Process { child, log: log.to_owned() })
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks `ready` until it has something, the process ends, or the time is over.
     pub(super) fn wait_for<T>(
         &mut self,

@@ -35,6 +35,9 @@ pub fn merge(dirs: &[PathBuf]) -> Result<Merged, ExploreError> {
     for (dir, part) in &parts[1..] {
         fits((first_dir, first), (dir, part))?;
     }
+    for (i, (dir, part)) in parts.iter().enumerate() {
+        parts[..i].iter().try_for_each(|(other, earlier)| apart((other, earlier), (dir, part)))?;
+    }
     let mut merged = Session::new(first.identity.clone(), first.choices.clone(), None);
     (merged.suite, merged.lane) = (first.suite.clone(), first.lane.clone());
     merged.judge = first.judge;
@@ -95,6 +98,24 @@ fn fits(a: (&Path, &Session), b: (&Path, &Session)) -> Result<(), ExploreError> 
         )),
         _ => Ok(()),
     }
+}
+
+/// What is in both would be counted twice.
+fn apart(a: (&Path, &Session), b: (&Path, &Session)) -> Result<(), ExploreError> {
+    let (one, other) = (a.0.display(), b.0.display());
+    let text = match (a.1.shard, b.1.shard) {
+        _ if a.0.canonicalize().is_ok_and(|a| b.0.canonicalize().is_ok_and(|b| a == b)) => {
+            format!("{one} and {other} are one folder: name it once")
+        }
+        (Some(x), Some(y)) if x == y => {
+            format!("{one} and {other} are both shard {x}: name one of them")
+        }
+        (Some(_), Some(_)) => return Ok(()),
+        (None, None) => format!("{one} and {other} are both the whole: name one of them"),
+        (None, Some(_)) => format!("{one} is the whole, and {other} a part of it: name one"),
+        (Some(_), None) => format!("{other} is the whole, and {one} a part of it: name one"),
+    };
+    Err(ExploreError::Bad(text))
 }
 
 /// The same failure, when shrunk, is one, whoever found it.

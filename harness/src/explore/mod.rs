@@ -54,7 +54,7 @@ pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
 pub use means::{GuestNeeds, Guests, Means, OnProfile, Units};
-pub use opened::Opened;
+pub use opened::{Opened, recording_at};
 pub use outcome::{Cuts, ExploreReport, ProfileReport, report};
 pub use slow::{Named, named};
 pub use subject::{Subject, SubjectError};

@@ -79,14 +79,16 @@ impl Opened {
         })
     }
 
-    /// The disks that the recording was made for, where the user names none: its subject's, else the
-    /// device's, else one that promises nothing.
+    /// The disks that the recording was made for, where the user names none: what an import was
+    /// told, else its subject's, else the device's, else one that promises nothing.
     ///
     /// # Errors
     /// None, for what a device recorded.
     pub fn profiles(&self) -> Result<Vec<Profile>, ExploreError> {
-        let device = self.reader.header().options["profile"].as_str();
-        let name = match (&self.subject, device) {
+        let options = &self.reader.header().options;
+        let imported = options.get("imported").is_some();
+        let name = match (&self.subject, options["profile"].as_str()) {
+            (_, Some(name)) if imported => name,
             (Some(subject), _) => subject.volume.profile.as_str(),
             (None, Some(name)) => name,
             (None, None) => "lb",
@@ -104,7 +106,11 @@ fn beside(recording: &Path, reader: &Reader) -> Option<PathBuf> {
     [cut.join("..").join(BASE), cut.join(BASE)].into_iter().find(|path| path.is_file())
 }
 
-fn recording_at(given: &Path) -> Result<PathBuf, ExploreError> {
+/// `given`, or the recording in it where it is the folder of a cut or lane.
+///
+/// # Errors
+/// It is a folder without one.
+pub fn recording_at(given: &Path) -> Result<PathBuf, ExploreError> {
     if !given.is_dir() {
         return Ok(given.to_owned());
     }

@@ -29,7 +29,7 @@ pub struct ExploreReport {
     pub verdict: Verdict,
     /// Why, where the verdict alone does not say it.
     pub why: Option<String>,
-    /// 0 no finding, 1 a violation, 3 inconclusive, 130 interrupted before there was one.
+    /// 0 no finding, 1 a violation, 3 inconclusive, 130 interrupted before there was a violation.
     pub exit: u8,
     pub profiles: Vec<ProfileReport>,
     pub failures: Vec<Kept>,
@@ -84,6 +84,13 @@ pub fn report(
     judge: Judge,
     missing: Vec<Shard>,
 ) -> Result<ExploreReport, ExploreError> {
+    // A limit that was asked for is an end; these are none.
+    let broken_off = match session.ended {
+        _ if !missing.is_empty() => Some(absent(&missing)),
+        Some(Ended::Stopped) => Some("no finding until it was interrupted".to_owned()),
+        None => Some("no finding until it broke off".to_owned()),
+        Some(Ended::Complete | Ended::States | Ended::Time) => None,
+    };
     let mut profiles = Vec::new();
     for state in &session.profiles {
         let mut coverage = Coverage::new();
@@ -108,7 +115,9 @@ pub fn report(
             verdict: Verdict::Passed,
             why: None,
         };
-        (profile.verdict, profile.why) = judged(&profile, !session.choices.faults.is_empty());
+        let broken_off = broken_off.clone().filter(|_| !state.complete);
+        let faults = !session.choices.faults.is_empty();
+        (profile.verdict, profile.why) = judged(&profile, faults, broken_off);
         profiles.push(profile);
     }
     let (verdict, why) = whole(&profiles, &missing);
@@ -129,7 +138,7 @@ pub fn report(
         why,
         exit: match verdict {
             Verdict::Violated => 1,
-            Verdict::Passed if session.ended == Some(Ended::Stopped) => 130,
+            _ if session.ended == Some(Ended::Stopped) => 130,
             Verdict::Passed => 0,
             _ => 3,
         },
@@ -141,7 +150,26 @@ pub fn report(
     })
 }
 
-fn judged(profile: &ProfileReport, faults: bool) -> (Verdict, Option<String>) {
+impl ExploreReport {
+    /// "shard 2/3 is missing", where one is.
+    pub fn absent(&self) -> Option<String> {
+        (!self.missing.is_empty()).then(|| absent(&self.missing))
+    }
+}
+
+fn absent(missing: &[Shard]) -> String {
+    let names: Vec<String> = missing.iter().map(Shard::to_string).collect();
+    match names.as_slice() {
+        [one] => format!("shard {one} is missing"),
+        some => format!("shards {} are missing", some.join(", ")),
+    }
+}
+
+fn judged(
+    profile: &ProfileReport,
+    faults: bool,
+    broken_off: Option<String>,
+) -> (Verdict, Option<String>) {
     let counts = &profile.counts;
     if profile.failures > 0 || counts.failed > 0 || profile.not_shrunk > 0 {
         (Verdict::Violated, None)
@@ -154,6 +182,8 @@ fn judged(profile: &ProfileReport, faults: bool) -> (Verdict, Option<String>) {
     } else if counts.unsure > 0 {
         let (unsure, of) = (counts.unsure, counts.unique);
         (Verdict::Inconclusive, Some(format!("{unsure} of {of} states could not be judged")))
+    } else if broken_off.is_some() {
+        (Verdict::Inconclusive, broken_off)
     } else if faults {
         (Verdict::Inconclusive, Some("the fault was not noticed".to_owned()))
     } else {
@@ -167,12 +197,7 @@ fn whole(profiles: &[ProfileReport], missing: &[Shard]) -> (Verdict, Option<Stri
         return (Verdict::Violated, None);
     }
     if !missing.is_empty() {
-        let names: Vec<String> = missing.iter().map(Shard::to_string).collect();
-        let text = match names.as_slice() {
-            [one] => format!("shard {one} is missing"),
-            some => format!("shards {} are missing", some.join(", ")),
-        };
-        return (Verdict::Inconclusive, Some(text));
+        return (Verdict::Inconclusive, Some(absent(missing)));
     }
     match any(Verdict::Inconclusive) {
         Some(p) => {
@@ -183,5 +208,80 @@ fn whole(profiles: &[ProfileReport], missing: &[Shard]) -> (Verdict, Option<Stri
             (Verdict::Inconclusive, Some("no profile was explored".to_owned()))
         }
         None => (Verdict::Passed, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::explore::session::{Choices, Identity};
+
+    fn session(ended: Option<Ended>, complete: &[bool]) -> Session {
+        let identity = Identity {
+            recording: "r".into(),
+            events: String::new(),
+            base: String::new(),
+            last: None,
+        };
+        let profiles = ["lb512", "req16k"].map(str::to_owned).to_vec();
+        let choices = Choices {
+            profiles,
+            strategies: Vec::new(),
+            faults: Vec::new(),
+            seed: 1,
+            every_event: false,
+            nested: 0,
+            fsck_every: 50,
+        };
+        let mut session = Session::new(identity, choices, None);
+        session.ended = ended;
+        for (profile, complete) in session.profiles.iter_mut().zip(complete) {
+            profile.complete = *complete;
+            profile.counts = Counts { states: 9, unique: 7, judged: 7, ..Counts::default() };
+        }
+        session
+    }
+
+    fn of(session: &Session, missing: &[&str]) -> ExploreReport {
+        let missing = missing.iter().map(|shard| shard.parse().unwrap()).collect();
+        report(session, Judge::InPlace, missing).unwrap()
+    }
+
+    #[test]
+    fn what_was_interrupted_has_not_passed_but_where_it_was_through() {
+        for (ended, exit, says) in
+            [(Some(Ended::Stopped), 130, "was interrupted"), (None, 3, "broke off")]
+        {
+            let report = of(&session(ended, &[true, false]), &[]);
+            let verdicts: Vec<Verdict> = report.profiles.iter().map(|p| p.verdict).collect();
+            assert_eq!(verdicts, [Verdict::Passed, Verdict::Inconclusive]);
+            assert_eq!((report.verdict, report.exit), (Verdict::Inconclusive, exit));
+            assert!(report.why.unwrap().contains(says));
+        }
+        // Interrupted so early that there is nothing: it is that all the same.
+        let mut early = session(Some(Ended::Stopped), &[true, false]);
+        early.profiles[1].counts = Counts::default();
+        assert_eq!(of(&early, &[]).exit, 130);
+        // A violation is the news.
+        early.profiles[0].counts.failed = 1;
+        assert_eq!((of(&early, &[]).verdict, of(&early, &[]).exit), (Verdict::Violated, 1));
+    }
+
+    #[test]
+    fn a_limit_that_was_asked_for_is_an_end() {
+        for ended in [Ended::Complete, Ended::States, Ended::Time] {
+            let report = of(&session(Some(ended), &[true, false]), &[]);
+            assert_eq!((report.verdict, report.exit), (Verdict::Passed, 0));
+        }
+    }
+
+    #[test]
+    fn what_a_missing_shard_may_hold_has_not_passed() {
+        let report = of(&session(None, &[false, false]), &["2/3"]);
+        assert_eq!((report.verdict, report.exit), (Verdict::Inconclusive, 3));
+        for why in report.profiles.iter().map(|p| &p.why).chain([&report.why]) {
+            assert_eq!(why.as_deref(), Some("shard 2/3 is missing"));
+        }
     }
 }

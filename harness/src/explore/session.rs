@@ -14,7 +14,7 @@ use super::bundle::Judge;
 use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tornblk_model::crash::WriteCuts;
 use tornblk_model::event::{Event, Op, Seq, Submit};
@@ -25,6 +25,7 @@ const FORMAT: u32 = 1;
 const MAGIC: [u8; 8] = *b"TORNJDG1";
 const SESSION: &str = "session.json";
 const JUDGED: &str = "judged.bin";
+const REPORT: &str = "report.json";
 /// Bytes of one content.
 const ENTRY: usize = 26;
 
@@ -215,7 +216,12 @@ impl Session {
     /// There is none, or it is of another version or damaged.
     pub fn load(dir: &Path) -> Result<Session, ExploreError> {
         let path = dir.join(SESSION);
-        let bytes = std::fs::read(&path).map_err(io("read", &path))?;
+        let bytes = match std::fs::read(&path) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(ExploreError::Bad(none_in(dir)));
+            }
+            read => read.map_err(io("read", &path))?,
+        };
         let bad = |why: String| {
             ExploreError::Bad(format!(
                 "{} cannot be used ({why}): explore anew into another folder",
@@ -268,6 +274,21 @@ impl Session {
     pub fn position(&self, judged: Vec<Judged>, counts: Counts) -> Position {
         Position { done: self.done.clone(), judged, counts, coverage: self.cuts.clone() }
     }
+}
+
+/// Why there is no session, and what to give instead.
+fn none_in(dir: &Path) -> String {
+    let place = dir.display();
+    if !dir.is_dir() {
+        return format!("there is no folder {place}: name one that `tornblk explore --out` made");
+    }
+    if dir.join(REPORT).is_file() {
+        return format!(
+            "{place} holds a report that was put together, and no exploration: name the folders of \
+             its shards"
+        );
+    }
+    format!("{place} holds no exploration: name a folder that `tornblk explore --out` made")
 }
 
 fn encode(judged: &[Content]) -> Vec<u8> {

@@ -5,6 +5,7 @@ use super::{headline, strip};
 use crate::explore::session::Kept;
 use crate::explore::{Ended, ExploreReport, Piece, ProfileReport, Progress, Watch};
 use crate::oracle::Cell;
+use crate::out::note;
 use crate::run::Verdict;
 use comfy_table::{
     CellAlignment, Table,
@@ -37,7 +38,9 @@ impl Live {
     pub fn new(look: Look) -> Live {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            let template = if look.utf8 { "{spinner} {elapsed} {msg}" } else { "{elapsed} {msg}" };
+            // A line that went over to the next row would stay there when it changes.
+            let template =
+                if look.utf8 { "{spinner} {elapsed} {wide_msg}" } else { "{elapsed} {wide_msg}" };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
@@ -50,7 +53,7 @@ impl Live {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => eprintln!("{text}"),
+            None => note!("{text}"),
         }
     }
 
@@ -69,7 +72,7 @@ impl Watch for Live {
             None => {
                 if self.last.is_none_or(|last| last.elapsed() >= EVERY) {
                     self.last = Some(Instant::now());
-                    eprintln!("{line}");
+                    note!("{line}");
                 }
             }
         }
@@ -79,7 +82,7 @@ impl Watch for Live {
         let line = self.look.paint(&title(kept), "31");
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => note!("{line}"),
         }
     }
 }
@@ -87,10 +90,10 @@ impl Watch for Live {
 fn progress_line(profile: &str, n: usize, of: usize, at: &Progress) -> String {
     let c = &at.counts;
     let place = if of > 1 { format!("{profile} ({n} of {of})") } else { profile.to_owned() };
-    let left = at.left.map(|left| format!(", {} left", duration(left))).unwrap_or_default();
+    let left = at.left.map(|left| format!("{} left, ", duration(left))).unwrap_or_default();
     let rate = if at.rate >= 10.0 { format!("{:.0}", at.rate) } else { format!("{:.1}", at.rate) };
     format!(
-        "{place}: {} states done, {} unique, {} failed, {rate} a second{left}",
+        "{place}: {left}{} states, {} unique, {} failed, {rate}/s",
         c.states, c.unique, c.failed
     )
 }
@@ -123,10 +126,13 @@ pub fn write(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Res
     let (all, beyond) =
         (report.failures.len(), report.profiles.iter().map(|p| p.not_shrunk).sum::<u64>());
     if all > TOLD {
-        writeln!(out, "and {} more failures, in the report", all - TOLD)?;
+        let rest = all - TOLD;
+        let s = if rest == 1 { "" } else { "s" };
+        writeln!(out, "and {rest} more failure{s}, in the report")?;
     }
     if beyond > 0 {
-        writeln!(out, "{beyond} more states fail that were not shrunk: see --failures")?;
+        let (s, fail) = if beyond == 1 { ("", "fails") } else { ("s", "fail") };
+        writeln!(out, "{beyond} more state{s} {fail}, not shrunk: see --failures")?;
     }
     ending(report, look, out)
 }
@@ -137,6 +143,11 @@ fn ending(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Result
         writeln!(out, "{verdict}: {why}")?;
     }
     match report.ended {
+        _ if !report.missing.is_empty() => {
+            // Where it is not the reason already.
+            let absent = report.absent().filter(|absent| report.why.as_ref() != Some(absent));
+            absent.map_or(Ok(()), |absent| writeln!(out, "{absent}: this is not all"))?;
+        }
         Some(Ended::Complete) => {}
         Some(Ended::States) => writeln!(out, "ended: as many states as --states allows")?,
         Some(Ended::Time) => writeln!(out, "ended: the time was over (--time)")?,
@@ -253,7 +264,8 @@ fn failure(report: &ExploreReport, kept: &Kept, look: Look, out: &mut dyn Write)
         }
         let rest = failure.findings.len() - 1;
         if rest > 0 {
-            writeln!(out, "  and {rest} more findings in this state")?;
+            let s = if rest == 1 { "" } else { "s" };
+            writeln!(out, "  and {rest} more finding{s} in this state")?;
         }
     }
     let pieces = &failure.explanation.pieces;
@@ -261,7 +273,8 @@ fn failure(report: &ExploreReport, kept: &Kept, look: Look, out: &mut dyn Write)
         write_piece(piece, look, out)?;
     }
     if pieces.len() > WRITES {
-        writeln!(out, "  and {} more writes", pieces.len() - WRITES)?;
+        let rest = pieces.len() - WRITES;
+        writeln!(out, "  and {rest} more write{}", if rest == 1 { "" } else { "s" })?;
     }
     for fault in &failure.explanation.faults {
         writeln!(out, "  fault   {}", shortened(fault))?;
@@ -335,7 +348,7 @@ fn shortened(text: &str) -> String {
 pub fn json(report: &ExploreReport, path: &Path) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(report)?;
     text.push(b'\n');
-    std::fs::write(path, text)
+    super::save(path, &text)
 }
 
 /// As JUnit XML: a test case a profile. Violations are failures, what is inconclusive is an error.
@@ -343,7 +356,7 @@ pub fn json(report: &ExploreReport, path: &Path) -> io::Result<()> {
 /// # Errors
 /// The file cannot be written.
 pub fn junit(report: &ExploreReport, path: &Path) -> io::Result<()> {
-    std::fs::write(path, render(report)?)
+    super::save(path, render(report)?.as_bytes())
 }
 
 fn render(report: &ExploreReport) -> io::Result<String> {
@@ -583,10 +596,10 @@ mod tests {
         };
         assert_eq!(
             progress_line("lb512", 1, 2, &at),
-            "lb512 (1 of 2): 12 states done, 9 unique, 1 failed, 2.3 a second, 1 min 35 s left"
+            "lb512 (1 of 2): 1 min 35 s left, 12 states, 9 unique, 1 failed, 2.3/s"
         );
         (at.rate, at.left) = (20_000.4, None);
         let line = progress_line("lb512", 1, 1, &at);
-        assert_eq!(line, "lb512: 12 states done, 9 unique, 1 failed, 20000 a second");
+        assert_eq!(line, "lb512: 12 states, 9 unique, 1 failed, 20000/s");
     }
 }

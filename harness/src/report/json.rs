@@ -7,7 +7,7 @@ use std::path::Path;
 pub fn write(report: &RunReport, path: &Path) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(report)?;
     text.push(b'\n');
-    std::fs::write(path, text)
+    super::save(path, &text)
 }
 
 #[cfg(test)]

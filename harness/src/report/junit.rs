@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub fn write(report: &RunReport, path: &Path) -> io::Result<()> {
-    std::fs::write(path, render(report)?)
+    super::save(path, render(report)?.as_bytes())
 }
 
 fn render(report: &RunReport) -> io::Result<String> {

@@ -15,6 +15,18 @@ pub mod terminal;
 
 use crate::oracle::Finding;
 use crate::run::{CutReport, LaneReport};
+use std::io;
+use std::path::Path;
+
+/// Whole or not at all: half a report would be taken for one.
+fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = std::fs::write(path, bytes);
+    if written.is_err() && path.is_file() {
+        // The error is what matters.
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
 
 /// Findings of a lane with the cut that showed them; of the control none.
 pub fn findings(lane: &LaneReport) -> impl Iterator<Item = (&CutReport, &Finding)> {

@@ -2,6 +2,7 @@
 
 use super::{findings, headline, strip};
 use crate::oracle::Finding;
+use crate::out::note;
 use crate::run::{CutReport, LaneReport, Phase, Progress, RunReport, Verdict, word};
 use comfy_table::{
     CellAlignment, Table,
@@ -58,7 +59,7 @@ impl Live {
     pub fn new(look: Look) -> Live {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            if let Ok(mut style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+            if let Ok(mut style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
                 if !look.utf8 {
                     style = style.tick_chars("|/-\\ ");
                 }
@@ -73,7 +74,7 @@ impl Live {
     fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => note!("{line}"),
         }
     }
 
@@ -87,7 +88,7 @@ impl Live {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => eprintln!("{text}"),
+            None => note!("{text}"),
         }
     }
 }
@@ -101,7 +102,7 @@ impl Progress for Live {
                 // A line a cut is enough for a log.
                 let place = (at.lane.to_owned(), at.cut);
                 if self.last.as_ref() != Some(&place) {
-                    eprintln!("{line}");
+                    note!("{line}");
                     self.last = Some(place);
                 }
             }
@@ -119,10 +120,16 @@ impl Progress for Live {
     }
 
     fn lane_done(&mut self, report: &LaneReport) {
-        let why = report.why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+        let why = report.why.as_ref();
+        let why = why.map(|w| format!(": {}", reason(report.verdict, w))).unwrap_or_default();
         let verdict = self.look.verdict(report.verdict);
         self.say(&format!("{} {verdict} ({:.0} s){why}", report.name, report.seconds));
     }
+}
+
+/// The verdict stands before it already.
+fn reason(verdict: Verdict, why: &str) -> &str {
+    why.strip_prefix(&format!("{verdict}: ")).unwrap_or(why)
 }
 
 fn phase_line(at: &Phase<'_>) -> String {
@@ -148,7 +155,7 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
     writeln!(out, "{}", table(report, look))?;
     for lane in &report.lanes {
         if let Some(why) = &lane.why {
-            writeln!(out, "{}: {} - {why}", lane.name, lane.verdict)?;
+            writeln!(out, "{}: {} - {}", lane.name, lane.verdict, reason(lane.verdict, why))?;
         }
         if lane.cuts < lane.planned && lane.verdict != Verdict::Unsupported {
             let (cuts, planned) = (lane.cuts, lane.planned);
@@ -368,6 +375,7 @@ mod tests {
             "state  req64k/p120:none,+w97.7",
             "again: tornblk repro '/tmp/run/raw/cut-002'",
             "old: unsupported - RWF_ATOMIC",
+            "known: known - bug 7",
             "kept in /tmp/run",
             "next: tornblk repro",
         ] {

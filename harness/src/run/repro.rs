@@ -13,7 +13,11 @@ use tornblk_agent::channel::{Found, Readback, UnitFound, Workload};
 use tornblk_agent::payload::{self, SECTOR};
 use tornblk_agent::planted::{PageId, recover, slot_of};
 use tornblk_model::crash::{History, StateName};
-use tornblk_model::recording::{Reader, StateReader, Trust};
+use tornblk_model::recording::{Reader, RecordingError, StateReader, Trust};
+
+/// What a kept cut's folder has, beside its recording.
+const VERDICT: &str = "verdict.json";
+const EVIDENCE: &str = "evidence.json";
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -36,8 +40,9 @@ pub fn repro(
     interrupted: &AtomicBool,
     phase: &mut dyn FnMut(&str),
 ) -> Result<Reproduced, RunError> {
-    let then: CutReport = load(&dir.join("verdict.json"))?;
-    let mut evidence: Evidence = load(&dir.join("evidence.json"))?;
+    check_folder(dir)?;
+    let then: CutReport = load(&dir.join(VERDICT))?;
+    let mut evidence: Evidence = load(&dir.join(EVIDENCE))?;
     let recording = dir.join("disk.recording");
     phase("building the state");
     let state = state(&recording, &then.state, dir)?;
@@ -92,8 +97,9 @@ pub struct KeptState {
 /// # Errors
 /// Something of it is not there.
 pub fn kept_state(dir: &Path) -> Result<KeptState, RunError> {
-    let then: CutReport = load(&dir.join("verdict.json"))?;
-    let evidence: Evidence = load(&dir.join("evidence.json"))?;
+    check_folder(dir)?;
+    let then: CutReport = load(&dir.join(VERDICT))?;
+    let evidence: Evidence = load(&dir.join(EVIDENCE))?;
     let state = state(&dir.join("disk.recording"), &then.state, dir)?;
     let (volume, guest) = (evidence.volume, evidence.guest);
     Ok(KeptState { state, name: then.state, volume, guest })
@@ -120,6 +126,32 @@ impl Lab for Offline {
     }
 }
 
+/// Is it the folder of a cut? Where it is something near it, what to give instead is said.
+fn check_folder(dir: &Path) -> Result<(), RunError> {
+    let is_cut = |dir: &Path| dir.join(EVIDENCE).is_file() && dir.join(VERDICT).is_file();
+    if is_cut(dir) {
+        return Ok(());
+    }
+    let instead = "give a failure that `tornblk explore` left (failure-001.tornblk), or the folder of \
+                   a cut that a run kept (as in tornblk-out/.../raw/cut-002)";
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Err(RunError::Bad(format!("there is no {}: {instead}", dir.display())));
+    };
+    let bundle = |path: &Path| path.extension().is_some_and(|e| e == "tornblk");
+    let mut near: Vec<_> =
+        entries.flatten().map(|e| e.path()).filter(|p| is_cut(p) || bundle(p)).collect();
+    near.sort();
+    Err(RunError::Bad(match near.first() {
+        Some(first) => format!(
+            "{} is not one cut or failure, but has {} of them: give one, such as {}",
+            dir.display(),
+            near.len(),
+            first.display()
+        ),
+        None => format!("{} is no cut that was kept: {instead}", dir.display()),
+    }))
+}
+
 fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, RunError> {
     let bytes = std::fs::read(path).map_err(RunError::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|e| {
@@ -139,7 +171,19 @@ fn state(recording: &Path, name: &str, dir: &Path) -> Result<StateReader, RunErr
     let content = history.build(&StateName(name.to_owned())).map_err(bad)?;
     let beside = dir.join("..").join("base.img");
     let base = beside.is_file().then_some(beside.as_path());
-    StateReader::new(reader, base, Trust::SameContent, content).map_err(bad)
+    let image = reader.header().base.path.clone();
+    StateReader::new(reader, base, Trust::SameContent, content).map_err(|error| match error {
+        RecordingError::Io { source, .. }
+            if base.is_none() && source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            RunError::Bad(format!(
+                "the base image {} is not there: put it back, or beside the cut as {}",
+                image.display(),
+                beside.display()
+            ))
+        }
+        other => bad(other),
+    })
 }
 
 /// What a guest would read from the raw disk, after the recovery of a unit's protocol.

@@ -6,12 +6,12 @@ use super::{Case, GuestSettings};
 use crate::device::{Device, StatesSpec};
 use crate::run::{RunError, check};
 use crate::suite::MOUNT;
-use crate::vm::{NoHost, Vm, VmConfig, VmError};
+use crate::vm::{Host, NoHost, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{
-    Command, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
+    Command, MarkText, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
 };
 
 /// As the guest finds it; the device needs the last 8 bytes of 20.
@@ -24,6 +24,9 @@ const CPUS: u16 = 1;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(180);
 /// For every other command.
 const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Devices that may go in the middle of it: after that something is wrong with this machine.
+const DEVICES: u32 = 3;
 
 /// For a program that is run there.
 const EXEC_MS: u64 = 110_000;
@@ -46,6 +49,9 @@ pub struct Seat {
     // First: the guest goes before its disk does.
     guest: Option<Guest>,
     device: Device,
+    spec: StatesSpec,
+    /// Devices that went.
+    gone: u32,
     shown: Shown,
     settings: GuestSettings,
     dir: PathBuf,
@@ -119,6 +125,8 @@ impl Seat {
         Ok(Seat {
             guest: None,
             device,
+            spec,
+            gone: 0,
             shown,
             settings: settings.clone(),
             dir,
@@ -190,11 +198,27 @@ impl Seat {
     fn guest(&mut self) -> Result<&mut Guest, SeatError> {
         check(&self.settings.stop).map_err(ends)?;
         if self.guest.is_none() {
+            self.revive()?;
             let guest = self.start()?;
             self.started += 1;
             self.guest = Some(guest);
         }
         self.guest.as_mut().ok_or_else(|| SeatError::Failed("there is no guest".into()))
+    }
+
+    /// Starts the device again where it went (somebody killed it, or the memory was short). There
+    /// must be no guest: it would wait for the old one.
+    fn revive(&mut self) -> Result<(), SeatError> {
+        let Err(why) = self.device.check() else { return Ok(()) };
+        self.gone += 1;
+        if self.gone > DEVICES {
+            return Err(ends(why.into()));
+        }
+        log::warn!("{why}; another is started, and nothing is lost");
+        let again = Device::start_states(&self.settings.tornblkd, &self.spec);
+        self.device = again.map_err(|e| ends(e.into()))?;
+        self.shown.forget();
+        Ok(())
     }
 
     fn start(&self) -> Result<Guest, SeatError> {
@@ -247,9 +271,11 @@ impl Seat {
                 Err(SeatError::Failed("the device does not show what it was told to".into()))
             }
             Err(SwitchError::Device(error)) => {
-                // Once it is gone nothing can go on.
-                self.device.check().map_err(|e| ends(e.into()))?;
-                Err(SeatError::Failed(error.to_string()))
+                // Who tries again has another guest, and beneath it another device if this one went.
+                Err(SeatError::Failed(match self.device.check() {
+                    Err(gone) => gone.to_string(),
+                    Ok(()) => error.to_string(),
+                }))
             }
         }
     }
@@ -271,7 +297,9 @@ impl Seat {
     pub(super) fn check(&mut self, nonce: u64) -> Result<StateFound, SeatError> {
         let mut workload = self.workload.clone();
         let mount = self.mount.clone();
-        let guest = self.guest()?;
+        self.guest()?;
+        let none = || SeatError::Failed("there is no guest".into());
+        let guest = self.guest.as_mut().ok_or_else(none)?;
         guest.states += 1;
         if mount.is_none() {
             // The disk may have another name here.
@@ -289,9 +317,10 @@ impl Seat {
             workload,
         };
         let start = Instant::now();
-        let outcome = guest.call(Command::CheckState { check }, CHECK_TIMEOUT);
+        let mut beneath = Beneath(&mut self.device);
+        let outcome = guest.call_over(Command::CheckState { check }, CHECK_TIMEOUT, &mut beneath);
         let took = start.elapsed();
-        let found: StateFound = match outcome? {
+        let found: StateFound = match self.unless_gone(outcome)? {
             Outcome::Ok { value } => serde_json::from_value(value).map_err(|e| {
                 SeatError::Failed(format!("what the guest found is not understood: {e}"))
             })?,
@@ -311,9 +340,18 @@ impl Seat {
         Ok(found)
     }
 
+    /// Whatever the guest made of a device that went says nothing about the state.
+    fn unless_gone(&mut self, outcome: Result<Outcome, SeatError>) -> Result<Outcome, SeatError> {
+        match (outcome, self.device.check()) {
+            (Err(_), Err(gone)) => Err(SeatError::Failed(gone.to_string())),
+            (outcome, _) => outcome,
+        }
+    }
+
     /// Lets the guest do something else.
     pub(super) fn call(&mut self, command: Command) -> Result<Outcome, SeatError> {
-        self.guest()?.call(command, TIMEOUT)
+        let outcome = self.guest()?.call(command, TIMEOUT);
+        self.unless_gone(outcome)
     }
 }
 
@@ -346,13 +384,39 @@ impl Guest {
     }
 
     fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, SeatError> {
-        let called = self.vm.call(command, &mut NoHost, Instant::now() + time);
+        self.call_over(command, time, &mut NoHost)
+    }
+
+    fn call_over(
+        &mut self,
+        command: Command,
+        time: Duration,
+        host: &mut dyn Host,
+    ) -> Result<Outcome, SeatError> {
+        let called = self.vm.call(command, host, Instant::now() + time);
         called.map_err(|e| match e {
             VmError::Stopped => SeatError::Ends(ExploreError::Interrupted),
             VmError::Panic { line, .. } => SeatError::Died(format!("crashed the kernel: {line}")),
             VmError::Hung { .. } => SeatError::Died(format!("did not come to an end: {e}")),
             e => SeatError::Failed(e.to_string()),
         })
+    }
+}
+
+/// Ends the wait for a guest whose device went: its reads would wait for ever.
+struct Beneath<'a>(&'a mut Device);
+
+impl Host for Beneath<'_> {
+    fn marks(&mut self, marks: &[MarkText]) -> Result<(), String> {
+        NoHost.marks(marks)
+    }
+
+    fn progress(&mut self, text: &str) {
+        NoHost.progress(text);
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0.check().is_err()
     }
 }
 
