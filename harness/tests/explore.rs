@@ -117,6 +117,24 @@ fn a_forgotten_flush_is_found_explained_and_shown_again_from_one_file() {
     refused(&elsewhere, &["repro", "none.tornblk"], "cannot open the bundle");
 }
 
+/// Not so many states that fail, whatever is to blame.
+#[test]
+fn as_many_different_failures_are_reported_as_are_asked_for() {
+    let recorded = recorded(8, &[1, FORGOTTEN, 5, 6]);
+    let explore = ["explore", "disk.recording", "--strategy", "prefix,one-lost,tear,random=200"];
+    for (limit, is_all) in [("4", true), ("2", false)] {
+        let out = ["--out", limit, "--json", "r.json", "--failures", limit];
+        let text = run(&recorded, &[&explore[..], &out].concat(), 1);
+        let report = json(&recorded.dir.path().join("r.json"));
+        let failures = report["failures"].as_array().unwrap();
+        let units = failures.iter().map(|f| f["failure"]["findings"][0]["unit"].as_u64().unwrap());
+        let units: std::collections::BTreeSet<u64> = units.collect();
+        assert_eq!((failures.len().to_string().as_str(), units.len()), (limit, failures.len()));
+        assert_eq!(text.contains(&format!(": {limit} different failures")), is_all, "{text}");
+        assert_eq!(text.contains("at least 2 different failures"), !is_all, "{text}");
+    }
+}
+
 #[test]
 fn data_that_does_not_fit_its_checksum_is_damage_and_no_finding() {
     let recorded = recorded(6, &[]);
@@ -327,7 +345,11 @@ fn what_was_broken_off_goes_on_where_it_was() {
     );
     let (whole, part) =
         (Session::load(&dir.join("whole")).unwrap(), Session::load(&dir.join("part")).unwrap());
-    assert_eq!(whole.profiles[0].counts.unique, part.profiles[0].counts.unique);
+    let counts = |session: &Session| {
+        let counts = session.profiles[0].counts;
+        (counts.states, counts.unique, counts.points)
+    };
+    assert_eq!(counts(&whole), counts(&part));
     assert_eq!(whole.failures.len(), part.failures.len());
     // Once more: there is nothing left, and it says the same.
     run(&recorded, &[&resume[..], &["--resume"]].concat(), 1);

@@ -16,10 +16,22 @@ use tornblk_model::event::Seq;
 const CALLS: usize = 8;
 
 /// What a finding is about: the same after other writes, at another crash point.
-type About = BTreeSet<(Clause, u32, u64)>;
+type About = BTreeSet<(Clause, u32, u64, Option<u32>)>;
+
+/// (file, unit)
+pub(super) type Units = BTreeSet<(u32, u64)>;
 
 fn about(findings: &[Finding]) -> About {
-    findings.iter().map(|f| (f.clause, f.file, f.unit)).collect()
+    findings.iter().map(one).collect()
+}
+
+fn one(finding: &Finding) -> (Clause, u32, u64, Option<u32>) {
+    (finding.clause, finding.file, finding.unit, finding.generation)
+}
+
+/// Says which write of which unit is meant, and so is the same whatever part of it is to blame.
+pub(super) fn is_named(finding: &Finding) -> bool {
+    finding.len > 0
 }
 
 /// A failure that was reported.
@@ -29,34 +41,55 @@ pub(super) struct Reported {
     profile: String,
     left: Vec<Difference>,
     about: About,
+    named: bool,
 }
 
 impl Reported {
     pub(super) fn new(number: u64, profile: &str, blame: &Blame) -> Reported {
         let profile = profile.to_owned();
         let left = blame.shrunk.left.clone();
-        Reported { number, profile, left, about: about(&blame.findings) }
+        let named = blame.findings.iter().all(is_named);
+        Reported { number, profile, left, about: about(&blame.findings), named }
     }
 
     /// Does it come to the same?
     pub(super) fn is(&self, profile: &str, blame: &Blame) -> bool {
         self.profile == profile
-            && self.left == blame.shrunk.left
+            && (self.named || self.left == blame.shrunk.left)
             && self.about == about(&blame.findings)
     }
 
-    /// Is all that this one is to blame for in a state, and breaks it nothing else?
-    pub(super) fn is_in(
-        &self,
-        profile: &str,
-        cursor: &Cursor<'_, '_>,
-        findings: &[Finding],
-    ) -> bool {
-        self.profile == profile
-            && !self.left.is_empty()
-            && about(findings).is_subset(&self.about)
-            && cursor.has(&self.left)
+    /// Is all that this one is to blame for in a state?
+    fn is_in(&self, profile: &str, cursor: &Cursor<'_, '_>) -> bool {
+        self.profile == profile && !self.left.is_empty() && cursor.has(&self.left)
     }
+}
+
+/// The findings that none of the `reported` failures accounts for, each of which is in the state
+/// that the cursor shows; and the first of those that are.
+pub(super) fn unexplained(
+    reported: &[Reported],
+    profile: &str,
+    cursor: &Cursor<'_, '_>,
+    findings: &[Finding],
+) -> (Units, Option<u64>) {
+    let mut left: Vec<&Finding> = findings.iter().collect();
+    let mut first = None;
+    for known in reported.iter().filter(|known| known.profile == profile) {
+        if left.is_empty() {
+            break;
+        }
+        let about = |f: &&Finding| known.about.contains(&one(f));
+        if left.iter().any(about) {
+            let is_in = known.is_in(profile, cursor);
+            let before = left.len();
+            left.retain(|f| !(about(f) && (is_in || is_named(f))));
+            if left.len() < before {
+                first.get_or_insert(known.number);
+            }
+        }
+    }
+    (left.into_iter().map(|f| (f.file, f.unit)).collect(), first)
 }
 
 /// What is to blame.
@@ -81,12 +114,14 @@ impl Place {
     }
 }
 
-/// Shrinks the state that the cursor shows, which failed with `findings`.
+/// Shrinks the state that the cursor shows, which failed with `findings`, to one in which one of the
+/// `units` still fails: else all states would be shrunk to what is known already.
 pub(super) fn shrink(
     job: &Job<'_>,
     cursor: &mut Cursor<'_, '_>,
     place: Place,
     findings: Vec<Finding>,
+    units: &Units,
     verifier: &mut dyn Verifier,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Blame>, ExploreError> {
@@ -101,10 +136,10 @@ pub(super) fn shrink(
             if cursor.fingerprint() == own.0 {
                 return Ok(true);
             }
-            Ok(matches!(
-                verifier.verify(&place.state(profile, &Shown(cursor)))?,
-                Verdict::Failed(_)
-            ))
+            Ok(match verifier.verify(&place.state(profile, &Shown(cursor)))? {
+                Verdict::Failed(now) => now.iter().any(|f| units.contains(&(f.file, f.unit))),
+                Verdict::Passed | Verdict::Unsure(_) => false,
+            })
         },
     )?;
     let Some(shrunk) = shrunk else { return Ok(None) };

@@ -77,6 +77,10 @@ impl Drive<'_> {
                 ended = Ended::Stopped;
                 break;
             }
+            if let Some(state) = session.profiles.get_mut(i) {
+                let again = std::mem::take(&mut state.again);
+                state.counts.states = state.counts.states.saturating_sub(again);
+            }
             // The engine counts the points of one profile.
             let before = Counts { points: 0, ..all(session) };
             let left = self.profiles.len() - i;
@@ -227,6 +231,7 @@ impl Keeper<'_> {
         if let Some(state) = self.session.profiles.get_mut(self.profile) {
             state.counts = plus(self.own, minus(position.counts, self.before));
             state.counts.points = points(&position.done, &state.profile);
+            state.again = position.again;
         }
     }
 

@@ -182,6 +182,8 @@ pub(super) struct Sums {
     /// But for `judged`.
     pub(super) counts: Counts,
     pub(super) not_shrunk: u64,
+    /// States of points that were gone through to the end, those before a `--resume` included.
+    pub(super) whole: u64,
     pub(super) done: BTreeMap<String, BTreeMap<String, Vec<Seq>>>,
     pub(super) coverage: BTreeMap<String, Coverage>,
     pub(super) at: String,
@@ -197,7 +199,12 @@ impl<'j> Shared<'j> {
         for points in done_before.values_mut().flat_map(BTreeMap::values_mut) {
             points.sort_unstable();
         }
-        let mut sums = Sums { counts: before.counts, done: before.done, ..Sums::default() };
+        let mut sums = Sums {
+            counts: before.counts,
+            whole: before.counts.states,
+            done: before.done,
+            ..Sums::default()
+        };
         for (profile, writes) in &before.coverage {
             let coverage = sums.coverage.entry(profile.clone()).or_default();
             for cuts in writes {
@@ -304,13 +311,14 @@ impl<'j> Shared<'j> {
 
     fn position(&self) -> Position {
         // First what was done, then what was judged for it: never the other way round.
-        let (counts, done, coverage) = {
+        let (counts, whole, done, coverage) = {
             let sums = self.sums();
             let coverage = sums.coverage.iter().map(|(p, cuts)| (p.clone(), cuts.writes()));
-            (sums.counts, sums.done.clone(), coverage.collect())
+            (sums.counts, sums.whole, sums.done.clone(), coverage.collect())
         };
         let counts = Counts { judged: self.judged.load(Ordering::Relaxed), ..counts };
-        Position { done, judged: self.seen.all(), counts, coverage }
+        let again = counts.states.saturating_sub(whole);
+        Position { done, judged: self.seen.all(), counts, again, coverage }
     }
 }
 

@@ -496,6 +496,10 @@ pub struct Position {
     pub judged: Vec<Judged>,
     /// Sums up to here.
     pub counts: Counts,
+    /// Of the states, those of crash points that were not gone through to the end: who goes on from
+    /// here comes to them again.
+    #[serde(default)]
+    pub again: u64,
     /// Which cuts of which writes were looked at, by profile.
     #[serde(default)]
     pub coverage: BTreeMap<String, Vec<WriteCuts>>,

@@ -38,6 +38,8 @@ pub(super) struct Visit {
     pub(super) point: u32,
     /// How many positions of each strategy were gone through; empty: of none.
     pub(super) walked: Box<[u64]>,
+    /// States that were counted here so far.
+    pub(super) states: u64,
 }
 
 /// What a thread takes at once: neighbouring points of one profile, latest first.
@@ -118,6 +120,7 @@ impl Schedule {
                     profile,
                     point,
                     walked: Box::default(),
+                    states: 0,
                 })
             })
             .collect();

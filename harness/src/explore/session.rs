@@ -10,6 +10,7 @@
 //! `judged.bin` is written first, then `session.json`, each under another name and renamed: a
 //! session never says that something was done whose contents are not kept.
 
+use super::blame::is_named;
 use super::bundle::Judge;
 use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard};
 use serde::{Deserialize, Serialize};
@@ -140,7 +141,7 @@ impl Kept {
             broken.collect::<std::collections::BTreeSet<_>>()
         };
         let named = |failure: &Failure| {
-            !failure.findings.is_empty() && failure.findings.iter().all(|f| f.len > 0)
+            !failure.findings.is_empty() && failure.findings.iter().all(is_named)
         };
         own.fingerprint == other.fingerprint
             || named(own) && named(other) && broken(own) == broken(other)
@@ -153,6 +154,9 @@ impl Kept {
 pub struct ProfileState {
     pub profile: String,
     pub counts: Counts,
+    /// See [`Position::again`].
+    #[serde(default)]
+    pub again: u64,
     /// Everything that was asked for was gone through.
     pub complete: bool,
     /// Contents that failed beyond what was shrunk.
@@ -272,7 +276,8 @@ impl Session {
 
     /// Where the engine goes on.
     pub fn position(&self, judged: Vec<Judged>, counts: Counts) -> Position {
-        Position { done: self.done.clone(), judged, counts, coverage: self.cuts.clone() }
+        let (done, coverage) = (self.done.clone(), self.cuts.clone());
+        Position { done, judged, counts, again: 0, coverage }
     }
 }
 

@@ -202,8 +202,9 @@ fn forgotten_flush() -> (Driver, Durable, Seq) {
 #[test]
 fn a_forgotten_flush_is_found_and_shrunk_to_the_write() {
     let (driver, oracle, lost) = forgotten_flush();
-    let (summary, heard) =
-        run(&driver, &settings("lb4k"), None, &|_| Ok(Box::new(InPlace::new(&oracle))));
+    // Of two threads either may be the first that finds it, and one content has several names.
+    let alone = Settings { threads: 1, ..settings("lb4k") };
+    let (summary, heard) = run(&driver, &alone, None, &|_| Ok(Box::new(InPlace::new(&oracle))));
     assert_eq!(summary.ended, Ended::Complete);
     assert_eq!(heard.failures.len(), 1, "{:#?}", heard.failures);
     assert!(summary.counts.failed > 1, "{summary:?}");

@@ -111,6 +111,8 @@ struct Own {
     failed: u64,
     unsure: u64,
     not_shrunk: u64,
+    /// Of `states`, those of points that were gone through to the end.
+    whole: u64,
 }
 
 pub(super) struct Worker<'s, 'j, 'v> {
@@ -214,13 +216,15 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
     fn tell_counts(&mut self, cursor: &Cursor<'_, '_>) {
         self.counted = Instant::now();
         let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let Own { states, unique, failed, unsure, not_shrunk } = std::mem::take(&mut self.own);
+        let Own { states, unique, failed, unsure, not_shrunk, whole } =
+            std::mem::take(&mut self.own);
         sums.counts.states += states;
         sums.counts.unique += unique;
         sums.counts.failed += failed;
         sums.counts.unsure += unsure;
         sums.counts.points += std::mem::take(&mut self.points);
         sums.not_shrunk += not_shrunk;
+        sums.whole += whole;
         if let Some(after) = cursor.after() {
             sums.at = format!("{}/p{after}", cursor.profile());
         }
@@ -291,6 +295,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         let done = left.iter().map(|i| (name.clone(), strategies[*i].to_string(), after));
         self.done.extend(done);
         self.points += 1;
+        self.own.whole += visit.states;
         Ok(ControlFlow::Continue(true))
     }
 
@@ -332,7 +337,10 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             while cursor.step()? && cursor.position() < to {
                 if self.is_mine(cursor)? {
                     match self.one(cursor, place, purse)? {
-                        ControlFlow::Continue(cost) => spent += cost,
+                        ControlFlow::Continue(cost) => {
+                            spent += cost;
+                            visit.states += 1;
+                        }
                         ControlFlow::Break(over) => return Ok(ControlFlow::Break(over)),
                     }
                 }
@@ -473,12 +481,8 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         let shared = self.shared;
         let profile = cursor.profile().to_string();
         let found = cursor.name()?;
-        let again = {
-            let reported = shared.reported();
-            let mut all = reported.iter();
-            all.find(|one| one.is_in(&profile, cursor, &findings)).map(|one| one.number)
-        };
-        if let Some(number) = again {
+        let (units, first) = blame::unexplained(&shared.reported(), &profile, cursor, &findings);
+        if let Some(number) = first.filter(|_| units.is_empty()) {
             self.tell(Told::Again(number, found.into()));
             return Ok(());
         }
@@ -488,7 +492,8 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         }
         let stop = || shared.is_stopped();
         let job = shared.job;
-        let Some(blame) = blame::shrink(job, cursor, place, findings, &mut *self.verifier, &stop)?
+        let verifier = &mut *self.verifier;
+        let Some(blame) = blame::shrink(job, cursor, place, findings, &units, verifier, &stop)?
         else {
             return Ok(());
         };

@@ -164,13 +164,19 @@ fn ending(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Result
 }
 
 /// Nothing is called safe: only what was looked at is said.
+/// How many failures; what was not shrunk may be one more, or one of these.
+fn different(profile: &ProfileReport) -> String {
+    let least = if profile.not_shrunk > 0 { "at least " } else { "" };
+    let s = if profile.failures == 1 { "" } else { "s" };
+    format!("{least}{} different failure{s}", profile.failures)
+}
+
 fn said(profile: &ProfileReport) -> String {
-    let ProfileReport { profile: name, counts, failures, .. } = profile;
+    let ProfileReport { profile: name, counts, .. } = profile;
     let under = format!("in {} states ({} crash points)", counts.unique, counts.points);
     match profile.verdict {
         Verdict::Violated => {
-            let s = if *failures == 1 { "" } else { "s" };
-            format!("{name}: {failures} different failure{s} {under}")
+            format!("{name}: {} {under}", different(profile))
         }
         Verdict::Passed => format!("{name}: no finding {under}"),
         _ => {
@@ -405,9 +411,7 @@ fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
         Verdict::Violated => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             let text = told(report, |kept| kept.failure.profile == profile.profile);
-            let s = if profile.failures == 1 { "" } else { "s" };
-            let message = format!("{} different failure{s}", profile.failures);
-            status.set_message(message).set_description(text);
+            status.set_message(different(profile)).set_description(text);
             status
         }
         _ => {
