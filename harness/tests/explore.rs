@@ -6,6 +6,7 @@
 mod testing;
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use testing::{Recorded, list};
@@ -394,6 +395,56 @@ fn unread(recorded: &Recorded, arguments: &[&str]) -> Output {
 }
 
 #[test]
+fn what_an_import_was_told_goes_before_what_the_log_carries() {
+    let recorded = recorded(2, &[]);
+    let log = ["--format", "dm-log-writes", "-o", "log", "--base-out", "start"];
+    let export = ["recording", "export", "disk.recording"];
+    run(&recorded, &[&export[..], &log].concat(), 0);
+    let import = ["recording", "import", "--base", "start", "--atomic-unit-max", "4k", "log"];
+    run(&recorded, &[&import[..], &["-o", "again"]].concat(), 0);
+    let names = run(&recorded, &["explore", "again", "--list", "--strategy", "prefix"], 0);
+    assert!(names.lines().count() > 3 && names.lines().all(|n| n.starts_with("req4k/")), "{names}");
+    assert!(run(&recorded, &["explore", "again"], 0).contains("req4k: no finding"));
+}
+
+/// Interrupts it as soon as it explores.
+fn interrupted(recorded: &Recorded, arguments: &[&str]) -> Output {
+    let mut child =
+        command(recorded, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("exploring") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).unwrap(), 0, "it ended before it began");
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    drop(said);
+    output
+}
+
+#[test]
+fn what_was_interrupted_has_not_passed() {
+    let recorded = recorded(6, &[]);
+    let explore = ["explore", "disk.recording", "--profile", "req16k,lb512", "--every-event"];
+    let more = ["--strategy", "random=1000000000", "--out", "out", "--json", "r.json"];
+    let junit = ["--junit", "r.xml"];
+    let output = interrupted(&recorded, &[&explore[..], &more, &junit].concat());
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let report = json(&recorded.dir.path().join("r.json"));
+    assert_eq!((&report["exit"], &report["verdict"]), (&130.into(), &"inconclusive".into()));
+    for profile in report["profiles"].as_array().unwrap() {
+        assert_eq!(profile["verdict"], "inconclusive", "{profile}");
+        assert!(profile["why"].is_string(), "{profile}");
+    }
+    let junit = std::fs::read_to_string(recorded.dir.path().join("r.xml")).unwrap();
+    assert!(junit.contains(r#"errors="2""#), "{junit}");
+    // Put together later, nobody interrupts anything.
+    run(&recorded, &["report", "merge", "out"], 3);
+}
+
+#[test]
 fn a_reader_that_goes_away_costs_nothing() {
     let recorded = recorded(6, &[FORGOTTEN]);
     let explore = ["explore", "disk.recording", "--strategy", "prefix", "--out", "out"];
@@ -435,6 +486,10 @@ fn a_base_image_that_changed_or_moved_is_noticed() {
     std::fs::rename(recorded.base(), recorded.dir.path().join("moved")).unwrap();
     // Beside a recording it would be found.
     refused(&recorded, &["explore", "disk.recording"], "say with --base where it is now");
+    for command in [vec!["verify"], vec!["export", "--hash"]] {
+        let arguments = [&["recording"][..], &command, &["disk.recording"]].concat();
+        refused(&recorded, &arguments, "say with --base where it is now");
+    }
     run(&recorded, &["explore", "disk.recording", "--base", "moved"], 0);
     let mut bytes = std::fs::read(recorded.dir.path().join("moved")).unwrap();
     bytes[5] ^= 1;

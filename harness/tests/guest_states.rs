@@ -168,7 +168,8 @@ fn states_of_file_systems_are_judged_in_a_guest() {
 
 fn honest_states_pass(recorded: &Recorded, case: &Case<'_>, settings: &GuestSettings) {
     let (summary, told) = recorded.explore(case, settings, 24);
-    assert_eq!(summary.counts.judged, 24, "{summary:?}");
+    // Some of them more than once, where they were met under more promises later.
+    assert_eq!(summary.counts.unique, 24, "{summary:?}");
     assert!(told.failed.is_empty() && told.unsure.is_empty(), "{told:?}");
 }
 

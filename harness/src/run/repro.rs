@@ -141,12 +141,14 @@ fn check_folder(dir: &Path) -> Result<(), RunError> {
     let mut near: Vec<_> =
         entries.flatten().map(|e| e.path()).filter(|p| is_cut(p) || bundle(p)).collect();
     near.sort();
-    Err(RunError::Bad(match near.first() {
-        Some(first) => format!(
+    // "control" sorts before the cuts, and is what one wants least.
+    let one = near.iter().find(|path| !path.ends_with("control")).or(near.first());
+    Err(RunError::Bad(match one {
+        Some(one) => format!(
             "{} is not one cut or failure, but has {} of them: give one, such as {}",
             dir.display(),
             near.len(),
-            first.display()
+            one.display()
         ),
         None => format!("{} is no cut that was kept: {instead}", dir.display()),
     }))
