@@ -112,9 +112,9 @@ fn a_forgotten_flush_is_found_explained_and_shown_again_from_one_file() {
     std::fs::write(elsewhere.dir.path().join("cut.tornblk"), &whole[..whole.len() - 9]).unwrap();
     refused(&elsewhere, &["repro", "cut.tornblk"], "was cut short");
     let mut other = whole;
-    other[8] = 2;
+    other[8] = 99;
     std::fs::write(elsewhere.dir.path().join("new.tornblk"), &other).unwrap();
-    refused(&elsewhere, &["repro", "new.tornblk"], "is a bundle of format 2");
+    refused(&elsewhere, &["repro", "new.tornblk"], "is a bundle of format 99");
     refused(&elsewhere, &["repro", "none.tornblk"], "cannot open the bundle");
 }
 

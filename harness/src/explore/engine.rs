@@ -374,8 +374,9 @@ impl<'s, 'j> Teller<'s, 'j> {
         let rate = judged as f64 / elapsed.as_secs_f64().max(1e-9);
         let of_all = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
         let of_time = settings.time.map(|time| time.saturating_sub(elapsed));
-        let of_states = settings.states.filter(|_| rate > 0.0).map(|limit| {
-            Duration::from_secs_f64(limit.saturating_sub(counts.unique) as f64 / rate)
+        let of_states = settings.states.filter(|_| rate > 0.0).and_then(|limit| {
+            let seconds = limit.saturating_sub(counts.unique) as f64 / rate;
+            Duration::try_from_secs_f64(seconds).ok()
         });
         let left = [of_all, of_time, of_states].into_iter().flatten().min();
         Progress { counts, rate, elapsed, left, share, at: shared.sums().at.clone() }

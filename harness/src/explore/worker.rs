@@ -216,15 +216,16 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
     fn tell_counts(&mut self, cursor: &Cursor<'_, '_>) {
         self.counted = Instant::now();
         let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let Own { states, unique, failed, unsure, not_shrunk, whole } =
-            std::mem::take(&mut self.own);
+        // What is whole is told together with what is done: see `flush`.
+        let whole = self.own.whole;
+        let Own { states, unique, failed, unsure, not_shrunk, .. } = std::mem::take(&mut self.own);
+        self.own.whole = whole;
         sums.counts.states += states;
         sums.counts.unique += unique;
         sums.counts.failed += failed;
         sums.counts.unsure += unsure;
         sums.counts.points += std::mem::take(&mut self.points);
         sums.not_shrunk += not_shrunk;
-        sums.whole += whole;
         if let Some(after) = cursor.after() {
             sums.at = format!("{}/p{after}", cursor.profile());
         }
@@ -235,6 +236,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         self.tell_counts(cursor);
         self.flushed = Instant::now();
         let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.whole += std::mem::take(&mut self.own.whole);
         for (profile, strategy, after) in self.done.drain(..) {
             sums.done.entry(profile).or_default().entry(strategy).or_default().push(after);
         }

@@ -39,9 +39,9 @@ use tornblk_model::recording::RecordingError;
 pub const EXTENSION: &str = "tornblk";
 
 const MAGIC: [u8; 8] = *b"TORNBNDL";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Counts up when what judges a state may say something else of the same bytes.
-const CHECKER: u32 = 1;
+const CHECKER: u32 = 2;
 const HASH_AT: usize = 20;
 const DATA_AT: usize = 52;
 /// The longest [`Meta`]: a hundred findings of a file system.

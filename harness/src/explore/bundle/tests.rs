@@ -189,7 +189,7 @@ fn what_is_cut_short_damaged_or_foreign_is_refused_and_nothing_is_written() {
     }
     let mut bytes = whole.clone();
     bytes[8] = 9;
-    says(open(&bytes), "is a bundle of format 9, and this program knows format 1");
+    says(open(&bytes), "is a bundle of format 9, and this program knows format 2");
     bytes = whole.clone();
     bytes[12] ^= 1;
     assert!(open(&bytes).is_err());
@@ -205,7 +205,7 @@ fn rules_of_another_version_are_refused() {
     let mut meta = Meta::new(name(&recorded), "lb512".into(), Judge::InPlace);
     (meta.checker, meta.tornblk) = (77, "9.9.9".into());
     pack(&path, &reader, None, &Needed::All, &meta).unwrap();
-    says(Bundle::open(&path), "made by tornblk 9.9.9, which judges by other rules (77, here 1)");
+    says(Bundle::open(&path), "made by tornblk 9.9.9, which judges by other rules (77, here 2)");
 }
 
 #[test]

@@ -343,7 +343,7 @@ impl Seat {
     /// Whatever the guest made of a device that went says nothing about the state.
     fn unless_gone(&mut self, outcome: Result<Outcome, SeatError>) -> Result<Outcome, SeatError> {
         match (outcome, self.device.check()) {
-            (Err(_), Err(gone)) => Err(SeatError::Failed(gone.to_string())),
+            (_, Err(gone)) => Err(SeatError::Failed(gone.to_string())),
             (outcome, _) => outcome,
         }
     }

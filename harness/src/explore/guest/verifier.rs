@@ -245,14 +245,13 @@ impl<'a> GuestVerifier<'a> {
             }
             self.kept += 1;
             let kept = self.seat.dir().join(format!("recovery-{}.recording", self.kept));
-            let recording = match std::fs::rename(&file, &kept) {
-                Ok(()) => kept,
-                Err(e) => {
-                    log::warn!("the recovery's recording {} is not kept: {e}", file.display());
-                    file
-                }
-            };
-            tell_where(&mut findings, &Recovery { state: inner.0, recording });
+            // The next recovery is recorded under the same name, and this one is to be shown again.
+            if let Err(e) = std::fs::rename(&file, &kept) {
+                return Ok(Verdict::Unsure(format!(
+                    "{name} failed, and the recording of that recovery cannot be kept: {e}"
+                )));
+            }
+            tell_where(&mut findings, &Recovery { state: inner.0, recording: kept });
             return Ok(Verdict::Failed(findings));
         }
         Ok(Verdict::Passed)
