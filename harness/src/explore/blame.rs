@@ -16,12 +16,12 @@ use tornblk_model::event::Seq;
 const CALLS: usize = 8;
 
 /// What a finding is about: the same after other writes, at another crash point.
-type About = BTreeSet<(Clause, u32, u64, Option<u32>)>;
+pub(super) type About = BTreeSet<(Clause, u32, u64, Option<u32>)>;
 
 /// (file, unit)
 pub(super) type Units = BTreeSet<(u32, u64)>;
 
-fn about(findings: &[Finding]) -> About {
+pub(super) fn about(findings: &[Finding]) -> About {
     findings.iter().map(one).collect()
 }
 
@@ -60,8 +60,8 @@ impl Reported {
     }
 
     /// Is all that this one is to blame for in a state?
-    fn is_in(&self, profile: &str, cursor: &Cursor<'_, '_>) -> bool {
-        self.profile == profile && !self.left.is_empty() && cursor.has(&self.left)
+    fn is_in(&self, cursor: &Cursor<'_, '_>) -> bool {
+        !self.left.is_empty() && cursor.has(&self.left)
     }
 }
 
@@ -81,7 +81,7 @@ pub(super) fn unexplained(
         }
         let about = |f: &&Finding| known.about.contains(&one(f));
         if left.iter().any(about) {
-            let is_in = known.is_in(profile, cursor);
+            let is_in = known.is_in(cursor);
             let before = left.len();
             left.retain(|f| !(about(f) && (is_in || is_named(f))));
             if left.len() < before {

@@ -10,7 +10,7 @@
 //! `judged.bin` is written first, then `session.json`, each under another name and renamed: a
 //! session never says that something was done whose contents are not kept.
 
-use super::blame::is_named;
+use super::blame::{about, is_named};
 use super::bundle::Judge;
 use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard};
 use serde::{Deserialize, Serialize};
@@ -136,15 +136,11 @@ impl Kept {
         if own.profile != other.profile {
             return false;
         }
-        let broken = |failure: &Failure| {
-            let broken = failure.findings.iter().map(|f| (f.clause, f.file, f.unit, f.generation));
-            broken.collect::<std::collections::BTreeSet<_>>()
-        };
         let named = |failure: &Failure| {
             !failure.findings.is_empty() && failure.findings.iter().all(is_named)
         };
         own.fingerprint == other.fingerprint
-            || named(own) && named(other) && broken(own) == broken(other)
+            || named(own) && named(other) && about(&own.findings) == about(&other.findings)
     }
 }
 

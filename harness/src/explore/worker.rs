@@ -111,8 +111,6 @@ struct Own {
     failed: u64,
     unsure: u64,
     not_shrunk: u64,
-    /// Of `states`, those of points that were gone through to the end.
-    whole: u64,
 }
 
 pub(super) struct Worker<'s, 'j, 'v> {
@@ -124,6 +122,9 @@ pub(super) struct Worker<'s, 'j, 'v> {
     own: Own,
     /// Strategies that are done with, by profile: not told yet.
     done: Vec<(String, String, Seq)>,
+    /// States of the points that they make whole: told with them, so that a resume counts neither
+    /// twice.
+    whole: u64,
     points: u64,
     flushed: Instant,
     counted: Instant,
@@ -143,6 +144,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
             tell,
             own: Own::default(),
             done: Vec::new(),
+            whole: 0,
             points: 0,
             flushed: Instant::now(),
             counted: Instant::now(),
@@ -216,10 +218,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
     fn tell_counts(&mut self, cursor: &Cursor<'_, '_>) {
         self.counted = Instant::now();
         let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is whole is told together with what is done: see `flush`.
-        let whole = self.own.whole;
-        let Own { states, unique, failed, unsure, not_shrunk, .. } = std::mem::take(&mut self.own);
-        self.own.whole = whole;
+        let Own { states, unique, failed, unsure, not_shrunk } = std::mem::take(&mut self.own);
         sums.counts.states += states;
         sums.counts.unique += unique;
         sums.counts.failed += failed;
@@ -236,7 +235,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         self.tell_counts(cursor);
         self.flushed = Instant::now();
         let mut sums = self.shared.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        sums.whole += std::mem::take(&mut self.own.whole);
+        sums.whole += std::mem::take(&mut self.whole);
         for (profile, strategy, after) in self.done.drain(..) {
             sums.done.entry(profile).or_default().entry(strategy).or_default().push(after);
         }
@@ -297,7 +296,7 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         let done = left.iter().map(|i| (name.clone(), strategies[*i].to_string(), after));
         self.done.extend(done);
         self.points += 1;
-        self.own.whole += visit.states;
+        self.whole += visit.states;
         Ok(ControlFlow::Continue(true))
     }
 

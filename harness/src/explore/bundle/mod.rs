@@ -11,9 +11,9 @@
 //! | 52 to the end | zlib: the [`Meta`] as JSON (its length first, LEB128), the base's blocks, the events |
 //!
 //! The base's blocks are runs: number of the first, count, bytes; a count of 0 ends them. The events
-//! are those up to the crash point, with the data of every write; where the state failed in a state of
-//! its recovery, those of the recovery follow. Nothing in it depends on when or
-//! where it was made: the same failing state gives the same bytes.
+//! are those up to the crash point, with the data of every write; where the state failed in a state
+//! of its recovery, those of the recovery follow. Nothing in it depends on when or where it was made:
+//! the same failing state gives the same bytes.
 
 mod events;
 mod pack;

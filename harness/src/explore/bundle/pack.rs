@@ -32,9 +32,8 @@ pub enum Needed {
 /// image is now, if it moved. Of `meta`, the disk and the content are filled in here.
 ///
 /// # Errors
-/// The recording has no such state, its base image changed, the recovery's recording that a finding names
-/// cannot be read, or the bundle cannot be written.
-/// Nothing is left at `path` then that was not there before.
+/// The recording has no such state, its base image changed, the recovery's recording that a finding
+/// names cannot be read, or the bundle cannot be written. Nothing is left at `path` then that was not there before.
 pub fn pack(
     path: &Path,
     reader: &Arc<Reader>,
@@ -43,9 +42,7 @@ pub fn pack(
     meta: &Meta,
 ) -> Result<Meta, BundleError> {
     let parsed: Parsed = meta.state.0.parse()?;
-    let events: Result<Vec<(Seq, Event)>, RecordingError> = reader.events().collect();
-    let history = History::new(reader.header().disk.clone(), events?)?;
-    let content = history.build(&StateName::from(&meta.state))?;
+    let content = build(reader, &meta.state)?;
     let trust = if base.is_some() { Trust::SameContent } else { Trust::Unchanged };
     let state = StateReader::new(Arc::clone(reader), base, trust, content)?;
     let base_path = base.unwrap_or(&reader.header().base.path);
@@ -89,6 +86,13 @@ pub fn pack(
     seal(file.as_file_mut()).map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;
     Ok(meta)
+}
+
+/// What a state of the recording holds.
+pub(super) fn build(reader: &Reader, state: &StateText) -> Result<Content, BundleError> {
+    let events: Result<Vec<(Seq, Event)>, RecordingError> = reader.events().collect();
+    let history = History::new(reader.header().disk.clone(), events?)?;
+    Ok(history.build(&StateName::from(state))?)
 }
 
 /// Writes the head: what it is, how long, and its hash.

@@ -1,6 +1,5 @@
 //! Reading a bundle.
 
-use super::super::StateText;
 use super::pack::{self, Needed, Scope};
 use super::{BundleError, CHECKER, DATA_AT, FORMAT, HASH_AT, MAGIC, META_MAX, Meta, events};
 use crate::oracle::Recovery;
@@ -11,9 +10,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tornblk_model::crash::{Content, History, StateName};
-use tornblk_model::event::{Event, Seq};
-use tornblk_model::recording::{BaseImage, NewRecording, OuterState, Reader, RecordingError};
+use tornblk_model::recording::{BaseImage, NewRecording, OuterState, Reader};
 use tornblk_model::recording::{StateReader, Trust, Writer};
 
 /// Blocks of the base in one run: as many as [`pack`](super::pack()) puts there.
@@ -120,7 +117,7 @@ impl Bundle {
             )
         };
         let reader = self.write_recording(&recording, new())?;
-        let content = build(&reader, &meta.state)?;
+        let content = pack::build(&reader, &meta.state)?;
         let state =
             StateReader::new(Arc::clone(&reader), Some(&base), Trust::SameContent, content)?;
         let file = File::open(&base).map_err(BundleError::io("open the base image", &base))?;
@@ -137,7 +134,7 @@ impl Bundle {
         let on = OuterState { recording, state: meta.state.0.clone() };
         let new = NewRecording { on: Some(on), ..new() };
         let recovered = self.write_recording(&file, new)?;
-        let content = build(&recovered, inner)?;
+        let content = pack::build(&recovered, inner)?;
         let state = StateReader::on(recovered, state, content)?;
         let recovery = Some(Recovery { state: inner.0.clone(), recording: file });
         Ok(Unpacked { meta, reader, base, recovery, state })
@@ -179,12 +176,6 @@ impl Bundle {
             file.write_all_at(&bytes[..n as usize], at).map_err(io)?;
         }
     }
-}
-
-fn build(reader: &Reader, state: &StateText) -> Result<Content, BundleError> {
-    let events: Result<Vec<(Seq, Event)>, RecordingError> = reader.events().collect();
-    let history = History::new(reader.header().disk.clone(), events?)?;
-    Ok(history.build(&StateName::from(state))?)
 }
 
 fn read_meta(rest: &mut dyn Read) -> Result<Meta, BundleError> {
