@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
-use tornblk::vm::{Accel, NoHost, Qemu, Vm, VmConfig};
+use tornblk::vm::{Accel, FrontEnd, NoHost, Qemu, Vm, VmConfig};
 use tornblk_agent::channel::{Command, Outcome};
 
 const MIB: u64 = 1 << 20;
@@ -104,7 +104,7 @@ fn a_guest_uses_the_disk() {
     })
     .unwrap();
     let socket = dir.path().join("disk.sock");
-    let disk = vm.attach_disk(&socket, "attached", QUEUES).unwrap();
+    let disk = vm.attach_disk(&socket, "attached", QUEUES, FrontEnd::Blk).unwrap();
     let queues = format!("ls /sys/block/{}/mq | wc -l", disk.device.trim_start_matches("/dev/"));
     assert_eq!(sh(&mut vm, &queues).trim(), QUEUES.to_string());
 
@@ -135,7 +135,7 @@ fn a_guest_uses_the_disk() {
     sh(&mut vm, &format!("blkdiscard -o 900M -l 16M {}", disk.device));
 
     vm.detach_disk(disk).unwrap();
-    let disk = vm.attach_disk(&socket, "attached", QUEUES).unwrap();
+    let disk = vm.attach_disk(&socket, "attached", QUEUES, FrontEnd::Blk).unwrap();
     sh(&mut vm, &format!("mount -t ext4 {} /mnt; ls /mnt/verify.0.0; umount /mnt", disk.device));
     let read = checksum(&mut vm, &disk.device);
     vm.quit();

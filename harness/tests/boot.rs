@@ -8,7 +8,7 @@ use std::process::Command as Program;
 use std::time::{Duration, Instant};
 
 use tornblk::vm::process::Process;
-use tornblk::vm::{Accel, BOOT_TIMEOUT, Host, NoHost, Qemu, Vm, VmConfig, VmError};
+use tornblk::vm::{Accel, BOOT_TIMEOUT, FrontEnd, Host, NoHost, Qemu, Vm, VmConfig, VmError};
 use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::{Image, Request, build};
 
@@ -94,7 +94,7 @@ fn a_disk_comes_and_goes(vm: &mut Vm, dir: &Path) {
     let socket = dir.join("disk.sock");
     for round in ["first", "second"] {
         let _backend = backend(&disk_file, &socket, dir);
-        let disk = vm.attach_disk(&socket, "boot-test", 2).unwrap();
+        let disk = vm.attach_disk(&socket, "boot-test", 2, FrontEnd::Blk).unwrap();
         let device = disk.device.clone();
         if round == "first" {
             ok(exec(vm, &["/usr/sbin/mkfs.xfs", "-q", &device]));
@@ -108,7 +108,7 @@ fn a_disk_comes_and_goes(vm: &mut Vm, dir: &Path) {
         ok(exec(vm, &["/bin/umount", "/mnt"]));
         vm.detach_disk(disk).unwrap();
     }
-    let error = vm.attach_disk(&dir.join("nobody.sock"), "x", 1).unwrap_err();
+    let error = vm.attach_disk(&dir.join("nobody.sock"), "x", 1, FrontEnd::Blk).unwrap_err();
     assert!(matches!(error, VmError::Attach { .. }), "{error}");
     assert!(error.to_string().contains("nobody.sock"), "{error}");
     std::fs::remove_file(disk_file).unwrap();

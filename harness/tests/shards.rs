@@ -21,6 +21,9 @@ fn shards_by_the_script_are_the_whole() {
             queues: 1,
             logical_block_size: 512,
             profile: "lb512".into(),
+            front_end: Default::default(),
+            shows_limits: false,
+            on_wire: Default::default(),
         };
         let (suite, lane, guest) = ("made-here".into(), "raw".into(), GuestArgs::default());
         let workload = workload.clone();

@@ -12,7 +12,7 @@ use crate::report::headline;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
 use crate::run::{GuestArgs, Lab, RealLab, RunError, kept_state, repro};
-use crate::vm::{self, BOOT_TIMEOUT, NoHost, Vm, VmConfig};
+use crate::vm::{self, BOOT_TIMEOUT, FrontEnd, NoHost, Vm, VmConfig};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::path::PathBuf;
@@ -50,7 +50,8 @@ impl ReproArgs {
         if self.shell {
             let kept = kept_state(&self.what)?;
             let (state, name) = (&kept.state, kept.name.as_str());
-            let on = On { state, name, fstype: &kept.volume.fstype, partly: false };
+            let (fstype, front_end) = (kept.volume.fstype.as_str(), kept.volume.front_end);
+            let on = On { state, name, fstype, front_end, partly: false };
             return shell(&on, &self.guest.given().or(kept.guest), None, &interrupted);
         }
         let live = Live::new(Look::detect());
@@ -90,9 +91,11 @@ impl ReproArgs {
         let opened = Opened::open(reader.path(), Some(&base))?;
         let given = guest_of(&meta, opened.subject.as_ref(), &self.guest.given());
         if self.shell {
-            let fstype = opened.subject.as_ref().map_or("", |s| s.volume.fstype.as_str());
+            let volume = opened.subject.as_ref().map(|s| &s.volume);
+            let fstype = volume.map_or("", |v| v.fstype.as_str());
+            let front_end = volume.map(|v| v.front_end).unwrap_or_default();
             let partly = meta.judge == Judge::InPlace;
-            let on = On { state: &state, name: &name_of(&meta), fstype, partly };
+            let on = On { state: &state, name: &name_of(&meta), fstype, front_end, partly };
             let lock = meta.image.as_ref().filter(|_| self.guest.given().kernel.is_none());
             return shell(&on, &given, lock, interrupted);
         }
@@ -198,6 +201,7 @@ struct On<'a> {
     name: &'a str,
     /// Empty: the raw disk.
     fstype: &'a str,
+    front_end: FrontEnd,
     /// Only the blocks that its judge needs are there.
     partly: bool,
 }
@@ -228,6 +232,7 @@ fn shell(
             recording: None,
             profile: "lb".into(),
             logical_block_size: on.state.disk().lb_size,
+            front_end: on.front_end,
             serial: SERIAL.into(),
             seed: 0,
             faults: Vec::new(),
@@ -247,7 +252,7 @@ fn shell(
         stop: Some(Arc::clone(stop)),
     };
     let (mut vm, console) = Vm::boot_with_console(&config, BOOT_TIMEOUT)?;
-    vm.attach_disk(&device.socket(), SERIAL, 1)?;
+    vm.attach_disk(&device.socket(), SERIAL, 1, on.front_end)?;
     let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
     let disk = match vm.call(wait, &mut NoHost, Instant::now() + Duration::from_secs(60))? {
         Outcome::Ok { value } => value["device"].as_str().unwrap_or_default().to_owned(),

@@ -7,6 +7,7 @@ mod process;
 
 pub use process::find_tornblkd;
 
+use crate::vm::FrontEnd;
 use process::Process;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub struct DiskSpec {
     pub recording: Option<PathBuf>,
     pub profile: String,
     pub logical_block_size: u32,
+    pub front_end: FrontEnd,
     pub serial: String,
     pub seed: u64,
     /// Armed from the start.
@@ -60,6 +62,7 @@ pub struct StatesSpec {
     /// A copy of its base image, where that is not in its place any more.
     pub base: Option<PathBuf>,
     pub profile: String,
+    pub front_end: FrontEnd,
     pub serial: String,
     /// Gets everything that the device says.
     pub log: PathBuf,
@@ -89,6 +92,9 @@ impl Device {
         option("--profile", spec.profile.as_ref());
         option("--logical-block-size", spec.logical_block_size.to_string().as_ref());
         option("--serial", spec.serial.as_ref());
+        if spec.front_end != FrontEnd::default() {
+            option("--front-end", spec.front_end.of_device().as_ref());
+        }
         option("--seed", spec.seed.to_string().as_ref());
         for fault in &spec.faults {
             option("--fault", fault.as_ref());
@@ -111,6 +117,9 @@ impl Device {
             option("--image", base.as_os_str());
         }
         option("--profile", spec.profile.as_ref());
+        if spec.front_end != FrontEnd::default() {
+            option("--front-end", spec.front_end.of_device().as_ref());
+        }
         option("--serial", spec.serial.as_ref());
         Device::launch(program, arguments, &spec.log)
     }

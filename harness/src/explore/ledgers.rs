@@ -245,7 +245,7 @@ mod tests {
             depth: 4,
             flags: vec![WriteFlags::default()],
             prepare,
-            planted: None,
+            ..Target::default()
         };
         Workload {
             nonce: 7,

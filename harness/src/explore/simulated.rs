@@ -64,6 +64,7 @@ pub(super) fn target(unit: u32, units: u32, threads: u32, planted: Option<Plante
         flags: vec![if planted.is_some() { FLAGS } else { direct }],
         prepare: Prepare::AsIs,
         planted,
+        ..Target::default()
     }
 }
 
@@ -109,6 +110,9 @@ impl Simulated {
                 queues: 1,
                 logical_block_size: lb_size,
                 profile: profile.into(),
+                front_end: Default::default(),
+                shows_limits: false,
+                on_wire: Default::default(),
             },
             guest: GuestArgs::default(),
             image: None,

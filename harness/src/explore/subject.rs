@@ -185,7 +185,7 @@ mod tests {
             depth: 1,
             flags: vec![WriteFlags { direct: true, dsync: true, ..WriteFlags::default() }],
             prepare: Prepare::Written,
-            planted: None,
+            ..Target::default()
         };
         Subject {
             suite: "s".into(),
@@ -207,6 +207,9 @@ mod tests {
                 queues: 1,
                 logical_block_size: 512,
                 profile: "req16k".into(),
+                front_end: Default::default(),
+                shows_limits: false,
+                on_wire: Default::default(),
             },
             guest: GuestArgs::default(),
             image: Some("abc".into()),

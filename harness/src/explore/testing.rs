@@ -153,7 +153,7 @@ pub(crate) fn workload(n: u64) -> Workload {
         depth: 1,
         flags: vec![WriteFlags { direct: true, dsync: true, ..WriteFlags::default() }],
         prepare: Prepare::AsIs,
-        planted: None,
+        ..Target::default()
     };
     Workload {
         nonce: 7,

@@ -61,8 +61,9 @@ fn unfit(workload: &Workload, lb_size: u32, raw: bool) -> Option<String> {
         return Some("it was made on a file system, which only a guest can read".into());
     }
     let lb = u64::from(lb_size);
-    let crooked =
-        |t: &Target| !t.offset.is_multiple_of(lb) || !u64::from(t.unit).is_multiple_of(lb);
+    let crooked = |t: &Target| {
+        !t.disk_offset_of(0).is_multiple_of(lb) || !u64::from(t.unit).is_multiple_of(lb)
+    };
     if let Some(target) = workload.files.iter().find(|t| crooked(t)) {
         let (unit, path) = (target.unit, &target.path);
         return Some(format!(
@@ -94,7 +95,7 @@ impl WorkloadUnits {
         let (mut blocks, mut units, mut changes) = (Vec::new(), Vec::new(), Vec::new());
         for (index, target) in workload.files.iter().enumerate() {
             for number in 0..u64::from(target.units) {
-                let offset = target.offset_of(number);
+                let offset = target.disk_offset_of(number);
                 let mut ranges = vec![disk.touched(offset, target.unit.into())];
                 if let Some(slot) = slot_of(target, number) {
                     ranges.push(disk.touched(slot.start, slot.end - slot.start));

@@ -461,7 +461,7 @@ pub(super) mod tests {
                 depth: 1,
                 flags: vec![dsync()],
                 prepare: Prepare::Written,
-                planted: None,
+                ..Target::default()
             }],
             load: false,
             writes: 10,

@@ -21,14 +21,21 @@
 //!   disk made up itself is no finding where the crash model allows it (profile `garbage`: in blocks
 //!   of volatile writes), but in a unit whose write had to be whole.
 //!
+//! - **Atomic on the wire**: where the kernel knows the disk's limits and nothing else makes a write
+//!   whole, one with RWF_ATOMIC reaches the disk inside exactly one request that the disk keeps
+//!   whole; else it is [`Clause::NotAtomic`]. What the kernel shows of those limits is what the
+//!   device says ([`Clause::Limits`]), and what goes beyond them is refused ([`Clause::Accepted`]).
+//!
 //! Not torn, durable and ordered are three verdicts: a unit can break more than one.
 
 mod judge;
 mod ledger;
+mod on_wire;
 mod wire;
 
 pub use judge::{Asking, Seen, judge, judge_unit};
 pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
+pub use on_wire::{OnWire, Reached, on_wire};
 pub use wire::{Anything, Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
 
 use serde::{Deserialize, Serialize};
@@ -58,10 +65,16 @@ pub enum Clause {
     Unrecoverable,
     /// A system call of the workload failed.
     Failed,
+    /// Written with RWF_ATOMIC, but not sent as one atomic request.
+    NotAtomic,
+    /// The guest's kernel shows other atomic limits than the disk has.
+    Limits,
+    /// The guest's kernel took a write that it must refuse.
+    Accepted,
 }
 
 impl Clause {
-    pub const ALL: [Clause; 9] = [
+    pub const ALL: [Clause; 12] = [
         Clause::Torn,
         Clause::Lost,
         Clause::Stale,
@@ -71,6 +84,9 @@ impl Clause {
         Clause::Unreadable,
         Clause::Unrecoverable,
         Clause::Failed,
+        Clause::NotAtomic,
+        Clause::Limits,
+        Clause::Accepted,
     ];
 
     pub fn name(self) -> &'static str {
@@ -84,6 +100,9 @@ impl Clause {
             Clause::Unreadable => "unreadable",
             Clause::Unrecoverable => "unrecoverable",
             Clause::Failed => "failed",
+            Clause::NotAtomic => "not-atomic",
+            Clause::Limits => "limits",
+            Clause::Accepted => "accepted",
         }
     }
 }
@@ -195,6 +214,9 @@ pub struct Counts {
     pub durable: u64,
     /// Units torn where that is allowed.
     pub legal_tears: u64,
+    /// Writes with RWF_ATOMIC that reached the disk inside one atomic request each.
+    #[serde(default)]
+    pub atomic: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -206,6 +228,7 @@ impl std::ops::AddAssign for Counts {
         self.not_eligible += o.not_eligible;
         self.durable += o.durable;
         self.legal_tears += o.legal_tears;
+        self.atomic += o.atomic;
     }
 }
 

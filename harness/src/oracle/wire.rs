@@ -29,6 +29,8 @@ pub struct Carrier {
     pub whole: bool,
     /// The disk promises to keep this request whole.
     pub eligible: bool,
+    /// It was sent as atomic (SCSI); virtio-blk cannot say so.
+    pub atomic: bool,
     /// Not stable at the cut.
     pub volatile: bool,
     /// Where on the disk the first of these sectors of the unit lies (bytes); first, how many.
@@ -238,7 +240,7 @@ impl Wire {
                 for target in targets.iter() {
                     let sectors = (0, target.unit / SECTOR as u32);
                     for unit in 0..u64::from(target.units) {
-                        look((target.file, unit), sectors, target.offset_of(unit));
+                        look((target.file, unit), sectors, target.disk_offset_of(unit));
                     }
                 }
             }
@@ -278,12 +280,25 @@ pub struct WireBuilder {
     wire: Wire,
     blocks: HashMap<(u64, u32), Vec<Key>>,
     unstable: HashMap<(u64, u32), Vec<Place>>,
+    atomic: HashSet<u64>,
 }
 
 impl WireBuilder {
     pub fn new(nonce: u64, lb_size: u32) -> Self {
         let wire = Wire { lb_size, ..Wire::default() };
-        WireBuilder { nonce, lb_size, wire, blocks: HashMap::new(), unstable: HashMap::new() }
+        WireBuilder {
+            nonce,
+            lb_size,
+            wire,
+            blocks: HashMap::new(),
+            unstable: HashMap::new(),
+            atomic: HashSet::new(),
+        }
+    }
+
+    /// The write request that comes next was sent as atomic.
+    pub fn sent_as_atomic(&mut self, request: Seq) {
+        self.atomic.insert(request.0);
     }
 
     /// The targets are the disk itself: where their units lie is known.
@@ -349,6 +364,7 @@ impl WireBuilder {
                 mixed,
                 whole: alone && !mixed && run.first == 0 && run.n == run.of,
                 eligible,
+                atomic: self.atomic.contains(&request.0),
                 volatile,
                 at: offset - skip as u64 + run.from,
                 sectors: (run.first, run.n),

@@ -1,16 +1,18 @@
 //! One cut of the power, from a fresh disk to a judgement.
 
+use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
 use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check};
 use crate::device::DiskSpec;
 use crate::explore::Subject;
-use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge};
+use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge, on_wire};
 use crate::suite::{Cut, Lane, Plan};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use tornblk_agent::channel::{Command, Outcome, Readback, Workload};
+use tornblk_model::crash::Profile;
 
 /// As the guest finds it: 20 bytes, of which the device may need the last 8.
 pub(super) const SERIAL: &str = "tornblk";
@@ -55,6 +57,13 @@ pub enum Judged {
     Unsupported(String),
 }
 
+/// Once a lane is enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LookAtLimits {
+    Yes,
+    No,
+}
+
 /// All that is the same for the cuts of a lane.
 pub(super) struct Setting<'a> {
     /// Its name.
@@ -75,6 +84,7 @@ impl Setting<'_> {
             recording: recording.clone(),
             profile: self.volume.profile.clone(),
             logical_block_size: self.lane.logical_block_size,
+            front_end: self.volume.front_end,
             serial: SERIAL.to_owned(),
             seed,
             faults: Vec::new(),
@@ -89,12 +99,13 @@ impl Setting<'_> {
         let image = std::fs::File::create(self.base).map_err(RunError::io("make", self.base))?;
         image.set_len(self.lane.capacity).map_err(RunError::io("make", self.base))?;
         drop(image);
-        if self.lane.is_raw() {
+        if self.lane.is_raw() && self.lane.partition == 0 {
             return Ok(());
         }
         let disk = lab.disk(&self.spec(dir, 0, None))?;
         let mut guest = self.volume.guest(lab, disk.as_ref(), dir, "mkfs", self.interrupted)?;
-        let argv = self.lane.mkfs_command(&guest.device);
+        let partition = self.lane.partition_command(&guest.device);
+        let argv = partition.unwrap_or_else(|| self.lane.mkfs_command(&guest.device));
         let name = argv.join(" ");
         let value =
             guest.ask(&name, Command::Exec { argv, timeout_ms: LONG.as_millis() as u64 }, LONG)?;
@@ -114,6 +125,7 @@ impl Setting<'_> {
         cut: &Cut,
         dir: &Path,
         next: Option<&Path>,
+        look: LookAtLimits,
         phase: &mut dyn FnMut(&str),
     ) -> Result<Judged, RunError> {
         phase("starting a guest");
@@ -129,7 +141,10 @@ impl Setting<'_> {
                 cut.plan.placed_writes(),
             ),
         };
-        self.ready(&mut guest)?;
+        let limits = match self.ready(lab, &mut guest, look)? {
+            Shown::Otherwise(findings) => findings,
+            Shown::Unsupported(message) => return Ok(Judged::Unsupported(message)),
+        };
         self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
         lab.expect(&make(dir, "after")?);
 
@@ -178,7 +193,7 @@ impl Setting<'_> {
             workload,
             batches,
             readback,
-            broken,
+            broken: limits.into_iter().chain(broken).collect(),
         };
         save(&dir.join("evidence.json"), &evidence)?;
         let judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
@@ -231,8 +246,19 @@ impl Setting<'_> {
         Ok(())
     }
 
-    /// The disk as the workload wants it.
-    fn ready(&self, guest: &mut Guest<'_>) -> Result<(), RunError> {
+    /// The disk as the workload wants it, and what is wrong with the limits that the guest shows.
+    fn ready(
+        &self,
+        lab: &mut dyn Lab,
+        guest: &mut Guest<'_>,
+        look: LookAtLimits,
+    ) -> Result<Shown, RunError> {
+        if self.volume.shows_limits {
+            // Before anything is opened or mounted: what they are is asked then.
+            if let Err(error) = limits::show(guest, lab, &self.volume) {
+                return error.unsupported();
+            }
+        }
         let set = self.lane.tuning(&guest.device);
         if !set.is_empty() {
             guest.ask("tuning the disk", Command::Tune { set }, SHORT)?;
@@ -241,7 +267,12 @@ impl Setting<'_> {
             let mount = self.volume.mount(&guest.device);
             guest.ask("the first mount", mount, SHORT)?;
         }
-        Ok(())
+        match &self.lane.atomic {
+            Some(atomic) if look == LookAtLimits::Yes => {
+                limits::look(guest, self.lane, &self.volume, atomic)
+            }
+            _ => Ok(Shown::Otherwise(Vec::new())),
+        }
     }
 }
 
@@ -283,6 +314,11 @@ impl Evidence {
             None => Judgement::default(),
         };
         judgement.findings.extend(self.broken.iter().cloned());
+        let profile: Profile =
+            self.volume.profile.parse().map_err(|e| RunError::Bad(format!("{e}")))?;
+        let reached = on_wire(&self.workload, &ledger, &wire, &profile, self.volume.on_wire);
+        judgement.counts.atomic = reached.atomic;
+        judgement.findings.extend(reached.findings);
         for (file, result) in &ledger.failed_syncs {
             let error = std::io::Error::from_raw_os_error(-*result as i32);
             let text = format!("fdatasync failed: {error}");

@@ -1,6 +1,6 @@
 //! A lane: its base disk, its negative control, its cuts, its verdict.
 
-use super::cut::{CutReport, Judged, Setting, save};
+use super::cut::{CutReport, Judged, LookAtLimits, Setting, save};
 use super::explored::{Asked, explored};
 use super::volume::Volume;
 use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
@@ -104,6 +104,7 @@ pub fn run_lanes(
             clock: &mut clock,
             report: LaneReport::new(suite, lane, settings),
             supported: None,
+            looked: false,
             last: None,
         };
         let started = Instant::now();
@@ -234,6 +235,8 @@ struct LaneRun<'a> {
     report: LaneReport,
     /// What the guest said it cannot do.
     supported: Option<String>,
+    /// The limits that the guest's kernel shows were looked at.
+    looked: bool,
     /// The folder of the last cut, and whether it goes once it was explored.
     last: Option<(PathBuf, bool)>,
 }
@@ -350,13 +353,17 @@ impl LaneRun<'_> {
         };
         let dir = self.folder.cut(&self.lane.name, number)?;
         let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
+        // Not in the control: what is found there is no violation.
+        let look = number > 0 && !self.looked;
+        self.looked |= look;
         let (of, left) = (self.report.planned, self.clock.left());
         let (lane, progress) = (self.lane, &mut self.progress);
         let mut phase = |what: &str| {
             log::debug!("{}, cut {number}: {what}", lane.name);
             progress.phase(&Phase { lane: &lane.name, what, cut: number, of, left });
         };
-        match setting.run(lab, &cut, &dir, next.as_deref(), &mut phase)? {
+        let look = if look { LookAtLimits::Yes } else { LookAtLimits::No };
+        match setting.run(lab, &cut, &dir, next.as_deref(), look, &mut phase)? {
             Judged::Done(mut report) => {
                 report.again = self.again(&report);
                 Ok(Some(*report))
@@ -462,7 +469,14 @@ impl LaneRun<'_> {
         Ok(())
     }
 
+    /// Are all of the user's faults ones that this lane is there to survive?
+    fn survives(&self) -> bool {
+        let faults = &self.settings.faults;
+        !faults.is_empty() && faults.iter().all(|f| self.lane.survives.contains(&f.kind))
+    }
+
     fn judge(&mut self, applied: bool) {
+        let survived = applied && self.survives();
         let report = &mut self.report;
         let mut why = None;
         let explored = report.explored.as_ref();
@@ -482,6 +496,9 @@ impl LaneRun<'_> {
                 control.fault, control.text
             ));
             Verdict::Inconclusive
+        } else if survived {
+            why = Some("survived, as it should".to_owned());
+            Verdict::Passed
         } else if !self.settings.faults.is_empty() {
             why = Some(if applied {
                 "the fault was not noticed".to_owned()
@@ -548,6 +565,10 @@ fn missing(lane: &Lane, counts: &Counts) -> Option<&'static str> {
         Exercise::Whole if counts.at_risk == 0 => {
             Some("no cut caught a write that had to be whole: try more cuts (--crashes)")
         }
+        Exercise::Atomic if counts.atomic == 0 => Some(
+            "no write with RWF_ATOMIC reached the disk as one atomic request: nothing is proved of \
+             the hardware's part",
+        ),
         Exercise::Durable if counts.durable == 0 => {
             Some("nothing had to survive: nothing is proved")
         }

@@ -16,6 +16,7 @@ mod cut;
 mod explored;
 mod folder;
 mod lane;
+mod limits;
 mod real;
 mod relay;
 mod repro;
@@ -41,6 +42,7 @@ pub use wire::{WireQuery, read_wire};
 use crate::device::{DeviceError, DiskSpec};
 use crate::explore::{ExploreError, GuestNeeds, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
+use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -101,7 +103,13 @@ pub enum CallError {
 
 /// A guest that runs. Killed when dropped.
 pub trait Machine {
-    fn attach(&mut self, socket: &Path, serial: &str, queues: u16) -> Result<(), RunError>;
+    fn attach(
+        &mut self,
+        socket: &Path,
+        serial: &str,
+        queues: u16,
+        front_end: FrontEnd,
+    ) -> Result<(), RunError>;
     fn call(
         &mut self,
         command: Command,
@@ -157,6 +165,14 @@ pub trait Lab {
         _guests: &GuestNeeds,
     ) -> Result<Box<dyn Means + 'a>, ExploreError> {
         Ok(Box::new(Units::of(opened, subject)?))
+    }
+
+    /// Where in the guest the module is that tells its kernel a virtio-blk disk's atomic limits.
+    ///
+    /// # Errors
+    /// The image has none; the sentence says why.
+    fn guest_module(&self) -> Result<String, String> {
+        Err("the guest has no module for atomic limits".into())
     }
 
     /// Key of the guest's image; `None`: it is not one of ours.

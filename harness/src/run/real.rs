@@ -5,7 +5,7 @@ use crate::device::{Device, DeviceError, DiskSpec};
 use crate::explore::guest::GuestSettings;
 use crate::explore::{ExploreError, GuestNeeds, Guests, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
-use crate::vm::{self, Accel, Qemu, Vm, VmConfig, VmError};
+use crate::vm::{self, Accel, FrontEnd, Qemu, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -277,8 +277,14 @@ fn hang_up(pending: &Pending<Crashed>, client: &Client) -> Option<Crashed> {
 struct RealMachine(Vm);
 
 impl Machine for RealMachine {
-    fn attach(&mut self, socket: &Path, serial: &str, queues: u16) -> Result<(), RunError> {
-        self.0.attach_disk(socket, serial, queues).map_err(vm_error)?;
+    fn attach(
+        &mut self,
+        socket: &Path,
+        serial: &str,
+        queues: u16,
+        front_end: FrontEnd,
+    ) -> Result<(), RunError> {
+        self.0.attach_disk(socket, serial, queues, front_end).map_err(vm_error)?;
         Ok(())
     }
 

@@ -186,7 +186,7 @@ impl<'a> Relay<'a> {
     /// Where a unit lies on the disk, if that is known.
     fn range(&self, file: u32, unit: u64) -> Option<(u64, u64)> {
         let target: &Target = self.workload.files.iter().find(|t| t.file == file)?;
-        self.raw.then(|| (target.offset_of(unit), u64::from(target.unit)))
+        self.raw.then(|| (target.disk_offset_of(unit), u64::from(target.unit)))
     }
 
     fn arm(&mut self, at: Trigger) -> Result<(), RunError> {

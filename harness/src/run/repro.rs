@@ -67,6 +67,7 @@ pub fn repro(
         recording: None,
         profile: volume.profile.clone(),
         logical_block_size: volume.logical_block_size,
+        front_end: volume.front_end,
         serial: SERIAL.to_owned(),
         seed: then.seed,
         faults: Vec::new(),
@@ -194,7 +195,7 @@ pub(crate) fn read(state: &StateReader, workload: &Workload) -> Result<Readback,
     for target in &workload.files {
         let mut bytes = vec![0; target.unit as usize];
         for unit in 0..u64::from(target.units) {
-            state.read_at(target.offset_of(unit), &mut bytes).map_err(bad)?;
+            state.read_at(target.disk_offset_of(unit), &mut bytes).map_err(bad)?;
             if let Some(range) = slot_of(target, unit) {
                 let mut slot = vec![0; (range.end - range.start) as usize];
                 state.read_at(range.start, &mut slot).map_err(bad)?;

@@ -6,6 +6,7 @@
 use super::{Arm, CallError, Disk, Host, Lab, Machine, RunError, WireQuery};
 use crate::device::DiskSpec;
 use crate::oracle::{Wire, WireBuilder};
+use crate::vm::FrontEnd;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -395,7 +396,7 @@ impl FakeMachine {
 }
 
 impl Machine for FakeMachine {
-    fn attach(&mut self, socket: &Path, serial: &str, _: u16) -> Result<(), RunError> {
+    fn attach(&mut self, socket: &Path, serial: &str, _: u16, _: FrontEnd) -> Result<(), RunError> {
         assert_eq!(socket, Path::new("/fake/socket"));
         assert!(!serial.is_empty() && !self.attached);
         self.attached = true;

@@ -2,9 +2,10 @@
 
 use super::cut::SERIAL;
 use super::relay::Quiet;
-use super::{CallError, Disk, Host, Lab, Machine, RunError, check};
-use crate::oracle::{Clause, Finding};
+use super::{CallError, Disk, Host, Lab, Machine, RunError, check, limits};
+use crate::oracle::{Clause, Finding, OnWire};
 use crate::suite::{Lane, MOUNT};
+use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -32,6 +33,14 @@ pub struct Volume {
     pub queues: u16,
     pub logical_block_size: u32,
     pub profile: String,
+    #[serde(default)]
+    pub front_end: FrontEnd,
+    /// The guest's kernel is told the disk's atomic limits.
+    #[serde(default)]
+    pub shows_limits: bool,
+    /// How a write with RWF_ATOMIC must reach the disk.
+    #[serde(default)]
+    pub on_wire: OnWire,
 }
 
 impl Volume {
@@ -42,6 +51,9 @@ impl Volume {
             queues: lane.queues,
             logical_block_size: lane.logical_block_size,
             profile: profile.to_owned(),
+            front_end: lane.front_end,
+            shows_limits: lane.atomic.is_some(),
+            on_wire: lane.atomic.as_ref().map(|atomic| atomic.on_wire).unwrap_or_default(),
         }
     }
 
@@ -62,10 +74,9 @@ impl Volume {
         let dir = make(dir, name)?;
         let mut machine = lab.machine(&dir)?;
         check(interrupted)?;
-        machine.attach(&disk.socket(), SERIAL, self.queues)?;
+        machine.attach(&disk.socket(), SERIAL, self.queues, self.front_end)?;
         let mut guest = Guest { machine, device: String::new(), interrupted };
-        let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
-        let value = guest.ask("the wait for the disk", wait, SHORT)?;
+        let value = guest.describe()?;
         guest.device = value["device"].as_str().unwrap_or_default().to_owned();
         if guest.device.is_empty() {
             return Err(RunError::Guest("the guest did not say which disk it found".into()));
@@ -91,6 +102,9 @@ impl Volume {
         way: &mut Way<'_>,
     ) -> Result<(Option<Readback>, Vec<Finding>), RunError> {
         let mut guest = self.guest(lab, disk, way.dir, "after", way.interrupted)?;
+        if self.shows_limits {
+            limits::show(&mut guest, lab, self)?;
+        }
         if let Some(next) = way.next {
             lab.expect(&make(next, "before")?);
         }
@@ -192,6 +206,12 @@ pub(super) struct Guest<'a> {
 }
 
 impl Guest<'_> {
+    /// What the guest's kernel says of the disk, the limits in `queue` among it.
+    pub(super) fn describe(&mut self) -> Result<serde_json::Value, RunError> {
+        let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
+        self.ask("the wait for the disk", wait, SHORT)
+    }
+
     pub(super) fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, CallError> {
         let mut host = Quiet(self.interrupted);
         self.machine.call(command, &mut host as &mut dyn Host, time)

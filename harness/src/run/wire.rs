@@ -54,6 +54,9 @@ pub fn read_wire(recording: &Path, query: &WireQuery) -> Result<Wire, RunError> 
         let bytes = reader
             .payload(payload, reader.payload_len(*offset, *len) as usize)
             .map_err(|e| RunError::Bad(e.to_string()))?;
+        if *atomic {
+            builder.sent_as_atomic(*seq);
+        }
         let eligible = profile.eligible(*offset, *len, *atomic);
         builder.write(*seq, *offset, *len, &bytes, eligible, volatile.contains(seq));
     }

@@ -1,13 +1,14 @@
 //! Reads suites, and refuses what cannot work before anything is started.
 
-use super::{Budget, Control, Exercise, Expect, Lane, Place, Suite, parse_flags};
-use crate::oracle::Clause;
+use super::{Atomic, Budget, Control, Exercise, Expect, Lane, Place, Suite, parse_flags};
+use crate::oracle::{Clause, OnWire};
+use crate::vm::FrontEnd;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tornblk_agent::channel::{Prepare, Target, Workload};
+use tornblk_agent::channel::{AtomicLimits, Prepare, Target, Workload};
 use tornblk_agent::planted::{self, Planted};
-use tornblk_model::crash::{Fault, Profile};
+use tornblk_model::crash::{Fault, FaultKind, Profile};
 use tornblk_model::event::Disk;
 
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +86,16 @@ struct LaneText {
     capacity: Size,
     #[serde(default = "default_lb")]
     logical_block_size: Size,
+    #[serde(default)]
+    front_end: FrontEnd,
     #[serde(default = "one_u16")]
     queues: u16,
+    #[serde(default)]
+    partition: Size,
+    #[serde(default)]
+    atomic: Option<AtomicText>,
+    #[serde(default)]
+    survives: Vec<String>,
     #[serde(default)]
     hold_completions: Option<String>,
     #[serde(default)]
@@ -108,7 +117,25 @@ struct LaneText {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct AtomicText {
+    on_wire: OnWire,
+    #[serde(default)]
+    statx: Option<StatxText>,
+}
+
+/// By the names of statx(2), without `stx_atomic_write_`.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct StatxText {
+    unit_min: Size,
+    unit_max: Size,
+    #[serde(default)]
+    unit_max_opt: Size,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct TargetText {
     path: String,
     #[serde(default)]
@@ -125,6 +152,12 @@ struct TargetText {
     prepare: Prepare,
     #[serde(default)]
     planted: Option<Planted>,
+    #[serde(default)]
+    sequential: bool,
+    #[serde(default)]
+    named: bool,
+    #[serde(default)]
+    buffer_offset: Size,
 }
 
 #[derive(Deserialize)]
@@ -277,18 +310,54 @@ impl LaneText {
             );
         }
         let raw = self.mkfs.is_empty();
+        if self.partition.0 > 0 && (!raw || !self.partition.0.is_multiple_of(1 << 16)) {
+            return Err(
+                "`partition` is where the partition of a raw disk begins: a multiple of 64k, \
+                        on a lane without `mkfs`"
+                    .into(),
+            );
+        }
+        let atomic = self.atomic.map(AtomicText::build).transpose()?;
+        // The end of a raw disk is where writes are tried that must be refused.
+        let tried = if raw && atomic.is_some() { 2 * profile.unit_max } else { 0 };
+        let usable = self.capacity.0.saturating_sub(tried);
+        let survives: Result<Vec<FaultKind>, String> = self
+            .survives
+            .iter()
+            .map(|name| {
+                let fault: Result<Fault, _> = name.parse();
+                fault.map(|f| f.kind).map_err(|e| format!("`survives`: {e}"))
+            })
+            .collect();
+        let survives = survives?;
         let mut targets = Vec::new();
         for (i, text) in self.target.into_iter().enumerate() {
-            let target = text.build(i as u32 + 1).map_err(|e| format!("target {}: {e}", i + 1))?;
-            let end = target.end();
-            if end > self.capacity.0 {
-                return Err(format!("target {}: ends beyond the disk ({end} bytes)", i + 1));
+            let mut target =
+                text.build(i as u32 + 1).map_err(|e| format!("target {}: {e}", i + 1))?;
+            if target.path == "{device}1" {
+                target.start = self.partition.0;
             }
-            if raw != target.path.starts_with("{device}") {
+            let end = target.start + target.end();
+            if end > usable {
                 return Err(format!(
-                    "target {}: without `mkfs` the path is {{device}}, with it one below {{mount}}",
+                    "target {}: ends beyond what can be used of the disk ({end} of {usable} bytes)",
                     i + 1
                 ));
+            }
+            let devices: &[&str] = match (raw, self.partition.0) {
+                (false, _) => &[],
+                (true, 0) => &["{device}"],
+                (true, _) => &["{device}1"],
+            };
+            if raw != devices.contains(&target.path.as_str()) {
+                return Err(format!(
+                    "target {}: without `mkfs` the path is {{device}}, or {{device}}1 with a \
+                     `partition`; with it one below {{mount}}",
+                    i + 1
+                ));
+            }
+            if target.start > 0 && target.planted.is_some() {
+                return Err(format!("target {}: `planted` is not for a partition", i + 1));
             }
             targets.push(target);
         }
@@ -301,6 +370,10 @@ impl LaneText {
             profile: self.profile,
             capacity: self.capacity.0,
             logical_block_size: lb,
+            front_end: self.front_end,
+            partition: self.partition.0,
+            atomic,
+            survives,
             queues: self.queues,
             hold_completions: self.hold_completions,
             mkfs: self.mkfs,
@@ -320,6 +393,26 @@ impl LaneText {
                 ExpectText::Passed => Expect::Passed,
                 ExpectText::Violated(why) => Expect::Violated(why),
             },
+        })
+    }
+}
+
+impl AtomicText {
+    fn build(self) -> Result<Atomic, String> {
+        let statx = self.statx.map(StatxText::build).transpose()?;
+        Ok(Atomic { on_wire: self.on_wire, statx })
+    }
+}
+
+impl StatxText {
+    fn build(self) -> Result<AtomicLimits, String> {
+        let bytes =
+            |size: Size| u32::try_from(size.0).map_err(|_| "[atomic] `statx`: below 4g".to_owned());
+        Ok(AtomicLimits {
+            unit_min: bytes(self.unit_min)?,
+            unit_max: bytes(self.unit_max)?,
+            unit_max_opt: bytes(self.unit_max_opt)?,
+            ..AtomicLimits::default()
         })
     }
 }
@@ -350,6 +443,10 @@ impl TargetText {
                 self.threads, self.depth
             ));
         }
+        let buffer_offset = u32::try_from(self.buffer_offset.0)
+            .ok()
+            .filter(|offset| *offset < 4096 && offset.is_multiple_of(512))
+            .ok_or("`buffer-offset` is a multiple of 512 below 4096")?;
         let flags: Result<Vec<_>, _> = match self.planted {
             Some(_) => Ok(vec![planted::FLAGS]),
             None => self.flags.iter().map(|f| parse_flags(f)).collect(),
@@ -365,6 +462,10 @@ impl TargetText {
             flags: flags?,
             prepare: self.prepare,
             planted: self.planted,
+            start: 0,
+            sequential: self.sequential,
+            named: self.named,
+            buffer_offset,
         })
     }
 }
@@ -448,7 +549,7 @@ mod tests {
             ("10s", "soon", "\"soon\" is no time"),
             ("req64k", "disk64k", "lane raw: `profile`"),
             ("\"1m\"", "\"1000\"", "multiple of the logical block"),
-            ("units = 8", "units = 80", "target 1: ends beyond the disk"),
+            ("units = 8", "units = 80", "target 1: ends beyond what"),
             ("\"16k\"", "\"20k\"", "`unit` is a power of two"),
             ("\"16k\"", "\"big\"", "\"big\" is no size"),
             ("tear-atomic", "tear-apart", "[control] `fault`"),

@@ -5,7 +5,7 @@
 //! control: a fault that must be caught right there, or the lane's green means nothing.
 //!
 //! `{device}`, `{disk}` and `{mount}` stand for `/dev/vda`, `vda` and where the file system is
-//! mounted.
+//! mounted; `{device}1` is the partition, where the lane makes one.
 
 mod load;
 mod plan;
@@ -13,11 +13,15 @@ mod plan;
 pub use load::{SuiteError, builtin, load, parse, parse_time};
 pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut};
 
-use crate::oracle::Clause;
+use crate::oracle::{Clause, OnWire};
+use crate::vm::FrontEnd;
 use serde::Deserialize;
 use std::time::Duration;
-use tornblk_agent::channel::{Target, Workload, WriteFlags};
-use tornblk_model::crash::Fault;
+use tornblk_agent::channel::{AtomicLimits, Target, Workload, WriteFlags};
+use tornblk_model::crash::{Fault, FaultKind};
+
+/// In which a partition table counts, on disks of whatever logical block (they are 512 here).
+const SECTOR: u64 = 512;
 
 /// Where a lane's file system is mounted in the guest.
 pub const MOUNT: &str = "/mnt";
@@ -49,7 +53,12 @@ pub struct Lane {
     /// Bytes.
     pub capacity: u64,
     pub logical_block_size: u32,
+    pub front_end: FrontEnd,
     pub queues: u16,
+    /// Where its one partition begins (bytes); 0: it has none. The targets know it, too.
+    pub partition: u64,
+    /// `None`: what the guest knows of the disk's atomic limits is not looked at.
+    pub atomic: Option<Atomic>,
     /// The device's `--hold-completions`: `idle`, `random`, or a number of requests; `None`: off.
     pub hold_completions: Option<String>,
     /// Makes the file system; empty: the raw disk.
@@ -62,9 +71,21 @@ pub struct Lane {
     pub sync_every: u32,
     pub targets: Vec<Target>,
     pub control: Control,
+    /// Faults that break nothing here: that they are survived is what the lane is for.
+    pub survives: Vec<FaultKind>,
     /// What must have been put to the test, or the lane is inconclusive.
     pub exercise: Vec<Exercise>,
     pub expect: Expect,
+}
+
+/// The guest's kernel is told the disk's atomic limits, and must show them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Atomic {
+    /// How a write with RWF_ATOMIC must reach the disk.
+    pub on_wire: OnWire,
+    /// What statx(2) must say of a file; `None`: what the disk itself does. `unit_max_opt` 0: not
+    /// looked at.
+    pub statx: Option<AtomicLimits>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -74,6 +95,8 @@ pub enum Exercise {
     Whole,
     /// A unit had something durable to lose.
     Durable,
+    /// A write with RWF_ATOMIC reached the disk as one atomic request.
+    Atomic,
 }
 
 /// What the lane's authors say it does today.
@@ -141,6 +164,13 @@ impl Lane {
         workload.writes = writes;
         workload.sync_every = 1;
         workload
+    }
+
+    /// Makes the partition table; `None`: the disk has none.
+    pub fn partition_command(&self, device: &str) -> Option<Vec<String>> {
+        let start = self.partition / SECTOR;
+        let script = format!("echo 'start={start}, type=83' | sfdisk --quiet --label dos {device}");
+        (start > 0).then(|| ["sh".to_owned(), "-c".to_owned(), script].to_vec())
     }
 
     pub fn mkfs_command(&self, device: &str) -> Vec<String> {

@@ -1,13 +1,85 @@
 //! Disks that come and go while the guest runs: vhost-user-blk on a PCIe root port.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tornblk_agent::channel::{Command, Outcome};
 
 use super::qmp::from;
 use super::{NoHost, QMP_TIMEOUT, Vm, VmError};
+
+/// How a disk is attached: which device the guest sees, and which of QEMU's devices stands for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontEnd {
+    /// virtio-blk, as any QEMU has it: of the device's configuration space, the guest gets what that
+    /// QEMU knows.
+    #[default]
+    Blk,
+    /// virtio-blk through QEMU's device for testing, which lets every feature bit and the whole
+    /// configuration space through. From QEMU 10.2 on.
+    BlkFull,
+    /// A virtio-scsi host adapter with one disk.
+    Scsi,
+}
+
+impl FrontEnd {
+    /// As in suites and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            FrontEnd::Blk => "blk",
+            FrontEnd::BlkFull => "blk-full",
+            FrontEnd::Scsi => "scsi",
+        }
+    }
+
+    /// As `tornblkd --front-end` calls it.
+    pub fn of_device(self) -> &'static str {
+        match self {
+            FrontEnd::Blk | FrontEnd::BlkFull => "blk",
+            FrontEnd::Scsi => "scsi",
+        }
+    }
+
+    /// Modules of the guest's kernel beside those that it loads at its start.
+    pub(super) fn modules(self) -> &'static [&'static str] {
+        match self {
+            FrontEnd::Blk | FrontEnd::BlkFull => &[],
+            FrontEnd::Scsi => &["virtio_scsi", "sd_mod"],
+        }
+    }
+
+    /// What QEMU plugs in, but for `id`, `bus` and `chardev`.
+    fn driver(self, queues: u16) -> Value {
+        match self {
+            FrontEnd::Blk => json!({ "driver": "vhost-user-blk-pci", "num-queues": queues }),
+            FrontEnd::BlkFull => json!({
+                "driver": TEST_DEVICE,
+                // VIRTIO 1.2, 5: a block device.
+                "virtio-id": 2,
+                "num_vqs": queues,
+                "vq_size": QUEUE_SIZE,
+                "config_size": CONFIG_BYTES,
+            }),
+            FrontEnd::Scsi => json!({ "driver": "vhost-user-scsi-pci", "num_queues": queues }),
+        }
+    }
+}
+
+impl fmt::Display for FrontEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+const TEST_DEVICE: &str = "vhost-user-test-device-pci";
+/// Of a queue of `tornblkd`, unless it is told otherwise.
+const QUEUE_SIZE: u32 = 256;
+/// `struct virtio_blk_config` and the four atomic-write limits behind it: VIRTIO-ATOMIC.md.
+const CONFIG_BYTES: u32 = 112;
 
 /// Root ports, each for one disk.
 pub(super) const SLOTS: usize = 4;
@@ -48,7 +120,12 @@ impl Vm {
         socket: &Path,
         serial: &str,
         queues: u16,
+        front_end: FrontEnd,
     ) -> Result<Disk, VmError> {
+        if front_end == FrontEnd::BlkFull && !self.has_test_device {
+            return Err(VmError::NoTestDevice);
+        }
+        self.load_for(front_end)?;
         let slot = self.slots.taken.iter().position(|t| !t).ok_or(VmError::NoSlot(SLOTS))?;
         self.slots.count += 1;
         let id = format!("disk{}", self.slots.count);
@@ -67,13 +144,11 @@ impl Vm {
             } },
         }))?;
         self.qmp_execute(&add).map_err(failed)?;
-        let plug: qapi::qmp::device_add = from(json!({
-            "driver": "vhost-user-blk-pci",
-            "id": id,
-            "bus": slot_name(slot),
-            "chardev": chardev,
-            "num-queues": queues,
-        }))?;
+        let mut plug = front_end.driver(queues);
+        plug["id"] = id.as_str().into();
+        plug["bus"] = slot_name(slot).into();
+        plug["chardev"] = chardev.as_str().into();
+        let plug: qapi::qmp::device_add = from(plug)?;
         if let Err(e) = self.qmp_execute(&plug) {
             let remove = qapi::qmp::chardev_remove { id: chardev };
             let _ = self.qmp.execute(&remove, QMP_TIMEOUT);
@@ -94,6 +169,24 @@ impl Vm {
             Outcome::Failed { message, .. } | Outcome::Unsupported { message } => message,
         };
         Err(VmError::Attach { serial: serial.to_owned(), why })
+    }
+
+    /// What the front-end's driver needs: a guest that was booted, not restored, has not loaded it.
+    fn load_for(&mut self, front_end: FrontEnd) -> Result<(), VmError> {
+        let names = self.modules_for(front_end);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut argv = vec!["/usr/sbin/modprobe".to_owned(), "-a".to_owned()];
+        argv.extend(names);
+        let load = Command::Exec { argv, timeout_ms: PLUG_TIMEOUT.as_millis() as u64 };
+        match self.call(load, &mut NoHost, Instant::now() + PLUG_TIMEOUT)? {
+            Outcome::Ok { value } if value["status"] == 0 => Ok(()),
+            other => Err(VmError::Attach {
+                serial: front_end.to_string(),
+                why: format!("its driver cannot be loaded: {other:?}"),
+            }),
+        }
     }
 
     /// Unplugs a disk; returns when the guest has let it go. It must not be in use there.
@@ -140,6 +233,12 @@ mod tests {
 
     #[test]
     fn commands_are_written_as_qemu_takes_them() {
+        for front_end in [FrontEnd::Blk, FrontEnd::BlkFull, FrontEnd::Scsi] {
+            let _: qapi::qmp::device_add = from(front_end.driver(2)).unwrap_or_else(|e| {
+                // `id` is not asked for here; a driver is.
+                panic!("{front_end}: {e}")
+            });
+        }
         let plug: qapi::qmp::device_add =
             from(json!({ "driver": "d", "id": "i", "bus": "slot0", "num-queues": 2 })).unwrap();
         let written = serde_json::to_value(&plug).unwrap();

@@ -42,7 +42,7 @@ use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::Image;
 
 pub use accel::Accel;
-pub use disk::Disk;
+pub use disk::{Disk, FrontEnd};
 pub use qemu::Qemu;
 
 use agent::Agent;
@@ -124,6 +124,11 @@ pub enum VmError {
     QmpTimeout { command: &'static str, seconds: u64 },
     #[error("the disk {serial} cannot be attached: {why}")]
     Attach { serial: String, why: String },
+    #[error(
+        "this QEMU has no vhost-user-test-device-pci, which lets all of a disk's limits through: take \
+         QEMU 10.2 or newer (--qemu), or the front-end blk or scsi"
+    )]
+    NoTestDevice,
     #[error("all {0} slots for disks are taken: detach one first")]
     NoSlot(usize),
     #[error("the marks of the guest's workload cannot be recorded: {0}")]
@@ -176,6 +181,9 @@ pub struct Vm {
     agent: Agent,
     console: Console,
     slots: disk::Slots,
+    /// Of the image, with what they need: the front-ends' drivers.
+    drivers: Vec<(FrontEnd, Vec<String>)>,
+    has_test_device: bool,
     release: String,
     stop: Option<Arc<AtomicBool>>,
 }
@@ -245,6 +253,8 @@ impl Vm {
             agent: Agent::new(mine_agent)?,
             console,
             slots: disk::Slots::default(),
+            drivers: drivers(config.image),
+            has_test_device: config.qemu.has_test_device(),
             release: config.image.release.clone(),
             stop: config.stop.clone(),
         };
@@ -263,6 +273,12 @@ impl Vm {
             }
         }
         Ok(())
+    }
+
+    /// Modules, by name, of which the guest's kernel has the driver of a front-end.
+    fn modules_for(&self, front_end: FrontEnd) -> Vec<String> {
+        let of = self.drivers.iter().find(|(of, _)| *of == front_end);
+        of.map_or_else(Vec::new, |(_, names)| names.clone())
     }
 
     /// Asks the agent for something and waits for its answer.
@@ -366,6 +382,14 @@ impl Vm {
         let _ = self.qmp.execute(&qapi::qmp::quit {}, Duration::from_secs(5));
         self.process.wait(Duration::from_secs(5));
     }
+}
+
+/// What the image has as modules of each front-end's driver; built in, it needs none.
+fn drivers(image: &Image) -> Vec<(FrontEnd, Vec<String>)> {
+    let names = |front_end: FrontEnd| {
+        image.load_order(front_end.modules()).iter().map(|m| m.name.clone()).collect()
+    };
+    [FrontEnd::Blk, FrontEnd::BlkFull, FrontEnd::Scsi].map(|of| (of, names(of))).to_vec()
 }
 
 /// Two ends of a connection.

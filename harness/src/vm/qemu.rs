@@ -76,6 +76,11 @@ impl Qemu {
         self.version >= (8, 2, 0)
     }
 
+    /// Whether it has a vhost-user device that knows nothing of what it stands for (since 10.2).
+    pub fn has_test_device(&self) -> bool {
+        self.version >= (10, 2, 0)
+    }
+
     /// Whether memory can be saved at fixed places in the file, which is read faster (since 9.0).
     pub(super) fn has_mapped_ram(&self) -> bool {
         self.version >= (9, 0, 0)

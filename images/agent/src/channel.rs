@@ -174,6 +174,16 @@ pub enum Command {
     StatAtomic {
         path: String,
     },
+    /// Asks for atomic writes that must be refused, each a little beyond `limits`, and sees that
+    /// nothing changed. → `[`[`Refusal`]`]`. A block device is used from `offset` on, over
+    /// [`AtomicLimits::refusal_bytes`]; a file is made, and removed.
+    AtomicRefusals {
+        path: String,
+        offset: u64,
+        limits: AtomicLimits,
+        /// Logical block size (bytes): what is no multiple of it is refused for another reason.
+        block: u32,
+    },
     /// → [`Written`] when done; the marks tell what happened. `Unsupported` where a probe, made
     /// before anything else, found that the kernel or the file system refuses one of the `flags`.
     /// `Failed` where the disk went away.
@@ -241,6 +251,44 @@ pub struct AtomicLimits {
     pub segments_max: u32,
 }
 
+impl AtomicLimits {
+    /// Bytes that [`Command::AtomicRefusals`] uses of its target.
+    pub fn refusal_bytes(&self) -> u64 {
+        2 * u64::from(self.unit_max)
+    }
+}
+
+/// How a write was answered that must be refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    pub case: RefusalCase,
+    /// The system call, as one would write it in C.
+    pub call: String,
+    /// Bytes or a negative errno.
+    pub result: i64,
+    /// The bytes on disk are not what they were.
+    pub changed: bool,
+}
+
+/// Why a write must be refused. Each but `Buffered` is O_DIRECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalCase {
+    /// Through the page cache.
+    Buffered,
+    /// Its offset is no multiple of its length.
+    Misaligned,
+    /// Longer than `unit_max`.
+    TooLong,
+    /// Shorter than `unit_min`.
+    TooShort,
+    /// No power of two.
+    OddLength,
+    /// In two buffers.
+    TwoBuffers,
+}
+
 /// What a [`Command::Workload`] did, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -284,7 +332,7 @@ pub struct Workload {
     pub skip_sync: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// Number stamped into its blocks.
@@ -306,6 +354,25 @@ pub struct Target {
     /// its recovery; else each by one write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planted: Option<Planted>,
+    /// Where on the disk the path itself begins (bytes): that of a partition; else 0, as for files,
+    /// of which nobody outside of the guest knows where they are.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub start: u64,
+    /// Units come in their order, again and again, instead of being drawn: neighbours are in flight
+    /// together, and can be merged.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sequential: bool,
+    /// Writes with RWF_ATOMIC carry their length in their I/O priority ([`crate::naming`]), and
+    /// go through io_uring for that, at depth 1 too.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub named: bool,
+    /// Buffers begin that many bytes behind a page boundary: a multiple of 512 below 4096.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub buffer_offset: u32,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Target {
@@ -317,6 +384,11 @@ impl Target {
     /// Where `unit` begins in the file (bytes).
     pub fn offset_of(&self, unit: u64) -> u64 {
         self.offset + unit * u64::from(self.unit)
+    }
+
+    /// Where `unit` begins on the disk (bytes): only of a target that is a disk or a partition.
+    pub fn disk_offset_of(&self, unit: u64) -> u64 {
+        self.start + self.offset_of(unit)
     }
 
     /// Where the target ends in the file (bytes): behind its units, and the slots of its protocol.
@@ -651,7 +723,7 @@ mod tests {
             depth: 1,
             flags: vec![],
             prepare: Prepare::AsIs,
-            planted: None,
+            ..Target::default()
         };
         let workload = Workload {
             nonce: 1,

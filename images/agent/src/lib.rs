@@ -2,6 +2,7 @@
 //!
 //! - [`payload`]: how every block that a workload writes describes itself.
 //! - [`planted`]: commits that are wrong on purpose, and their correct twins.
+//! - [`naming`]: how a write tells the device its length.
 //! - [`channel`]: the commands and answers between the host and the agent.
 //!
 //! The agent itself (PID 1, workloads) is module `guest` and the binary, both only with feature `guest`:
@@ -10,5 +11,6 @@
 pub mod channel;
 #[cfg(feature = "guest")]
 pub mod guest;
+pub mod naming;
 pub mod payload;
 pub mod planted;

@@ -271,6 +271,7 @@ mod tests {
             flags: vec![FLAGS],
             prepare: Prepare::AsIs,
             planted: Some(Planted { protocol, bug }),
+            ..Target::default()
         }
     }
 

@@ -115,6 +115,7 @@ impl Seat {
             recording: case.recording.clone(),
             base: case.base.clone(),
             profile: volume.profile.clone(),
+            front_end: volume.front_end,
             serial: SERIAL.to_owned(),
             log: dir.join("device.log"),
         };
@@ -239,7 +240,9 @@ impl Seat {
             e => SeatError::Failed(e.to_string()),
         };
         let mut vm = vm.map_err(failed)?;
-        let disk = vm.attach_disk(&self.device.socket(), SERIAL, CPUS).map_err(failed)?;
+        let disk = vm
+            .attach_disk(&self.device.socket(), SERIAL, CPUS, self.spec.front_end)
+            .map_err(failed)?;
         let mut guest = Guest { vm, device: disk.device, states: 0 };
         guest.hurry()?;
         // What the kernel read while it looked for partitions.

@@ -140,14 +140,32 @@ pub fn flush_buffers(device: &str) -> Result<Value> {
     Ok(json!({}))
 }
 
-/// The serial once more: reading it asks the device again.
+/// The serial once more, from the device: virtio-blk asks it whenever sysfs is read, but SCSI keeps
+/// what it read when the disk came.
 pub fn read_nonce(device: &str) -> Result<Value> {
     let name = device.strip_prefix("/dev/").unwrap_or(device);
-    let serial = read_serial(&Path::new(BLOCK).join(name)).ok_or_else(|| {
-        Error::Refused(format!("{device} has no serial number in {BLOCK}/{name}"))
-    })?;
+    let disk = Path::new(BLOCK).join(name);
+    let serial = if disk.join("device/vpd_pg80").exists() {
+        inquire_serial(device)?
+    } else {
+        read_serial(&disk).ok_or_else(|| {
+            Error::Refused(format!("{device} has no serial number in {BLOCK}/{name}"))
+        })?
+    };
     let tail = serial.char_indices().rev().nth(TAIL - 1).map_or(0, |(at, _)| at);
     Ok(json!({ "serial": serial, "tail": &serial[tail..] }))
+}
+
+/// INQUIRY of the page Unit Serial Number (SPC-5, 7.7.20).
+fn inquire_serial(device: &str) -> Result<String> {
+    const LEN: u8 = 252;
+    let file = File::open(device).map_err(Error::system(format!("cannot open {device}")))?;
+    let mut page = [0; LEN as usize];
+    let n = sys::scsi_read(&file, &[0x12, 1, 0x80, 0, LEN, 0], &mut page)
+        .map_err(Error::system(format!("INQUIRY of {device}'s serial number")))?;
+    let end = n.min(4 + usize::from(page[3]));
+    let serial = page.get(4..end).unwrap_or_default();
+    Ok(String::from_utf8_lossy(serial).trim().to_owned())
 }
 
 /// Discards or zeroes a range of a block device.

@@ -129,6 +129,9 @@ fn run(outbox: &Outbox, id: u64, command: Command) -> Result<Value> {
         }
         Command::Umount { target } => fs::umount(&target),
         Command::StatAtomic { path } => to_value(&fs::stat_atomic(&path)?),
+        Command::AtomicRefusals { path, offset, limits, block } => {
+            to_value(&workload::refusals::ask(&path, offset, &limits, block)?)
+        }
         Command::Workload { workload } => {
             outbox.begin(id);
             let written = workload::run(&workload, outbox);

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{NoArg, Opcode, Setter, Updater, ioctl, opcode};
 
 /// `BLKFLSBUF`, `BLKDISCARD`, `BLKZEROOUT` of `linux/fs.h`.
 const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
@@ -30,6 +30,80 @@ pub fn blkdiscard(device: &File, offset: u64, len: u64) -> io::Result<()> {
 pub fn blkzeroout(device: &File, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: BLKZEROOUT reads two 64-bit integers, as they are given.
     unsafe { Ok(ioctl(device, Setter::<BLKZEROOUT, [u64; 2]>::new([offset, len]))?) }
+}
+
+/// `SG_IO` of `scsi/sg.h`, an ioctl from before these had sizes in their numbers.
+const SG_IO: Opcode = 0x2285;
+/// `SG_DXFER_FROM_DEV`, `'S'`: the third version of the interface.
+const FROM_DEVICE: i32 = -3;
+const INTERFACE: i32 = b'S' as i32;
+
+/// `struct sg_io_hdr` of `scsi/sg.h`.
+#[repr(C)]
+struct SgIo {
+    interface_id: i32,
+    dxfer_direction: i32,
+    cmd_len: u8,
+    mx_sb_len: u8,
+    iovec_count: u16,
+    dxfer_len: u32,
+    dxferp: *mut u8,
+    cmdp: *const u8,
+    sbp: *mut u8,
+    timeout: u32,
+    flags: u32,
+    pack_id: i32,
+    usr_ptr: *mut u8,
+    status: u8,
+    masked_status: u8,
+    msg_status: u8,
+    sb_len_wr: u8,
+    host_status: u16,
+    driver_status: u16,
+    resid: i32,
+    duration: u32,
+    info: u32,
+}
+
+/// A SCSI command that gives data; how many bytes.
+pub fn scsi_read(device: &File, cdb: &[u8], data: &mut [u8]) -> io::Result<usize> {
+    let mut sense = [0u8; 96];
+    let mut header = SgIo {
+        interface_id: INTERFACE,
+        dxfer_direction: FROM_DEVICE,
+        cmd_len: cdb.len() as u8,
+        mx_sb_len: sense.len() as u8,
+        iovec_count: 0,
+        dxfer_len: data.len() as u32,
+        dxferp: data.as_mut_ptr(),
+        cmdp: cdb.as_ptr(),
+        sbp: sense.as_mut_ptr(),
+        timeout: 30_000,
+        flags: 0,
+        pack_id: 0,
+        usr_ptr: std::ptr::null_mut(),
+        status: 0,
+        masked_status: 0,
+        msg_status: 0,
+        sb_len_wr: 0,
+        host_status: 0,
+        driver_status: 0,
+        resid: 0,
+        duration: 0,
+        info: 0,
+    };
+    // SAFETY: SG_IO reads and writes one `sg_io_hdr`; the three buffers that it names are as long
+    // as it says, and live until the call returns.
+    unsafe { ioctl(device, Updater::<SG_IO, SgIo>::new(&mut header))? };
+    if header.status != 0 || header.host_status != 0 || header.driver_status & 0x0f != 0 {
+        return Err(io::Error::other(format!(
+            "SCSI status {:#x}, host status {:#x}, sense key {:#x}",
+            header.status,
+            header.host_status,
+            sense[2] & 0x0f
+        )));
+    }
+    Ok(data.len().saturating_sub(header.resid.max(0) as usize))
 }
 
 /// Shares a range (bytes) of `from` with `to`, at the same offset.

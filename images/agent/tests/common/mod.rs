@@ -127,7 +127,7 @@ pub fn target(file: u32, path: &std::path::Path, units: u32, threads: u32, depth
         depth,
         flags: vec![BUFFERED, DSYNC],
         prepare: Prepare::Written,
-        planted: None,
+        ..Target::default()
     }
 }
 

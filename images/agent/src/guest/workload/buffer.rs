@@ -14,8 +14,13 @@ pub struct Buffer {
 
 impl Buffer {
     pub fn new(len: usize) -> Buffer {
-        let memory = vec![0; len + ALIGN];
-        let start = memory.as_ptr().align_offset(ALIGN);
+        Buffer::behind_a_page(len, 0)
+    }
+
+    /// Begins so many bytes, fewer than a page, behind a page boundary.
+    pub fn behind_a_page(len: usize, offset: usize) -> Buffer {
+        let memory = vec![0; len + 2 * ALIGN];
+        let start = memory.as_ptr().align_offset(ALIGN) + offset % ALIGN;
         Buffer { memory, start, len }
     }
 
@@ -39,6 +44,11 @@ mod tests {
             for buffer in &mut buffers {
                 assert_eq!(buffer.bytes().len(), len);
                 assert_eq!(buffer.bytes_mut().as_ptr() as usize % ALIGN, 0);
+            }
+            for offset in [512, 3584] {
+                let buffer = Buffer::behind_a_page(len, offset);
+                assert_eq!(buffer.bytes().len(), len);
+                assert_eq!(buffer.bytes().as_ptr() as usize % ALIGN, offset);
             }
         }
     }

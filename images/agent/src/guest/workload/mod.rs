@@ -6,6 +6,7 @@
 //! - [`mod@write`]: one write after the other; marks; [`ring`]: several in flight; [`commit`]: by a
 //!   protocol of several calls.
 //! - [`readback`]: what is there afterwards.
+//! - [`refusals`]: atomic writes that no kernel may take.
 //!
 //! Order is what a workload is about: an intent is recorded before its system call starts, a done
 //! mark follows its return, and a sync covers what was recorded as done before it began.
@@ -28,6 +29,7 @@ pub mod plan;
 pub mod prepare;
 pub mod probe;
 pub mod readback;
+pub mod refusals;
 pub mod ring;
 pub mod write;
 
@@ -41,7 +43,7 @@ const MAX_DEPTH: u32 = 1024;
 /// Runs a workload to its end.
 pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
     check(workload)?;
-    if workload.files.iter().any(|t| t.depth > 1) {
+    if workload.files.iter().any(by_ring) {
         ring::probe()?;
     }
     if workload.files.iter().any(|t| t.planted.is_some()) {
@@ -65,10 +67,10 @@ pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
                 let (shared, opened) = (&shared, &opened[plan.target]);
                 scope.spawn(move || {
                     let target = &shared.workload.files[plan.target];
-                    let outcome = match (target.planted, target.depth) {
-                        (Some(planted), _) => commit::run(shared, target, planted, opened, plan),
-                        (None, 1) => write::run(shared, target, opened, plan),
-                        (None, _) => ring::run(shared, target, opened, plan),
+                    let outcome = match target.planted {
+                        Some(planted) => commit::run(shared, target, planted, opened, plan),
+                        None if by_ring(target) => ring::run(shared, target, opened, plan),
+                        None => write::run(shared, target, opened, plan),
                     };
                     if outcome.is_err() {
                         shared.give_up.store(true, Ordering::Relaxed);
@@ -95,6 +97,11 @@ pub fn run(workload: &Workload, outbox: &Outbox) -> Result<Written> {
         return Err(Error::Refused("the host has stopped the workload".into()));
     }
     Ok(shared.written.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Is it written through io_uring?
+fn by_ring(target: &Target) -> bool {
+    target.depth > 1 || target.named
 }
 
 fn phase(outbox: &Outbox, name: &str) -> Result<()> {
@@ -222,6 +229,12 @@ pub fn check(workload: &Workload) -> Result<()> {
         }
         if t.flags.is_empty() {
             return refuse(format!("{path}: no flags to write with"));
+        }
+        if t.buffer_offset >= 4096 || !t.buffer_offset.is_multiple_of(512) {
+            return refuse(format!(
+                "{path}: a buffer offset of {} is no multiple of 512 below 4096",
+                t.buffer_offset
+            ));
         }
         if t.flags.iter().any(|flags| (t.planted.is_some()) != (*flags == FLAGS)) {
             return refuse(format!(

@@ -30,6 +30,7 @@ pub struct Plan {
     /// others were: what is in flight is among them, as long as none is overtaken that often.
     recent: VecDeque<usize>,
     window: usize,
+    sequential: bool,
     done: u32,
     writes: u32,
 }
@@ -61,6 +62,7 @@ impl Plan {
             rng: SplitMix64::new(workload.seed, target.file, thread),
             recent: VecDeque::new(),
             window: (target.depth as usize - 1).min(own - 1),
+            sequential: target.sequential,
             done: 0,
             writes,
         }
@@ -74,11 +76,15 @@ impl Iterator for Plan {
         if self.done == self.writes {
             return None;
         }
-        // Ends: at least one unit is not among the recent ones.
-        let index = loop {
-            let index = self.rng.below(self.generations.len());
-            if !self.recent.contains(&index) {
-                break index;
+        let index = if self.sequential {
+            self.done as usize % self.generations.len()
+        } else {
+            // Ends: at least one unit is not among the recent ones.
+            loop {
+                let index = self.rng.below(self.generations.len());
+                if !self.recent.contains(&index) {
+                    break index;
+                }
             }
         };
         self.recent.push_back(index);
@@ -142,7 +148,7 @@ mod tests {
             depth,
             flags: vec![WriteFlags::default(), direct, WriteFlags { dsync: true, ..direct }],
             prepare: Prepare::Written,
-            planted: None,
+            ..Target::default()
         }
     }
 
@@ -219,6 +225,15 @@ mod tests {
                 assert_eq!(different.len(), window.len());
             }
         }
+    }
+
+    #[test]
+    fn a_sequential_target_is_written_from_front_to_back_again_and_again() {
+        let mut workload = workload(5);
+        workload.files = vec![Target { sequential: true, ..target(1, 5, 1, 4) }];
+        workload.writes = 12;
+        let units: Vec<u64> = plans(&workload).remove(0).map(|s| s.unit).collect();
+        assert_eq!(units, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]);
     }
 
     #[test]

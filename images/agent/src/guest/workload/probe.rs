@@ -108,7 +108,7 @@ mod tests {
             depth: 1,
             flags: vec![WriteFlags { dsync: true, ..WriteFlags::default() }],
             prepare: Prepare::AsIs,
-            planted: None,
+            ..Target::default()
         };
         for prepare in [Prepare::AsIs, Prepare::Hole] {
             target.prepare = prepare;

@@ -1,5 +1,8 @@
 //! Several writes of a thread in flight, by io_uring.
 //!
+//! Only here a write can have an I/O priority of its own, and so a name ([`crate::naming`]): a
+//! thread's would be inherited by everything that is written for it, a file system's log too.
+//!
 //! Intents of all writes that can start now go in one message, and wait for one acknowledgement;
 //! meanwhile those already in flight go on.
 
@@ -17,6 +20,7 @@ use super::write::{Tally, intent};
 use super::{Opened, Shared, rwf};
 use crate::channel::Target;
 use crate::guest::{Error, Result};
+use crate::naming;
 use crate::payload::fill;
 
 /// Whether the kernel lets us write through io_uring.
@@ -39,7 +43,7 @@ pub fn probe() -> Result<()> {
 /// Writes a thread's plan.
 pub fn run(shared: &Shared<'_>, target: &Target, opened: &Opened, plan: Plan) -> Result<()> {
     let mut tally = Tally::new(shared, target, opened);
-    let mut ring = Ring::new(target.depth as usize, target.unit as usize)?;
+    let mut ring = Ring::new(target)?;
     let outcome = feed(shared, target, opened, plan, &mut ring, &mut tally);
     // Whatever happened: what is in flight returns, and its results are told.
     while ring.in_flight > 0 {
@@ -77,7 +81,10 @@ fn feed(
             shared.outbox.wait(batch)?;
             for (slot, step) in starting {
                 let fd = types::Fd(opened.file(step.flags)?.as_raw_fd());
-                let how = rwf(step.flags, shared.workload.skip_sync);
+                let how = How {
+                    flags: rwf(step.flags, shared.workload.skip_sync),
+                    ioprio: name(target, &step),
+                };
                 ring.push(slot, fd, target.offset_of(step.unit), how)?;
             }
         } else {
@@ -100,6 +107,18 @@ fn feed(
     }
 }
 
+/// The I/O priority that names a write; 0: none of its own.
+fn name(target: &Target, step: &Step) -> u16 {
+    if target.named && step.flags.atomic { naming::ioprio(target.unit) } else { 0 }
+}
+
+/// Flags of pwritev2(2), and an I/O priority.
+#[derive(Clone, Copy, Debug)]
+struct How {
+    flags: u32,
+    ioprio: u16,
+}
+
 /// A ring and the memory of what is in flight in it.
 struct Ring {
     ring: IoUring,
@@ -116,12 +135,13 @@ struct Slot {
 }
 
 impl Ring {
-    fn new(depth: usize, unit: usize) -> Result<Ring> {
+    fn new(target: &Target) -> Result<Ring> {
+        let (depth, unit) = (target.depth as usize, target.unit as usize);
         let ring =
             IoUring::new(depth as u32).map_err(Error::system("cannot set up an io_uring"))?;
         let slots = (0..depth)
             .map(|_| Slot {
-                buffer: Buffer::new(unit),
+                buffer: Buffer::behind_a_page(unit, target.buffer_offset as usize),
                 iovec: Box::new(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }),
                 step: None,
             })
@@ -157,13 +177,14 @@ impl Ring {
     }
 
     /// Prepares the write of a slot that was taken and filled; the next [`Ring::reap`] submits it.
-    fn push(&mut self, slot: usize, fd: types::Fd, offset: u64, how: u32) -> Result<()> {
+    fn push(&mut self, slot: usize, fd: types::Fd, offset: u64, how: How) -> Result<()> {
         let Slot { buffer, iovec, .. } = &mut self.slots[slot];
         let bytes = buffer.bytes_mut();
         **iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         let entry = opcode::Writev::new(fd, &raw const **iovec, 1)
             .offset(offset)
-            .rw_flags(how as i32)
+            .rw_flags(how.flags as i32)
+            .ioprio(how.ioprio)
             .build()
             .user_data(slot as u64);
         // SAFETY: the slot's buffer and iovec stay where they are, and nobody writes to them, until
@@ -225,6 +246,10 @@ mod tests {
     use super::*;
     use crate::channel::WriteFlags;
 
+    fn ring() -> Ring {
+        Ring::new(&Target { depth: 4, unit: 4096, ..Target::default() }).unwrap()
+    }
+
     fn step(unit: u64) -> Step {
         Step { unit, generation: 1, flags: WriteFlags::default(), sync: false }
     }
@@ -235,7 +260,7 @@ mod tests {
             println!("skipped: {e}");
             return;
         }
-        let mut ring = Ring::new(4, 4096).unwrap();
+        let mut ring = ring();
         let held = ring.take_slot(step(3)).unwrap();
         let mut plan = [1, 3, 2, 5, 6].map(step).into_iter().peekable();
         let mut units = |ring: &mut Ring| -> Vec<u64> {
@@ -256,13 +281,15 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         let read_only = std::fs::File::open("/proc/self/exe").unwrap();
-        let mut ring = Ring::new(4, 4096).unwrap();
+        let mut ring = ring();
         for unit in 0..4 {
             let slot = ring.take_slot(step(unit)).unwrap();
             assert!(ring.holds(unit));
             ring.slots[slot].buffer.bytes_mut().fill(unit as u8 + 1);
             let fd = types::Fd(if unit == 3 { read_only.as_raw_fd() } else { file.as_raw_fd() });
-            ring.push(slot, fd, unit * 4096, 0).unwrap();
+            // A priority of its own is one that the kernel takes.
+            let how = How { flags: 0, ioprio: if unit == 1 { naming::ioprio(4096) } else { 0 } };
+            ring.push(slot, fd, unit * 4096, how).unwrap();
         }
         assert!(ring.take_slot(step(9)).is_none());
         let mut done = Vec::new();

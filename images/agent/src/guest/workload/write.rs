@@ -17,7 +17,7 @@ const GIVE_UP: u32 = 8;
 
 /// Writes a thread's plan.
 pub fn run(shared: &Shared<'_>, target: &Target, opened: &Opened, plan: Plan) -> Result<()> {
-    let mut buffer = Buffer::new(target.unit as usize);
+    let mut buffer = Buffer::behind_a_page(target.unit as usize, target.buffer_offset as usize);
     let mut tally = Tally::new(shared, target, opened);
     for step in plan {
         if shared.is_over() {
