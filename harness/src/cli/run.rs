@@ -408,7 +408,10 @@ mod tests {
                 .map(|lanes| lanes.into_iter().map(|(_, lane)| lane.name).collect::<Vec<_>>())
         };
         assert_eq!(names(&["raw"]).unwrap(), ["raw"]);
-        assert_eq!(names(&["xfs-cow"]).unwrap(), ["xfs-cow-lb512", "xfs-cow-lb4k"]);
+        assert_eq!(
+            names(&["xfs-cow"]).unwrap(),
+            ["xfs-cow-lb512", "xfs-cow-lb4k", "xfs-cow-above"]
+        );
         assert_eq!(names(&[]).unwrap().len(), suites[0].lanes.len());
         let error = names(&["ra"]).unwrap_err().to_string();
         assert!(error.contains("there are raw, "), "{error}");

@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tornblk_agent::channel::{
-    Command, Found, MarkText, Outcome, Readback, Target, UnitFound, Workload, WriteFlags,
+    AtomicLimits, Command, Found, MarkText, Outcome, Readback, Refusal, RefusalCase, Target,
+    UnitFound, Workload, WriteFlags,
 };
 use tornblk_agent::payload::{self, Stamp};
+use tornblk_model::crash::{AtomicMode, Profile};
 use tornblk_model::event::Seq;
 use tornblk_proto::{Crashed, Match, OpKind, Trigger};
 
@@ -27,6 +29,8 @@ pub(super) enum Bug {
     Tears,
     /// Armed faults do nothing.
     DeafToFaults,
+    /// They do what they should, and no harm comes of it.
+    FaultsHarmNobody,
     /// The workload is refused.
     Unsupported,
     /// The guest never answers to the workload.
@@ -51,6 +55,14 @@ pub(super) enum Bug {
     FiresAtDisarm,
     /// Requests are split, so that nothing is eligible.
     Splits,
+    /// The kernel shows half of the largest atomic write.
+    ShowsOtherLimits,
+    /// The image has no module for the limits.
+    NoGuestModule,
+    /// The file system knows no atomic writes.
+    NoAtomicFiles,
+    /// Writes beyond the limits are taken.
+    TakesAnything,
 }
 
 #[derive(Debug)]
@@ -60,8 +72,9 @@ struct State {
     armed: Option<Arm>,
     matched: u64,
     faults: Vec<String>,
-    /// Its profile keeps requests whole.
-    keeps_whole: bool,
+    profile: Profile,
+    /// The kernel was told the disk's limits; a SCSI driver asks by itself.
+    knows_limits: bool,
     crashed: Option<Crashed>,
     /// What each unit shows: halves of it.
     stable: BTreeMap<(u32, u64), [Option<u32>; 2]>,
@@ -89,7 +102,8 @@ impl FakeLab {
             armed: None,
             matched: 0,
             faults: Vec::new(),
-            keeps_whole: false,
+            profile: Profile::PLAIN,
+            knows_limits: false,
             crashed: None,
             stable: BTreeMap::new(),
             volatile: Vec::new(),
@@ -132,7 +146,8 @@ impl Lab for FakeLab {
             state.armed = None;
             state.matched = 0;
             state.faults.clear();
-            state.keeps_whole = spec.profile.starts_with("req");
+            state.profile = spec.profile.parse().unwrap();
+            state.knows_limits = spec.front_end == FrontEnd::Scsi;
             state.crashed = None;
             state.stable.clear();
             state.volatile.clear();
@@ -146,7 +161,15 @@ impl Lab for FakeLab {
         assert!(dir.is_dir(), "its console goes there");
         self.forget();
         let asked = Rc::clone(&self.asked);
-        Ok(Box::new(FakeMachine { alive: Alive::new(&self.state), asked, attached: false }))
+        let alive = Alive::new(&self.state);
+        Ok(Box::new(FakeMachine { alive, asked, attached: None, fstype: String::new() }))
+    }
+
+    fn guest_module(&self) -> Result<String, String> {
+        match self.state.borrow().bug {
+            Bug::NoGuestModule => Err("the image has no module".into()),
+            _ => Ok("/fake.ko".into()),
+        }
     }
 
     fn expect(&mut self, dir: &Path) {
@@ -174,7 +197,9 @@ impl Lab for FakeLab {
                 Stamp { nonce: query.nonce, unit, file, generation: r#gen, sector: 0, sectors: 0 };
             payload::fill(&mut bytes, stamp);
             let whole = if state.bug == Bug::Splits { bytes.len() / 2 } else { bytes.len() };
-            let eligible = query.profile.starts_with("req");
+            let profile: Profile = query.profile.parse().unwrap();
+            let eligible = profile.eligible(0, whole as u64, true);
+            builder.sent_as_atomic(Seq(event));
             builder.write(Seq(event), 0, whole as u64, &bytes[..whole], eligible, true);
         }
         Ok(builder.finish())
@@ -211,11 +236,16 @@ impl State {
         let mut done = Vec::new();
         if self.bug != Bug::DeafToFaults {
             for fault in self.faults.clone() {
-                if fault.starts_with("ignore-flush") {
+                if self.bug == Bug::FaultsHarmNobody {
+                    done.push(format!("{fault}: nobody minds"));
+                } else if fault.starts_with("ignore-flush") {
                     self.stable.clear();
                     self.volatile.clear();
                     done.push(format!("{fault}: everything is lost"));
-                } else if fault.starts_with("tear-atomic") && self.keeps_whole && self.tear() {
+                } else if fault.starts_with("tear-atomic")
+                    && self.profile.mode != AtomicMode::None
+                    && self.tear()
+                {
                     done.push(format!("{fault}: the newest write is torn"));
                 }
             }
@@ -316,10 +346,45 @@ impl Disk for FakeDisk {
 struct FakeMachine {
     alive: Alive,
     asked: Rc<RefCell<Vec<String>>>,
-    attached: bool,
+    attached: Option<FrontEnd>,
+    /// Of what was mounted.
+    fstype: String,
 }
 
 impl FakeMachine {
+    /// sysfs' `queue/`, as a kernel shows it.
+    fn queue(&self) -> serde_json::Value {
+        let state = self.state();
+        let p = &state.profile;
+        let known = u64::from(state.knows_limits);
+        let half = if state.bug == Bug::ShowsOtherLimits { 2 } else { 1 };
+        let scsi = self.attached == Some(FrontEnd::Scsi);
+        serde_json::json!({
+            "atomic_write_unit_min_bytes": known * 512,
+            "atomic_write_unit_max_bytes": known * p.unit_max / half,
+            "atomic_write_max_bytes": known * if scsi { p.max_bytes } else { p.unit_max },
+            "atomic_write_boundary_bytes": known * if scsi { 0 } else { p.boundary },
+        })
+    }
+
+    fn statx(&self) -> AtomicLimits {
+        let state = self.state();
+        let (disk, none) = (state.profile.unit_max as u32, state.bug == Bug::NoAtomicFiles);
+        let of = |unit_min, unit_max, unit_max_opt| AtomicLimits {
+            unit_min,
+            unit_max,
+            unit_max_opt,
+            segments_max: 1,
+        };
+        match self.fstype.as_str() {
+            "" if state.bug == Bug::ShowsOtherLimits => of(512, disk / 2, 0),
+            "" => of(512, disk, 0),
+            _ if none => AtomicLimits::default(),
+            "xfs" => of(4096, 2 << 20, disk),
+            _ => of(4096, disk, 0),
+        }
+    }
+
     fn state(&self) -> std::cell::RefMut<'_, State> {
         self.alive.0.borrow_mut()
     }
@@ -396,10 +461,16 @@ impl FakeMachine {
 }
 
 impl Machine for FakeMachine {
-    fn attach(&mut self, socket: &Path, serial: &str, _: u16, _: FrontEnd) -> Result<(), RunError> {
+    fn attach(
+        &mut self,
+        socket: &Path,
+        serial: &str,
+        _: u16,
+        front_end: FrontEnd,
+    ) -> Result<(), RunError> {
         assert_eq!(socket, Path::new("/fake/socket"));
-        assert!(!serial.is_empty() && !self.attached);
-        self.attached = true;
+        assert!(!serial.is_empty() && self.attached.is_none());
+        self.attached = Some(front_end);
         Ok(())
     }
 
@@ -409,7 +480,7 @@ impl Machine for FakeMachine {
         host: &mut dyn Host,
         deadline: Duration,
     ) -> Result<Outcome, CallError> {
-        assert!(self.attached && !deadline.is_zero());
+        assert!(self.attached.is_some() && !deadline.is_zero());
         if host.stop() {
             return Err(CallError::Stopped);
         }
@@ -420,7 +491,23 @@ impl Machine for FakeMachine {
         let after_cut = self.state().crashed.is_some();
         let ok = |value| Ok(Outcome::Ok { value });
         match command {
-            Command::WaitDisk { .. } => ok(serde_json::json!({"device": "/dev/vda"})),
+            Command::WaitDisk { .. } => {
+                ok(serde_json::json!({"device": "/dev/vda", "queue": self.queue()}))
+            }
+            Command::LoadModule { path, params } => {
+                assert!(path == "/fake.ko" && params.ends_with(" disk=vda"), "{params}");
+                self.state().knows_limits = true;
+                ok(serde_json::json!({}))
+            }
+            Command::StatAtomic { .. } => ok(serde_json::to_value(self.statx()).unwrap()),
+            Command::AtomicRefusals { limits, .. } => {
+                assert!(limits.unit_max > 0);
+                let result = if bug == Bug::TakesAnything { 4096 } else { -22 };
+                let call = "pwritev2(...)".to_owned();
+                let refusal =
+                    Refusal { case: RefusalCase::TooLong, call, result, changed: result > 0 };
+                ok(serde_json::json!([refusal]))
+            }
             Command::Exec { .. } if bug == Bug::MkfsFails => {
                 ok(serde_json::json!({"status": 1, "stdout": "", "stderr": "too small\n"}))
             }
@@ -450,6 +537,10 @@ impl Machine for FakeMachine {
             }
             Command::Workload { .. } if bug == Bug::Hangs => {
                 Err(CallError::Failed(RunError::Guest("the guest did not answer".into())))
+            }
+            Command::Mount { fstype, .. } => {
+                self.fstype = fstype;
+                ok(serde_json::json!({}))
             }
             Command::Workload { workload } => self.workload(&workload, host),
             Command::Readback { workload } => {

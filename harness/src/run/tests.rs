@@ -5,7 +5,9 @@
 use super::testing::{Bug, FakeLab};
 use super::*;
 use crate::oracle::Clause;
-use crate::suite::{Lane, load, parse};
+use crate::oracle::OnWire;
+use crate::suite::{Atomic, Exercise, Lane, load, parse};
+use tornblk_agent::channel::AtomicLimits;
 
 const SUITE: &str = r#"
     name = "s"
@@ -304,6 +306,88 @@ fn the_built_in_suites_run_in_the_simulation() {
     let ran = run_with(Bug::None, &lanes, &settings(), false);
     let reports = ran.result.unwrap();
     assert_eq!(verdicts(&reports), vec![Verdict::Passed; lanes.len()], "{reports:#?}");
+}
+
+/// Lanes on a disk whose limits the guest's kernel must show: raw, and a file system.
+fn atomic_lanes() -> Vec<(String, Lane)> {
+    let mut lanes = lanes();
+    for (_, lane) in &mut lanes {
+        lane.profile = "req64k".into();
+        lane.atomic = Some(Atomic { on_wire: OnWire::Atomic, statx: None });
+        lane.targets[0].flags.iter_mut().for_each(|flags| flags.atomic = true);
+        lane.exercise.push(Exercise::Atomic);
+    }
+    let statx = AtomicLimits { unit_min: 4096, unit_max: 65536, ..AtomicLimits::default() };
+    lanes[1].1.atomic.as_mut().unwrap().statx = Some(statx);
+    lanes
+}
+
+fn run_atomic(bug: Bug) -> Vec<LaneReport> {
+    run_with(bug, &atomic_lanes(), &settings(), false).result.unwrap()
+}
+
+fn clauses(report: &LaneReport) -> Vec<Clause> {
+    let mut clauses: Vec<Clause> =
+        report.reports.iter().flat_map(|c| &c.judgement.findings).map(|f| f.clause).collect();
+    clauses.sort();
+    clauses.dedup();
+    clauses
+}
+
+#[test]
+fn a_kernel_that_knows_the_limits_and_keeps_to_them_passes() {
+    let reports = run_atomic(Bug::None);
+    assert_eq!(verdicts(&reports), [Verdict::Passed; 2], "{reports:#?}");
+    assert!(reports.iter().all(|r| r.counts.atomic > 0));
+}
+
+#[test]
+fn a_kernel_that_shows_other_limits_is_violated_once() {
+    let reports = run_atomic(Bug::ShowsOtherLimits);
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
+    assert!(reports.iter().all(|r| clauses(r) == [Clause::Limits]), "{reports:#?}");
+    assert_eq!(reports[1].violations, 1, "one cut looks at it");
+    let again = reports[1].reports[0].again.last().unwrap();
+    assert!(again.ends_with("--cut 1"), "{again}");
+}
+
+#[test]
+fn what_goes_beyond_the_limits_must_be_refused() {
+    let reports = run_atomic(Bug::TakesAnything);
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
+    assert!(reports.iter().all(|r| clauses(r) == [Clause::Accepted]), "{reports:#?}");
+}
+
+#[test]
+fn an_atomic_write_in_more_or_less_than_one_request_is_named() {
+    let reports = run_atomic(Bug::Splits);
+    assert!(reports.iter().all(|r| r.verdict == Verdict::Violated), "{reports:#?}");
+    assert!(reports.iter().all(|r| clauses(r).contains(&Clause::NotAtomic)), "{reports:#?}");
+}
+
+#[test]
+fn what_kernel_or_image_cannot_do_is_unsupported_in_their_words() {
+    let reports = run_atomic(Bug::NoGuestModule);
+    assert_eq!(verdicts(&reports), [Verdict::Unsupported; 2]);
+    assert_eq!(reports[0].why.as_deref(), Some("the image has no module"));
+    let reports = run_atomic(Bug::NoAtomicFiles);
+    assert_eq!(verdicts(&reports), [Verdict::Passed, Verdict::Unsupported]);
+    assert!(reports[1].why.as_ref().unwrap().contains("unit_max 0"), "{:?}", reports[1].why);
+}
+
+#[test]
+fn a_lane_that_is_there_to_survive_a_fault_passes_with_it_where_it_was_there() {
+    let faults: Vec<Fault> = vec!["ignore-flush".parse().unwrap()];
+    let settings = Settings { faults: faults.clone(), ..settings() };
+    let mut lane = lanes().swap_remove(0);
+    lane.1.survives = vec![faults[0].kind];
+    let verdict = |bug| {
+        let ran = run_with(bug, std::slice::from_ref(&lane), &settings, false);
+        ran.result.unwrap().swap_remove(0).verdict
+    };
+    assert_eq!(verdict(Bug::None), Verdict::Violated);
+    assert_eq!(verdict(Bug::FaultsHarmNobody), Verdict::Passed);
+    assert_eq!(verdict(Bug::DeafToFaults), Verdict::Inconclusive);
 }
 
 #[test]

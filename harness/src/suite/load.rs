@@ -76,47 +76,35 @@ struct BudgetText {
     time: String,
 }
 
+/// A lane as it is written. What it does not say is as in the lane that it is `like`, or as usual.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct LaneText {
     name: String,
-    #[serde(default)]
-    about: String,
-    profile: String,
-    capacity: Size,
-    #[serde(default = "default_lb")]
-    logical_block_size: Size,
-    #[serde(default)]
-    front_end: FrontEnd,
-    #[serde(default = "one_u16")]
-    queues: u16,
-    #[serde(default)]
-    partition: Size,
-    #[serde(default)]
+    like: Option<String>,
+    about: Option<String>,
+    profile: Option<String>,
+    capacity: Option<Size>,
+    logical_block_size: Option<Size>,
+    front_end: Option<FrontEnd>,
+    queues: Option<u16>,
+    partition: Option<Size>,
     atomic: Option<AtomicText>,
-    #[serde(default)]
-    survives: Vec<String>,
-    #[serde(default)]
+    survives: Option<Vec<String>>,
     hold_completions: Option<String>,
-    #[serde(default)]
-    mkfs: Vec<String>,
-    #[serde(default)]
-    fstype: String,
-    #[serde(default)]
-    mount_options: String,
-    #[serde(default)]
-    tune: Vec<(String, String)>,
-    writes: u32,
-    #[serde(default)]
-    sync_every: u32,
-    target: Vec<TargetText>,
-    control: ControlText,
-    exercise: Vec<Exercise>,
-    #[serde(default)]
-    expect: ExpectText,
+    mkfs: Option<Vec<String>>,
+    fstype: Option<String>,
+    mount_options: Option<String>,
+    tune: Option<Vec<(String, String)>>,
+    writes: Option<u32>,
+    sync_every: Option<u32>,
+    target: Option<Vec<TargetText>>,
+    control: Option<ControlText>,
+    exercise: Option<Vec<Exercise>>,
+    expect: Option<ExpectText>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct AtomicText {
     on_wire: OnWire,
@@ -125,7 +113,7 @@ struct AtomicText {
 }
 
 /// By the names of statx(2), without `stx_atomic_write_`.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StatxText {
     unit_min: Size,
@@ -134,7 +122,7 @@ struct StatxText {
     unit_max_opt: Size,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct TargetText {
     path: String,
@@ -160,7 +148,7 @@ struct TargetText {
     buffer_offset: Size,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct ControlText {
     fault: String,
@@ -168,7 +156,7 @@ struct ControlText {
     caught_as: Vec<Clause>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 enum ExpectText {
     #[default]
@@ -225,14 +213,6 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
     n.checked_mul(factor).filter(|s| *s > 0).map(Duration::from_secs).ok_or_else(bad)
 }
 
-fn default_lb() -> Size {
-    Size(512)
-}
-
-fn one_u16() -> u16 {
-    1
-}
-
 fn one_u32() -> u32 {
     1
 }
@@ -242,14 +222,16 @@ impl File {
         if self.lane.is_empty() {
             return Err("it has no [[lane]]".into());
         }
-        let mut lanes: Vec<Lane> = Vec::new();
+        let mut texts: Vec<LaneText> = Vec::new();
+        let mut lanes = Vec::new();
         for text in self.lane {
             let name = text.name.clone();
-            let lane = text.build().map_err(|e| format!("lane {name}: {e}"))?;
-            if lanes.iter().any(|l| l.name == lane.name) {
+            if texts.iter().any(|other| other.name == name) {
                 return Err(format!("two lanes are called {name}"));
             }
-            lanes.push(lane);
+            let text = text.filled_up(&texts).map_err(|e| format!("lane {name}: {e}"))?;
+            lanes.push(text.build().map_err(|e| format!("lane {name}: {e}"))?);
+            texts.push(text);
         }
         Ok(Suite {
             name: self.name,
@@ -272,35 +254,71 @@ impl BudgetText {
 }
 
 impl LaneText {
-    fn build(self) -> Result<Lane, String> {
+    /// With what it does not say taken from the lane that it is `like`, one of those before it.
+    fn filled_up(self, before: &[LaneText]) -> Result<LaneText, String> {
+        let Some(like) = &self.like else { return Ok(self) };
+        let Some(other) = before.iter().find(|other| other.name == *like) else {
+            return Err(format!("`like` names a lane before it: there is no \"{like}\" there"));
+        };
+        macro_rules! or {
+            ($($field:ident),*) => {
+                LaneText {
+                    name: self.name,
+                    like: None,
+                    $($field: self.$field.or_else(|| other.$field.clone()),)*
+                }
+            };
+        }
+        Ok(or!(
+            about,
+            profile,
+            capacity,
+            logical_block_size,
+            front_end,
+            queues,
+            partition,
+            atomic,
+            survives,
+            hold_completions,
+            mkfs,
+            fstype,
+            mount_options,
+            tune,
+            writes,
+            sync_every,
+            target,
+            control,
+            exercise,
+            expect
+        ))
+    }
+
+    fn build(&self) -> Result<Lane, String> {
         let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(name_ok) {
             return Err("a lane's name is made of letters, digits, '-', '_' and '.'".into());
         }
-        if self.mkfs.is_empty() != self.fstype.is_empty() {
+        let mkfs = self.mkfs.clone().unwrap_or_default();
+        let fstype = self.fstype.clone().unwrap_or_default();
+        if mkfs.is_empty() != fstype.is_empty() {
             return Err("`mkfs` and `fstype` go together".into());
         }
-        if self.target.is_empty() {
-            return Err("it has no [[lane.target]]".into());
-        }
-        if self.queues == 0 || self.writes == 0 {
+        let (queues, writes) = (self.queues.unwrap_or(1), need(self.writes, "`writes`")?);
+        if queues == 0 || writes == 0 {
             return Err("`queues` and `writes` are at least 1".into());
         }
-        let lb = u32::try_from(self.logical_block_size.0)
+        let lb = u32::try_from(self.logical_block_size.unwrap_or(Size(512)).0)
             .ok()
             .filter(|lb| lb.is_power_of_two() && (512..=65536).contains(lb))
             .ok_or("`logical-block-size` is a power of two from 512 to 64k")?;
-        if self.capacity.0 == 0 || !self.capacity.0.is_multiple_of(u64::from(lb)) {
+        let capacity = need(self.capacity, "`capacity`")?.0;
+        if capacity == 0 || !capacity.is_multiple_of(u64::from(lb)) {
             return Err(format!("`capacity` is a multiple of the logical block ({lb})"));
         }
-        let disk = Disk { capacity: self.capacity.0, lb_size: lb };
-        let profile: Profile = self.profile.parse().map_err(|e| format!("`profile`: {e}"))?;
+        let disk = Disk { capacity, lb_size: lb };
+        let named = need(self.profile.clone(), "`profile`")?;
+        let profile: Profile = named.parse().map_err(|e| format!("`profile`: {e}"))?;
         profile.check(&disk).map_err(|e| format!("`profile`: {e}"))?;
-        let fault: Fault =
-            self.control.fault.parse().map_err(|e| format!("[control] `fault`: {e}"))?;
-        if self.control.caught_as.is_empty() {
-            return Err("[control] `caught-as` is empty: what would show that it works?".into());
-        }
         if let Some(hold) = &self.hold_completions
             && !matches!(hold.as_str(), "idle" | "random")
             && hold.parse::<u32>().is_err()
@@ -309,91 +327,118 @@ impl LaneText {
                 "`hold-completions` is \"idle\", \"random\", or a number of requests".into()
             );
         }
-        let raw = self.mkfs.is_empty();
-        if self.partition.0 > 0 && (!raw || !self.partition.0.is_multiple_of(1 << 16)) {
+        let raw = mkfs.is_empty();
+        let partition = self.partition.unwrap_or_default().0;
+        if partition > 0 && (!raw || !partition.is_multiple_of(1 << 16)) {
             return Err(
                 "`partition` is where the partition of a raw disk begins: a multiple of 64k, \
                         on a lane without `mkfs`"
                     .into(),
             );
         }
-        let atomic = self.atomic.map(AtomicText::build).transpose()?;
+        let atomic = self.atomic.clone().map(AtomicText::build).transpose()?;
         // The end of a raw disk is where writes are tried that must be refused.
         let tried = if raw && atomic.is_some() { 2 * profile.unit_max } else { 0 };
-        let usable = self.capacity.0.saturating_sub(tried);
-        let survives: Result<Vec<FaultKind>, String> = self
-            .survives
-            .iter()
-            .map(|name| {
-                let fault: Result<Fault, _> = name.parse();
-                fault.map(|f| f.kind).map_err(|e| format!("`survives`: {e}"))
-            })
-            .collect();
-        let survives = survives?;
-        let mut targets = Vec::new();
-        for (i, text) in self.target.into_iter().enumerate() {
-            let mut target =
-                text.build(i as u32 + 1).map_err(|e| format!("target {}: {e}", i + 1))?;
-            if target.path == "{device}1" {
-                target.start = self.partition.0;
-            }
-            let end = target.start + target.end();
-            if end > usable {
-                return Err(format!(
-                    "target {}: ends beyond what can be used of the disk ({end} of {usable} bytes)",
-                    i + 1
-                ));
-            }
-            let devices: &[&str] = match (raw, self.partition.0) {
-                (false, _) => &[],
-                (true, 0) => &["{device}"],
-                (true, _) => &["{device}1"],
-            };
-            if raw != devices.contains(&target.path.as_str()) {
-                return Err(format!(
-                    "target {}: without `mkfs` the path is {{device}}, or {{device}}1 with a \
-                     `partition`; with it one below {{mount}}",
-                    i + 1
-                ));
-            }
-            if target.start > 0 && target.planted.is_some() {
-                return Err(format!("target {}: `planted` is not for a partition", i + 1));
-            }
-            targets.push(target);
-        }
-        if let Some((a, b)) = overlap(&targets) {
-            return Err(format!("targets {a} and {b} overlap"));
-        }
+        let ground = Ground { raw, partition, usable: capacity.saturating_sub(tried) };
         Ok(Lane {
-            name: self.name,
-            about: self.about,
-            profile: self.profile,
-            capacity: self.capacity.0,
+            name: self.name.clone(),
+            about: self.about.clone().unwrap_or_default(),
+            profile: named,
+            capacity,
             logical_block_size: lb,
-            front_end: self.front_end,
-            partition: self.partition.0,
+            front_end: self.front_end.unwrap_or_default(),
+            partition,
             atomic,
-            survives,
-            queues: self.queues,
-            hold_completions: self.hold_completions,
-            mkfs: self.mkfs,
-            fstype: self.fstype,
-            mount_options: self.mount_options,
-            tune: self.tune,
-            writes: self.writes,
-            sync_every: self.sync_every,
-            targets,
-            control: Control {
-                fault,
-                place: self.control.place,
-                caught_as: self.control.caught_as,
-            },
-            exercise: self.exercise,
-            expect: match self.expect {
+            survives: self.survives()?,
+            queues,
+            hold_completions: self.hold_completions.clone(),
+            mkfs,
+            fstype,
+            mount_options: self.mount_options.clone().unwrap_or_default(),
+            tune: self.tune.clone().unwrap_or_default(),
+            writes,
+            sync_every: self.sync_every.unwrap_or(0),
+            targets: self.targets(&ground)?,
+            control: need(self.control.clone(), "[lane.control]")?.build()?,
+            exercise: need(self.exercise.clone(), "`exercise`")?,
+            expect: match self.expect.clone().unwrap_or_default() {
                 ExpectText::Passed => Expect::Passed,
                 ExpectText::Violated(why) => Expect::Violated(why),
             },
         })
+    }
+
+    fn survives(&self) -> Result<Vec<FaultKind>, String> {
+        let kind = |name: &String| {
+            let fault: Result<Fault, _> = name.parse();
+            fault.map(|f| f.kind).map_err(|e| format!("`survives`: {e}"))
+        };
+        self.survives.iter().flatten().map(kind).collect()
+    }
+
+    fn targets(&self, ground: &Ground) -> Result<Vec<Target>, String> {
+        let texts = need(self.target.as_ref(), "[[lane.target]]")?;
+        if texts.is_empty() {
+            return Err("it has no [[lane.target]]".into());
+        }
+        let mut targets = Vec::new();
+        for (i, text) in texts.iter().cloned().enumerate() {
+            let number = i as u32 + 1;
+            let target = text.build(number).and_then(|target| ground.put(target));
+            targets.push(target.map_err(|e| format!("target {number}: {e}"))?);
+        }
+        match overlap(&targets) {
+            Some((a, b)) => Err(format!("targets {a} and {b} overlap")),
+            None => Ok(targets),
+        }
+    }
+}
+
+fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
+    value.ok_or_else(|| format!("it has no {what}"))
+}
+
+/// What targets are put on.
+struct Ground {
+    raw: bool,
+    /// Where the one partition begins; 0: there is none.
+    partition: u64,
+    /// Bytes from the disk's start.
+    usable: u64,
+}
+
+impl Ground {
+    fn put(&self, mut target: Target) -> Result<Target, String> {
+        if self.raw != (target.path == DEVICE) {
+            return Err("without `mkfs` the path is {device}, with it one below {mount}".to_owned());
+        }
+        if self.raw && self.partition > 0 {
+            if target.planted.is_some() {
+                return Err("`planted` is not for a partition".to_owned());
+            }
+            target.path = format!("{DEVICE}1");
+            target.start = self.partition;
+        }
+        let (end, usable) = (target.start + target.end(), self.usable);
+        if end > usable {
+            return Err(format!(
+                "ends beyond what can be used of the disk ({end} of {usable} bytes)"
+            ));
+        }
+        Ok(target)
+    }
+}
+
+/// Where a raw disk's targets are; its partition, where it has one.
+const DEVICE: &str = "{device}";
+
+impl ControlText {
+    fn build(self) -> Result<Control, String> {
+        let fault: Fault = self.fault.parse().map_err(|e| format!("[control] `fault`: {e}"))?;
+        if self.caught_as.is_empty() {
+            return Err("[control] `caught-as` is empty: what would show that it works?".into());
+        }
+        Ok(Control { fault, place: self.place, caught_as: self.caught_as })
     }
 }
 
@@ -576,6 +621,30 @@ mod tests {
                       units = 1\nflags = [\"direct\"]\n[lane.control]";
         let message = error("[lane.control]", second);
         assert!(message.contains("targets 1 and 2 overlap"), "{message}");
+    }
+
+    #[test]
+    fn a_lane_can_be_like_one_before_it() {
+        let more = "[[lane]]\nname = \"b\"\nlike = \"raw\"\npartition = \"64k\"\n\
+                    front-end = \"scsi\"\nprofile = \"explicit64k\"\n\
+                    atomic = { on-wire = \"atomic\" }\n";
+        let suite = parse(&format!("{GOOD}\n{more}"), "x.toml").unwrap();
+        let [raw, b] = &suite.lanes[..] else { panic!() };
+        assert_eq!(
+            (b.front_end, b.profile.as_str(), b.partition),
+            (FrontEnd::Scsi, "explicit64k", 65536)
+        );
+        assert_eq!((b.writes, &b.control, &b.exercise), (raw.writes, &raw.control, &raw.exercise));
+        let w = b.workload(1, 1, "/dev/sda");
+        assert_eq!((w.files[0].path.as_str(), w.files[0].disk_offset_of(1)), ("/dev/sda1", 81920));
+        assert!(b.partition_command("/dev/sda").unwrap()[2].contains("start=128,"));
+        assert_eq!(raw.partition_command("/dev/sda"), None);
+        let forward = parse(&GOOD.replace("[[lane]]", "[[lane]]\nlike = \"b\""), "x.toml");
+        assert!(forward.unwrap_err().to_string().contains("no \"b\" there"));
+        // Its end is where writes are tried that must be refused.
+        let long = format!("{GOOD}\n{more}").replace("\"1m\"", "\"256k\"");
+        let error = parse(&long, "x.toml").unwrap_err().to_string();
+        assert!(error.contains("lane b: target 1: ends beyond"), "{error}");
     }
 
     #[test]
