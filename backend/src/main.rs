@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tornblk_backend::control::Server;
+use tornblk_backend::device::Device;
 use tornblk_backend::device::blk::{Blk, BlkOptions};
 use tornblk_backend::device::limits::{Limits, mode_name};
 use tornblk_backend::device::size::Size;
@@ -101,6 +102,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     }
     let (device, _control, socket) = started?;
     log::info!("{}", advertised(&options, &device));
+    let device: Arc<dyn Device> = device;
     vhost::serve(&device, &socket, stop.as_fd())?;
     log::info!("ended by a signal");
     Ok(())
