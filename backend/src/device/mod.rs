@@ -1,6 +1,7 @@
 //! What the guest sees of the disk. Knows [`Store`], never files or sockets.
 //!
 //! - [`blk`]: the virtio-blk device.
+//! - [`scsi`]: the virtio-scsi device.
 //! - [`limits`]: block sizes and atomic-write limits, checked once, before anything is offered.
 //! - [`size`]: sizes as users write them.
 //! - [`chain`], `spans`, `queue`, `complaints`: what devices have in common.
@@ -12,6 +13,7 @@ pub mod chain;
 mod complaints;
 pub mod limits;
 mod queue;
+pub mod scsi;
 pub mod size;
 pub mod spans;
 
@@ -23,6 +25,16 @@ use virtio_queue::Queue;
 
 /// The guest's memory, as the front-end shares it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// What a disk is to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// virtio-blk.
+    #[default]
+    Blk,
+    /// virtio-scsi, with one logical unit.
+    Scsi,
+}
 
 /// A device, apart from its queues: what a transport has to know of it.
 pub trait Device: Send + Sync {
@@ -74,4 +86,14 @@ pub trait DeviceQueue: Send {
 
     /// Requests taken from the guest and not returned to it.
     fn in_flight(&self) -> usize;
+}
+
+/// The bytes `offset..offset + size` of a configuration space; 0 beyond its end.
+fn window(space: &[u8], offset: u32, size: u32) -> Vec<u8> {
+    let mut window = vec![0; size as usize];
+    if let Some(from) = space.get(offset as usize..) {
+        let n = from.len().min(window.len());
+        window[..n].copy_from_slice(&from[..n]);
+    }
+    window
 }

@@ -60,6 +60,17 @@ pub(crate) fn gather<const N: usize>(mem: &Memory, spans: &[Span]) -> Result<[u8
     Ok(bytes)
 }
 
+/// Writes `bytes` to the beginning of the spans, as far as they reach: how many it were.
+pub(crate) fn fill(mem: &Memory, spans: &[Span], bytes: &[u8]) -> Result<usize, Gone> {
+    let mut at = 0;
+    for span in spans {
+        let end = bytes.len().min(at + span.len as usize);
+        mem.write_slice(&bytes[at..end], span.addr).map_err(|_| Gone)?;
+        at = end;
+    }
+    Ok(at)
+}
+
 /// The host's view of `spans`, which keeps the guest's memory mapped.
 pub(crate) fn buffers(mem: &Arc<Memory>, spans: &[Span]) -> Result<Buffers, Gone> {
     let mut pieces: SmallVec<[libc::iovec; 4]> = SmallVec::new();

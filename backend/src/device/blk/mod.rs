@@ -147,7 +147,7 @@ impl Blk {
             queues: self.queues,
             writeback: self.writeback.load(Ordering::Acquire),
         });
-        config::window(&space, offset, size)
+        super::window(&space, offset, size)
     }
 
     /// The driver wrote to the configuration space. Only `writeback` may be written.
