@@ -14,7 +14,9 @@ use std::sync::Arc;
 use tornblk_backend::control::Server;
 use tornblk_backend::device::blk::{Blk, BlkOptions};
 use tornblk_backend::device::limits::{Limits, mode_name};
+use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
 use tornblk_backend::device::size::Size;
+use tornblk_backend::device::{Device, FrontEnd};
 use tornblk_backend::store::{self, Cache, Machine, Store};
 use tornblk_backend::vhost::{self, Socket};
 use tornblk_model::crash::{Fault, FaultKind};
@@ -92,22 +94,26 @@ fn run(options: Options) -> anyhow::Result<()> {
         let lb_size = Reader::open(states)?.header().disk.lb_size;
         wanted.logical_block_size = Some(lb_size.into());
     }
+    options.check().map_err(anyhow::Error::msg)?;
     let limits = Limits::new(&wanted)?;
     let fresh = options.recording.as_deref().filter(|path| !path.exists());
-    let started = start(&options, limits);
+    let started = start(&options, &limits);
     if let (Err(_), Some(recording)) = (&started, fresh) {
         // Made for nothing.
         let _ = std::fs::remove_file(recording);
     }
     let (device, _control, socket) = started?;
-    log::info!("{}", advertised(&options, &device));
+    log::info!("{}", advertised(&options, &limits, &*device));
     vhost::serve(&device, &socket, stop.as_fd())?;
     log::info!("ended by a signal");
     Ok(())
 }
 
 /// Opens the disk and both sockets.
-fn start(options: &Options, limits: Limits) -> anyhow::Result<(Arc<Blk>, Option<Server>, Socket)> {
+fn start(
+    options: &Options,
+    limits: &Limits,
+) -> anyhow::Result<(Arc<dyn Device>, Option<Server>, Socket)> {
     let tears = |fault: &Fault| fault.kind == FaultKind::TearAtomic;
     if !limits.atomic() && options.fault.iter().any(tears) {
         log::warn!("--fault tear-atomic finds nothing to tear: no write on this disk is atomic");
@@ -127,14 +133,20 @@ fn start(options: &Options, limits: Limits) -> anyhow::Result<(Arc<Blk>, Option<
         serial: options.serial.clone(),
     })?;
     let identity = machine.clone();
-    let device = Blk::new(BlkOptions {
-        store: machine.clone() as Arc<dyn Store>,
-        limits,
-        queues: options.num_queues,
-        queue_size: options.queue_size,
-        writeback: options.cache != Cache::Writethrough,
-        id: Box::new(move || identity.id_string()),
-    });
+    let store = machine.clone() as Arc<dyn Store>;
+    let (limits, queue_size) = (limits.clone(), options.queue_size);
+    let writeback = options.cache != Cache::Writethrough;
+    let id = Box::new(move || identity.id_string());
+    let device: Arc<dyn Device> = match options.front_end() {
+        FrontEnd::Blk => {
+            let queues = options.num_queues;
+            Blk::new(BlkOptions { store, limits, queues, queue_size, writeback, id })
+        }
+        FrontEnd::Scsi => {
+            let request_queues = options.num_queues;
+            Scsi::new(ScsiOptions { store, limits, request_queues, queue_size, writeback, id })
+        }
+    };
     // Before the disk's socket: who sees that one may expect this one. Removed when dropped.
     let control = options.control.as_deref().map(|path| Server::start(path, machine.clone()));
     let control = control.transpose()?;
@@ -165,8 +177,7 @@ fn ignored(signal: i32) -> bool {
 }
 
 /// What the guest is offered, in a line.
-fn advertised(options: &Options, device: &Blk) -> String {
-    let limits = device.limits();
+fn advertised(options: &Options, limits: &Limits, device: &dyn Device) -> String {
     let size = |bytes: u64| Size(bytes).to_string();
     let store = match (&options.recording, &options.states) {
         (Some(file), _) => format!("recorded to {}", file.display()),
@@ -195,10 +206,11 @@ fn advertised(options: &Options, device: &Blk) -> String {
         )
     };
     format!(
-        "{}: {} from {}{}, {store}; blocks {} logical, {} physical; {} queues of {}; {atomic}; \
+        "{}: {}{} from {}{}, {store}; blocks {} logical, {} physical; {} queues of {}; {atomic}; \
          torn at {}; waiting at {}",
         options.serial,
-        size(device.disk().capacity),
+        if limits.front_end == FrontEnd::Scsi { "SCSI, " } else { "" },
+        size(device.store().disk().capacity),
         options.image.as_deref().map_or("its base image".into(), |i| i.display().to_string()),
         if options.read_only { ", read-only" } else { "" },
         size(limits.logical_block_size.into()),

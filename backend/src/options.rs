@@ -4,8 +4,10 @@ use clap::builder::styling::Styles;
 use clap::{ArgAction, Parser, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
+use tornblk_backend::device::FrontEnd;
 use tornblk_backend::device::blk::{QUEUE_SIZE, QUEUES, seg_max};
 use tornblk_backend::device::limits::LimitOptions;
+use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, REQUEST_QUEUES};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::store::{Cache, HoldCompletions};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
@@ -22,6 +24,10 @@ Examples:
   The same, recorded; the image stays as it is, and power can be cut:
     tornblkd --socket /tmp/disk.sock --image disk.img --recording disk.rec \\
         --control /tmp/disk.ctl --profile req16k --seed 7
+
+  A SCSI disk: a stock Linux (6.11 or newer) sees its limits and marks its atomic writes:
+    tornblkd --socket /tmp/disk.sock --image disk.img --front-end scsi --atomic-unit-max 64k
+    qemu-system-x86_64 ... -device vhost-user-scsi-pci,chardev=disk
 
 Sizes are bytes, or take k, m, g or t: 512, 16k, 1g (1k is 1024).
 Exits with 0 after SIGTERM, SIGINT or SIGHUP, and with 2 where it cannot run.";
@@ -49,6 +55,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", help_heading = "Disk")]
     pub(crate) recording: Option<PathBuf>,
 
+    /// What the guest's driver sees: blk (virtio-blk, vda), or scsi (virtio-scsi, sda: target 0,
+    /// LUN 0, for QEMU's vhost-user-scsi-pci)
+    #[arg(long, value_name = "WHICH", default_value = "blk", help_heading = "Disk")]
+    pub(crate) front_end: Which,
+
     /// Offer the disk read-only
     #[arg(long, help_heading = "Disk")]
     pub(crate) read_only: bool,
@@ -71,7 +82,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", help_heading = "Block sizes and queues")]
     pub(crate) physical_block_size: Option<Size>,
 
-    /// Queues offered, 1 to 64: QEMU takes one a guest CPU, and refuses fewer
+    /// Queues offered, 1 to 64: QEMU takes one a guest CPU, and refuses fewer. With --front-end
+    /// scsi 1 to 62, and two more for control and events
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(i64::from(*QUEUES.start())..=i64::from(*QUEUES.end())), help_heading = "Block sizes and queues")]
     pub(crate) num_queues: u16,
 
@@ -85,7 +97,7 @@ pub(crate) struct Options {
     pub(crate) atomic_unit_min: Option<Size>,
 
     /// Longest write that the guest may ask to be atomic: a power of two (512k at most with the
-    /// default queue size) [default: nothing is atomic above the logical block]
+    /// default queue size, 256k with --front-end scsi) [default: nothing is atomic above the logical block]
     #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
     pub(crate) atomic_unit_max: Option<Size>,
 
@@ -132,6 +144,12 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Which {
+    Blk,
+    Scsi,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     Implicit,
     Explicit,
@@ -139,6 +157,26 @@ pub(crate) enum Mode {
 }
 
 impl Options {
+    pub(crate) fn front_end(&self) -> FrontEnd {
+        match self.front_end {
+            Which::Blk => FrontEnd::Blk,
+            Which::Scsi => FrontEnd::Scsi,
+        }
+    }
+
+    /// What one option alone cannot say of itself.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let most = *REQUEST_QUEUES.end();
+        if self.front_end == Which::Scsi && self.num_queues > most {
+            return Err(format!(
+                "--num-queues {} is too many with --front-end scsi, which needs two more: use \
+                 {most} or fewer",
+                self.num_queues
+            ));
+        }
+        Ok(())
+    }
+
     pub(crate) fn limits(&self) -> LimitOptions {
         let bytes = |size: Option<Size>| size.map(|size| size.0);
         LimitOptions {
@@ -155,7 +193,11 @@ impl Options {
             }),
             tear_unit: bytes(self.tear_unit),
             profile: self.profile.clone(),
-            seg_max: seg_max(self.queue_size),
+            seg_max: match self.front_end {
+                Which::Blk => seg_max(self.queue_size),
+                Which::Scsi => seg_max(self.queue_size).min(FRONT_END_SEG_MAX),
+            },
+            front_end: self.front_end(),
         }
     }
 }

@@ -4,7 +4,13 @@
 //! atomic-write limits (1.4 ends at feature bit 17). A stock front-end passes byte 33 of the
 //! configuration space through, `unused0`, which a device must otherwise set to 0; see
 //! [`Limits::config_byte`]. That is a deliberate deviation, made only when limits are set.
+//!
+//! SCSI has fields, in logical blocks, in the Block Limits VPD page (SBC-4, 6.6.4). They say less in
+//! one way: there is none for `unit_max`. Linux takes the largest power of two in the longest
+//! atomic transfer, or, where the disk has a boundary, in the largest atomic boundary.
 
+use super::FrontEnd;
+use super::scsi::{ATOMIC_MAX_BLOCKS, FRONT_END_SEG_MAX};
 use super::size::Size;
 use tornblk_model::crash::{AtomicMode, Profile};
 
@@ -17,6 +23,8 @@ pub const PHYSICAL_BLOCK_MAX: u32 = 1 << 20;
 const PAGE: u64 = 4096;
 /// Linux never builds a bio of more segments (`BIO_MAX_VECS`).
 const BIO_SEGMENTS: u64 = 256;
+/// Largest logical block of a SCSI disk that Linux takes (`sd_read_capacity`).
+const SCSI_BLOCK_MAX: u32 = 4096;
 /// What four bits of [`Limits::config_byte`] can say above 512 bytes.
 const CONFIG_UNIT_MAX: u64 = 512 << 14;
 
@@ -33,8 +41,9 @@ pub struct LimitOptions {
     pub tear_unit: Option<u64>,
     /// The short form; not together with any of the above but the block sizes.
     pub profile: Option<Profile>,
-    /// VIRTIO_BLK_F_SEG_MAX that the device will offer.
+    /// Segments that a request may have, as the driver is told.
     pub seg_max: u32,
+    pub front_end: FrontEnd,
 }
 
 /// What the disk promises. Only made by [`Limits::new`], so they never contradict each other.
@@ -46,6 +55,8 @@ pub struct Limits {
     pub physical_block_size: u32,
     /// The whole of it, for the crash model.
     pub profile: Profile,
+    /// Made for this one.
+    pub front_end: FrontEnd,
 }
 
 /// Why the limits were refused: a sentence for the user, with a value that would work.
@@ -63,22 +74,40 @@ impl Limits {
     pub fn new(want: &LimitOptions) -> Result<Limits, LimitsError> {
         let logical = logical_block(want)?;
         let physical = physical_block(want, logical)?;
+        if want.front_end == FrontEnd::Scsi && logical > SCSI_BLOCK_MAX {
+            refuse!(
+                "the logical block size {} is too large for a SCSI disk, of which Linux takes 512 \
+                 to 4k: use {} or less, or --front-end blk",
+                Size(logical.into()),
+                Size(SCSI_BLOCK_MAX.into())
+            );
+        }
         let profile = match &want.profile {
             Some(profile) => named(want, profile, logical)?,
             None => described(want, logical)?,
         };
-        check(&profile, logical, want.seg_max).map_err(|error| match &want.profile {
+        check(&profile, logical, want).map_err(|error| match &want.profile {
             // The user never said the option that the sentence is about.
             Some(profile) => LimitsError(format!("--profile {profile} means that {error}")),
             None => error,
         })?;
-        Ok(Limits { logical_block_size: logical, physical_block_size: physical, profile })
+        Ok(Limits {
+            logical_block_size: logical,
+            physical_block_size: physical,
+            profile,
+            front_end: want.front_end,
+        })
     }
 
     /// Are there writes above the logical block that the device can recognise as atomic and keep
-    /// whole on virtio-blk?
+    /// whole? virtio-blk cannot say which ones it asks for; SCSI can.
     pub fn atomic(&self) -> bool {
-        self.profile.mode == AtomicMode::Implicit && self.profile.unit_max > 0
+        let recognised = match self.profile.mode {
+            AtomicMode::Implicit => true,
+            AtomicMode::Explicit => self.front_end == FrontEnd::Scsi,
+            AtomicMode::None => false,
+        };
+        recognised && self.profile.unit_max > 0
     }
 
     /// Byte 33 of `virtio_blk_config`: `((1 + log2(unit_max / 512)) << 4) | log2(unit_min / 512)`;
@@ -254,7 +283,8 @@ fn described(want: &LimitOptions, logical: u32) -> Result<Profile, LimitsError> 
 }
 
 /// What every profile must keep to, however it was said.
-fn check(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError> {
+fn check(p: &Profile, logical: u32, want: &LimitOptions) -> Result<(), LimitsError> {
+    let seg_max = want.seg_max;
     let lb = u64::from(logical);
     if !p.tear_unit.is_multiple_of(lb) {
         refuse!(
@@ -309,6 +339,9 @@ fn check(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError> {
             );
         }
     }
+    if want.front_end == FrontEnd::Scsi {
+        return check_scsi(p, logical, seg_max);
+    }
     let carried = carried_by(seg_max, logical).min(CONFIG_UNIT_MAX);
     if p.unit_max > carried {
         refuse!(
@@ -317,6 +350,41 @@ fn check(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError> {
              queue has entries, and Linux uses at most {BIO_SEGMENTS})",
             Size(p.unit_max),
             Size(carried)
+        );
+    }
+    Ok(())
+}
+
+/// What SCSI can say, and Linux takes from it.
+fn check_scsi(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError> {
+    let lb = u64::from(logical);
+    let carried = carried_by(seg_max, logical);
+    if p.unit_max > carried {
+        refuse!(
+            "--atomic-unit-max {} is more than a SCSI command of {seg_max} segments is sure to \
+             carry (QEMU's front-end shows {FRONT_END_SEG_MAX} at most): use {} or less",
+            Size(p.unit_max),
+            Size(carried)
+        );
+    }
+    let longest = ATOMIC_MAX_BLOCKS * lb;
+    if p.max_bytes > longest {
+        refuse!(
+            "--atomic-max-bytes {} is more than WRITE ATOMIC can say, {ATOMIC_MAX_BLOCKS} blocks: \
+             use {} or less",
+            Size(p.max_bytes),
+            Size(power_below(longest))
+        );
+    }
+    let taken = power_below(p.max_bytes);
+    if p.boundary == 0 && p.unit_max != taken {
+        refuse!(
+            "SCSI has no field for --atomic-unit-max {}: Linux takes the largest power of two in \
+             --atomic-max-bytes {}. Use --atomic-unit-max {}, or --atomic-max-bytes {}",
+            Size(p.unit_max),
+            Size(p.max_bytes),
+            Size(taken),
+            Size(p.unit_max)
         );
     }
     Ok(())

@@ -43,6 +43,22 @@ impl Buffers {
         unsafe { Self::new([piece], Arc::new(HeldBox(Box::into_raw(data)))) }
     }
 
+    /// `len` bytes of `pattern` over and over, for a write. Takes little memory however long it is.
+    pub fn repeating(pattern: &[u8], len: usize) -> Self {
+        const CHUNK: usize = 64 << 10;
+        if pattern.is_empty() || len == 0 {
+            return Self::empty();
+        }
+        let times = (CHUNK.min(len) / pattern.len()).max(1);
+        let chunk = Box::into_raw(pattern.repeat(times).into_boxed_slice());
+        let (base, size) = (chunk.cast::<u8>(), chunk.len());
+        let pieces = (0..len.div_ceil(size))
+            .map(|i| libc::iovec { iov_base: base.cast(), iov_len: size.min(len - i * size) });
+        let pieces: smallvec::SmallVec<[libc::iovec; 4]> = pieces.collect();
+        // SAFETY: every piece begins where the box does and is not longer; the box is the owner.
+        unsafe { Self::new(pieces, Arc::new(HeldBox(chunk))) }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

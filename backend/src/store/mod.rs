@@ -71,6 +71,19 @@ pub enum Op {
     WriteZeroes { segments: Vec<Segment> },
 }
 
+impl Op {
+    /// For sentences.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Read { .. } => "a read",
+            Op::Write { .. } => "a write",
+            Op::Flush => "a flush",
+            Op::Discard { .. } => "a discard",
+            Op::WriteZeroes { .. } => "a write of zeroes",
+        }
+    }
+}
+
 /// A request that ended.
 #[derive(Debug)]
 pub struct Done {

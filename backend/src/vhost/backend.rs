@@ -4,7 +4,7 @@
 //! then whatever the store has. The store asks for available indices without any of them.
 
 use super::ring::{Indices, Space, Vring};
-use crate::device::blk::{Blk, BlkQueue};
+use crate::device::{Device, DeviceQueue};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -20,20 +20,20 @@ use vmm_sys_util::event::{
 
 /// The device, as one front-end is served with it.
 pub(super) struct Backend {
-    device: Arc<Blk>,
+    device: Arc<dyn Device>,
     mem: Space,
     rings: OnceLock<Vec<Vring>>,
     /// One for each thread, and there is a thread for each queue. Weak: a handler holds us.
     handlers: OnceLock<Vec<Weak<VringEpollHandler<Arc<Backend>>>>>,
     /// Made at a queue's first kick, gone at its stop.
-    queues: Vec<Mutex<Option<BlkQueue>>>,
+    queues: Vec<Mutex<Option<Box<dyn DeviceQueue>>>>,
     /// Guest memory as it was told last: (start, length).
     regions: Mutex<Vec<(u64, u64)>>,
     exits: Mutex<Vec<RawFd>>,
 }
 
 impl Backend {
-    pub(super) fn new(device: Arc<Blk>, mem: Space) -> Arc<Backend> {
+    pub(super) fn new(device: Arc<dyn Device>, mem: Space) -> Arc<Backend> {
         let queues = (0..device.queues()).map(|_| Mutex::new(None)).collect();
         Arc::new(Backend {
             device,
@@ -105,9 +105,9 @@ impl Backend {
         }
     }
 
-    fn start(&self, n: usize) -> BlkQueue {
+    fn start(&self, n: usize) -> Box<dyn DeviceQueue> {
         // At most 64 queues.
-        let queue = self.device.queue(n as u16);
+        let queue = self.device.clone().queue(n as u16);
         if let (Some(fd), Some(handler)) = (queue.wake_fd(), self.handler(n)) {
             let listened =
                 handler.register_listener(fd.as_raw_fd(), EventSet::IN, self.wake_event().into());
@@ -179,11 +179,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
+        let mut wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        wanted.set(VhostUserProtocolFeatures::CONFIG, self.device.shows_config());
+        wanted
     }
 
     fn reset_device(&self) {

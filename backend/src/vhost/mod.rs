@@ -1,5 +1,5 @@
 //! The vhost-user transport: a socket, and a thread for each queue. It knows
-//! [`Blk`](crate::device::blk::Blk) and its queues, never requests.
+//! [`Device`](crate::device::Device) and its queues, never requests.
 //!
 //! - `socket`: the path: taken without stealing it from somebody who lives, 0600, unlinked.
 //! - [`serve`]: one front-end after another; a second one is told off while one is served.

@@ -4,8 +4,7 @@ use super::backend::Backend;
 use super::peer::{Peer, accepted_at, told};
 use super::ring::{Space, collected};
 use super::socket::Socket;
-use crate::device::Memory;
-use crate::device::blk::Blk;
+use crate::device::{Device, Memory};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,7 +28,11 @@ pub enum ServeError {
 ///
 /// # Errors
 /// Only what makes further serving impossible; a front-end's errors end its connection.
-pub fn serve(device: &Arc<Blk>, socket: &Socket, stop: BorrowedFd<'_>) -> Result<(), ServeError> {
+pub fn serve(
+    device: &Arc<dyn Device>,
+    socket: &Socket,
+    stop: BorrowedFd<'_>,
+) -> Result<(), ServeError> {
     let lost = |source: io::Error| ServeError::Listen {
         path: socket.path().display().to_string(),
         source,
@@ -44,7 +47,7 @@ pub fn serve(device: &Arc<Blk>, socket: &Socket, stop: BorrowedFd<'_>) -> Result
 }
 
 /// Serves the front-end that waits at the socket.
-fn one(device: &Arc<Blk>, socket: &Socket, stop: BorrowedFd<'_>) -> Result<(), ServeError> {
+fn one(device: &Arc<dyn Device>, socket: &Socket, stop: BorrowedFd<'_>) -> Result<(), ServeError> {
     let lost = |source: io::Error| ServeError::Listen {
         path: socket.path().display().to_string(),
         source,

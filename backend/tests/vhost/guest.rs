@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use tornblk_backend::device::Memory;
 use tornblk_backend::device::limits::LimitOptions;
+use tornblk_backend::device::{Device, Memory};
 use tornblk_backend::vhost::{Socket, serve};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -33,7 +33,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(queues: u16) -> Server {
         let store = MemStore::new(4096);
-        let device = device_with(&store, queues, LimitOptions::default());
+        let device: Arc<dyn Device> = device_with(&store, queues, LimitOptions::default());
         let dir = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&dir.path().join("blk.sock")).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();

@@ -51,16 +51,6 @@ pub(super) fn space(told: &Told<'_>) -> [u8; CONFIG_BYTES] {
     space
 }
 
-/// The bytes `offset..offset + size`; 0 beyond the end.
-pub(super) fn window(space: &[u8], offset: u32, size: u32) -> Vec<u8> {
-    let mut window = vec![0; size as usize];
-    if let Some(from) = space.get(offset as usize..) {
-        let n = from.len().min(window.len());
-        window[..n].copy_from_slice(&from[..n]);
-    }
-    window
-}
-
 /// What a driver's write of `bytes` at `offset` says about `writeback`, the one field that it may
 /// write: `Ok(None)` where it does not touch it, `Err` where it is neither 0 nor 1.
 pub(super) fn written_writeback(offset: u32, bytes: &[u8]) -> Result<Option<bool>, u8> {

@@ -6,7 +6,7 @@
 //! | form | what it is | where |
 //! | --- | --- | --- |
 //! | head | an index from the available ring | `queue` |
-//! | [`chain::Chain`] | well-formed descriptors inside the guest's memory | [`chain`] |
+//! | [`Chain`](super::chain::Chain) | well-formed descriptors inside the guest's memory | [`chain`](super::chain) |
 //! | `Parsed` | a request that makes sense on this disk | `request` |
 //! | [`Request`](crate::store::Request) | the store's; `Submitted` stays behind with the status address | `queue` |
 //! | [`Done`](crate::store::Done) | what the store made of it | `queue` |
@@ -16,14 +16,13 @@
 //! it has a status byte; returned without one where it has none. Nothing that a guest sends makes
 //! the device panic, or touch a byte outside the buffers that the chain names.
 
-pub mod chain;
 mod config;
 mod features;
 mod queue;
 mod request;
 
 pub use config::CONFIG_BYTES;
-pub use queue::BlkQueue;
+pub use queue::{BlkQueue, BlkRequests};
 
 use super::limits::Limits;
 use crate::store::Store;
@@ -148,7 +147,7 @@ impl Blk {
             queues: self.queues,
             writeback: self.writeback.load(Ordering::Acquire),
         });
-        config::window(&space, offset, size)
+        super::window(&space, offset, size)
     }
 
     /// The driver wrote to the configuration space. Only `writeback` may be written.
@@ -176,7 +175,7 @@ impl Blk {
 
     /// The device's side of queue `n`, from its start to its stop.
     pub fn queue(self: &Arc<Self>, n: u16) -> BlkQueue {
-        BlkQueue::new(self.clone(), n)
+        BlkQueue::new(n, BlkRequests::new(self.clone(), n))
     }
 
     /// What was in flight has ended without an answer: after the queues are gone.

@@ -1,21 +1,24 @@
-//! One queue of the device: takes chains from the available ring, gives them to the store, and
-//! returns them through the used ring.
+//! One queue of the device: from chains to the store's requests, and from what became of them to
+//! the status byte.
 
+use super::Blk;
 use super::request::{Bounds, Parsed, Work, parse};
-use super::{Blk, chain};
-use crate::device::Memory;
-use crate::store::{Done, Failure, Op, Origin, Request, StoreQueue};
+use crate::device::complaints::Complaints;
+use crate::device::queue::{Answer, Requests, Taken, Worker};
+use crate::device::{Device, DeviceQueue, Memory};
+use crate::store::{Done, Failure, Origin, Request, Store, StoreQueue};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tornblk_model::event::Status;
+use tornblk_model::event::{ResetCause, Status};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-/// A queue at work. Belongs to one thread at a time.
-pub struct BlkQueue {
+/// A queue at work.
+pub type BlkQueue = Worker<BlkRequests>;
+
+/// The requests of one queue.
+pub struct BlkRequests {
     device: Arc<Blk>,
     index: u16,
     store: Box<dyn StoreQueue>,
@@ -36,12 +39,6 @@ struct Submitted {
     mem: Arc<Memory>,
 }
 
-/// A chain to be returned to the driver.
-struct Answer {
-    head: u16,
-    len: u32,
-}
-
 impl Submitted {
     fn finish(self, status: Status) -> Answer {
         let returned = if status == Status::Ok { self.returns } else { 0 };
@@ -60,10 +57,10 @@ fn write_status(mem: &Memory, at: GuestAddress, status: Status) -> bool {
     mem.write_obj(byte, at).is_ok()
 }
 
-impl BlkQueue {
+impl BlkRequests {
     pub(super) fn new(device: Arc<Blk>, index: u16) -> Self {
         let store = device.store.queue(index);
-        BlkQueue {
+        BlkRequests {
             device,
             index,
             store,
@@ -73,96 +70,35 @@ impl BlkQueue {
         }
     }
 
-    /// Readable when [`BlkQueue::pump`] has something to do without a kick; cleared by reading 8
-    /// bytes. The same for the life of the queue.
-    pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.store.wake_fd()
+    fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
+        let queue = self.index;
+        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+    }
+}
+
+impl Requests for BlkRequests {
+    fn limit(&self) -> usize {
+        self.device.seg_max() as usize + 2
     }
 
-    /// Requests taken from the guest and not returned to it.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
+    fn size(&mut self, heads: usize) {
+        self.submitted.resize_with(heads, || None);
     }
 
-    /// Takes all there is (nothing, unless `take`), and returns what is done. Says whether the
-    /// guest wants to be told.
-    #[must_use]
-    pub fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool {
-        let mut used = 0;
-        loop {
-            if take && ring.disable_notification(&**mem).is_err() {
-                break;
-            }
-            if take {
-                used += self.take(ring, mem);
-            }
-            used += self.reap(ring, mem);
-            // `true`: the driver added something before it could know that it has to kick.
-            let more = take && ring.enable_notification(&**mem).unwrap_or(false);
-            if !more || !self.may_take(ring, mem) {
-                break;
-            }
-        }
-        used > 0 && ring.needs_notification(&**mem).unwrap_or(true)
-    }
-
-    /// Ends everything that is in flight, and returns it. Says whether the guest wants to be told.
-    #[must_use]
-    pub fn drain(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {
-        self.store.drain();
-        let used = self.reap(ring, mem);
-        used > 0 && ring.needs_notification(&**mem).unwrap_or(true)
-    }
-
-    /// False where taking is pointless: the ring makes no sense, or the driver gave out more heads
-    /// than there are.
-    fn may_take(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {
-        if self.in_flight >= usize::from(ring.size()) {
-            return false;
-        }
-        match ring.iter(&**mem) {
-            Ok(_) => true,
-            Err(error) => {
-                self.complaints.say(format_args!("queue {}: {error}", self.index));
-                false
-            }
-        }
-    }
-
-    fn take(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> usize {
-        let mut used = 0;
-        self.submitted.resize_with(usize::from(ring.max_size()), || None);
-        while self.may_take(ring, mem) {
-            let position = ring.next_avail();
-            let head = ring.iter(&**mem).ok().and_then(|mut ring| Some(ring.next()?.head_index()));
-            let Some(head) = head else { break };
-            if let Some(answer) = self.begin(ring, mem, position, head) {
-                used += self.give_back(ring, mem, answer);
-            }
-        }
-        used
-    }
-
-    /// From a head to a request of the store's; to an answer where it does not come to that.
-    fn begin(
-        &mut self,
-        ring: &Queue,
-        mem: &Arc<Memory>,
-        position: u16,
-        head: u16,
-    ) -> Option<Answer> {
-        let table = GuestAddress(ring.desc_table());
-        let limit = self.device.seg_max() as usize + 2;
-        let chain = match chain::walk(mem, table, ring.size(), head, limit) {
+    /// From a chain to a request of the store's; to an answer where it does not come to that.
+    fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
+        let Taken { mem, position, head, chain } = taken;
+        let mut chain = match chain {
             Ok(chain) => chain,
             Err(broken) => {
                 self.complain(position, &broken.why);
-                let written = broken.status.is_some_and(|at| write_status(mem, at, Status::IoErr));
+                let written = broken.last.is_some_and(|at| write_status(mem, at, Status::IoErr));
                 return Some(Answer { head, len: written.into() });
             }
         };
-        let submitted =
-            Submitted { head, position, status: chain.status, returns: 0, mem: mem.clone() };
+        // A well-formed chain has a writable byte.
+        let Some(status) = chain.take_last() else { return Some(Answer { head, len: 0 }) };
+        let submitted = Submitted { head, position, status, returns: 0, mem: mem.clone() };
         let slot = &mut self.submitted[usize::from(head)];
         if slot.is_some() {
             self.complain(position, &"its head is in use");
@@ -189,9 +125,8 @@ impl BlkQueue {
         }
     }
 
-    fn reap(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> usize {
-        let mut used = 0;
-        let BlkQueue { store, submitted, in_flight, complaints, index, .. } = self;
+    fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
+        let BlkRequests { store, submitted, in_flight, complaints, index, .. } = self;
         store.reap(&mut |done| {
             let Done { request, result } = done;
             let Origin { position, head, .. } = request.origin;
@@ -208,82 +143,73 @@ impl BlkQueue {
                     if !matches!(failure, Failure::Injected) {
                         complaints.say(format_args!(
                             "queue {index}: {} failed: {failure}",
-                            name(&request.op)
+                            request.op.name()
                         ));
                     }
                     Status::IoErr
                 }
             };
-            used += publish(ring, mem, &chain.finish(status), complaints);
+            f(chain.finish(status));
         });
-        used
     }
 
-    fn give_back(&mut self, ring: &mut Queue, mem: &Arc<Memory>, answer: Answer) -> usize {
-        publish(ring, mem, &answer, &mut self.complaints)
+    fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
-    fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
-        let queue = self.index;
-        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+    fn drain(&mut self) {
+        self.store.drain();
     }
-}
 
-fn name(op: &Op) -> &'static str {
-    match op {
-        Op::Read { .. } => "a read",
-        Op::Write { .. } => "a write",
-        Op::Flush => "a flush",
-        Op::Discard { .. } => "a discard",
-        Op::WriteZeroes { .. } => "a write of zeroes",
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.store.wake_fd()
     }
 }
 
-/// 1 where the chain is in the used ring now.
-fn publish(ring: &mut Queue, mem: &Memory, answer: &Answer, complaints: &mut Complaints) -> usize {
-    match ring.add_used(mem, answer.head, answer.len) {
-        Ok(()) => 1,
-        Err(error) => {
-            complaints.say(format_args!("head {} cannot be returned: {error}", answer.head));
-            0
-        }
+impl Device for Blk {
+    fn store(&self) -> &Arc<dyn Store> {
+        Blk::store(self)
+    }
+
+    fn queues(&self) -> u16 {
+        Blk::queues(self)
+    }
+
+    fn queue_size(&self) -> u16 {
+        Blk::queue_size(self)
+    }
+
+    fn features(&self) -> u64 {
+        Blk::features(self)
+    }
+
+    fn negotiated(&self, accepted: u64) {
+        Blk::negotiated(self, accepted);
+    }
+
+    fn shows_config(&self) -> bool {
+        true
+    }
+
+    fn config(&self, offset: u32, size: u32) -> Vec<u8> {
+        Blk::config(self, offset, size)
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) {
+        Blk::set_config(self, offset, bytes);
+    }
+
+    fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
+        Box::new(Blk::queue(&self, n))
+    }
+
+    fn reset(&self, cause: ResetCause, queue: Option<u16>) {
+        Blk::reset(self, cause, queue);
     }
 }
 
-impl fmt::Debug for BlkQueue {
+impl fmt::Debug for BlkRequests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlkQueue")
-            .field("index", &self.index)
-            .field("in_flight", &self.in_flight)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What goes wrong because of the guest, to the log: a guest must not be able to fill it.
-#[derive(Debug, Default)]
-struct Complaints {
-    since: Option<Instant>,
-    said: u32,
-    kept_back: u64,
-}
-
-impl Complaints {
-    const EACH: Duration = Duration::from_secs(5);
-    const MOST: u32 = 10;
-
-    fn say(&mut self, what: fmt::Arguments<'_>) {
-        let now = Instant::now();
-        if self.since.is_none_or(|since| now - since > Self::EACH) {
-            if self.kept_back > 0 {
-                log::warn!("... and {} more of these", self.kept_back);
-            }
-            *self = Complaints { since: Some(now), said: 0, kept_back: 0 };
-        }
-        if self.said < Self::MOST {
-            self.said += 1;
-            log::warn!("{what}");
-        } else {
-            self.kept_back += 1;
-        }
+        f.debug_struct("BlkRequests").field("index", &self.index).finish_non_exhaustive()
     }
 }

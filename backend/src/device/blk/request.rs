@@ -1,10 +1,10 @@
 //! From a chain to a request (VIRTIO 1.2, 5.2.6), or to the status that refuses it.
 
-use super::chain::{Chain, Span};
 use super::{DISCARD_MAX_SECTORS, DISCARD_MAX_SEGMENTS};
 use crate::device::Memory;
+use crate::device::chain::Chain;
+use crate::device::spans::{Gone, Span, buffers, copy, gather, split, total};
 use crate::store::{Buffers, Op};
-use smallvec::SmallVec;
 use std::mem::offset_of;
 use std::sync::Arc;
 use tornblk_model::event::{SECTOR, Segment, Status};
@@ -13,7 +13,6 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
     virtio_blk_discard_write_zeroes, virtio_blk_outhdr,
 };
-use vm_memory::{Bytes, GuestMemoryBackend};
 
 const HEADER: usize = size_of::<virtio_blk_outhdr>();
 const SEGMENT: usize = size_of::<virtio_blk_discard_write_zeroes>();
@@ -79,10 +78,17 @@ impl Refused {
     }
 }
 
+impl From<Gone> for Refused {
+    fn from(_: Gone) -> Refused {
+        Refused::Memory
+    }
+}
+
+/// `chain` is without its status byte.
 pub(super) fn parse(mem: &Arc<Memory>, chain: &Chain, bounds: Bounds) -> Result<Parsed, Refused> {
     // The driver may lay the header and the data over its descriptors as it likes (2.7.4).
     let carried = total(&chain.readable);
-    let (header, data) = split(&chain.readable, HEADER).ok_or(Refused::Header(carried))?;
+    let (header, data) = split(&chain.readable, HEADER as u64).ok_or(Refused::Header(carried))?;
     let header: [u8; HEADER] = gather(mem, &header)?;
     let kind = u32_at(&header, offset_of!(virtio_blk_outhdr, type_));
     let ioprio = u32_at(&header, offset_of!(virtio_blk_outhdr, ioprio));
@@ -182,63 +188,6 @@ fn segments(
             Ok(Segment { offset, len, unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 })
         })
         .collect()
-}
-
-fn total(spans: &[Span]) -> u64 {
-    spans.iter().map(|span| u64::from(span.len)).sum()
-}
-
-type Spans = SmallVec<[Span; 4]>;
-
-/// The first `n` bytes, and the rest. `None` where there are fewer.
-fn split(spans: &[Span], n: usize) -> Option<(Spans, Spans)> {
-    let (mut first, mut rest, mut missing) = (Spans::new(), Spans::new(), n as u32);
-    for span in spans {
-        let taken = span.len.min(missing);
-        missing -= taken;
-        if taken > 0 {
-            first.push(Span { addr: span.addr, len: taken });
-        }
-        if taken < span.len {
-            // Inside the span, which `chain::walk` found to lie in the guest's memory.
-            let addr = vm_memory::GuestAddress(span.addr.0 + u64::from(taken));
-            rest.push(Span { addr, len: span.len - taken });
-        }
-    }
-    (missing == 0).then_some((first, rest))
-}
-
-fn copy(mem: &Memory, spans: &[Span], to: &mut [u8]) -> Result<(), Refused> {
-    let mut at = 0;
-    for span in spans {
-        let end = at + span.len as usize;
-        mem.read_slice(&mut to[at..end], span.addr).map_err(|_| Refused::Memory)?;
-        at = end;
-    }
-    Ok(())
-}
-
-fn gather<const N: usize>(mem: &Memory, spans: &[Span]) -> Result<[u8; N], Refused> {
-    let mut bytes = [0; N];
-    copy(mem, spans, &mut bytes)?;
-    Ok(bytes)
-}
-
-/// The host's view of `spans`, which keeps the guest's memory mapped.
-fn buffers(mem: &Arc<Memory>, spans: &[Span]) -> Result<Buffers, Refused> {
-    let mut pieces: SmallVec<[libc::iovec; 4]> = SmallVec::new();
-    for span in spans {
-        for slice in mem.get_slices(span.addr, span.len as usize) {
-            let slice = slice.map_err(|_| Refused::Memory)?;
-            pieces.push(libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            });
-        }
-    }
-    // SAFETY: the slices lie inside mappings that are shared, writable, and live as long as `mem`,
-    // of which the buffers keep a reference.
-    Ok(unsafe { Buffers::new(pieces, mem.clone()) })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

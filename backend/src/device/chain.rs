@@ -2,31 +2,40 @@
 //!
 //! `virtio_queue` has a walker of its own, which ends without an error at a `next` that is out of
 //! range, so that a broken chain looks like a shorter one. This one tells them apart, and where
-//! the chain has a usable status byte in spite of being malformed, it says where.
+//! the chain has a usable place for an answer in spite of being malformed, it says where.
+//!
+//! Where a device's header ends and its data begin, and which of the writable bytes are its
+//! answer, is the device's to say: virtio-blk's status is the last byte ([`Chain::take_last`]),
+//! virtio-scsi's response comes first.
 
-use crate::device::Memory;
-use smallvec::SmallVec;
+use super::Memory;
+use super::spans::{Span, Spans};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
-/// Longest chain in bytes that is accepted, header and status included.
+/// Longest chain in bytes that is accepted, header and answer included.
 pub const CHAIN_MAX_BYTES: u64 = (64 << 20) + 4096;
 
-/// A piece of guest memory that lies wholly inside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    pub addr: GuestAddress,
-    pub len: u32,
-}
-
-/// A well-formed chain: what the driver gives, then what it wants, then the status byte.
+/// A well-formed chain: what the driver gives, then where the device may write.
 #[derive(Debug)]
 pub struct Chain {
     /// Device-readable, in order; no empty ones.
-    pub readable: SmallVec<[Span; 4]>,
-    /// Device-writable, in order, without the status byte; no empty ones.
-    pub writable: SmallVec<[Span; 4]>,
-    pub status: GuestAddress,
+    pub readable: Spans,
+    /// Device-writable, in order; no empty ones, and at least one byte.
+    pub writable: Spans,
+}
+
+impl Chain {
+    /// Takes the last writable byte, where virtio-blk has its status.
+    pub fn take_last(&mut self) -> Option<GuestAddress> {
+        let last = self.writable.last_mut()?;
+        last.len -= 1;
+        let at = GuestAddress(last.addr.0 + u64::from(last.len));
+        if last.len == 0 {
+            self.writable.pop();
+        }
+        Some(at)
+    }
 }
 
 /// A chain that no request can be read from.
@@ -34,7 +43,9 @@ pub struct Chain {
 pub struct Broken {
     pub why: Malformed,
     /// The last byte of the last descriptor, where the chain has an end and that is writable.
-    pub status: Option<GuestAddress>,
+    pub last: Option<GuestAddress>,
+    /// What is writable before anything that is wrong, where the chain has an end.
+    pub writable: Spans,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,8 +68,8 @@ pub enum Malformed {
     Outside,
     #[error("a writable descriptor comes before a readable one")]
     Order,
-    #[error("nothing in it is writable: there is no place for the status")]
-    NoStatus,
+    #[error("nothing in it is writable: there is no place for the answer")]
+    NoAnswer,
     #[error("an indirect descriptor has a next one")]
     IndirectNext,
     #[error("an indirect table lies inside another")]
@@ -89,11 +100,11 @@ struct Walk<'a> {
     limit: usize,
     count: usize,
     bytes: u64,
-    readable: SmallVec<[Span; 4]>,
-    writable: SmallVec<[Span; 4]>,
+    readable: Spans,
+    writable: Spans,
     /// First thing that is wrong with a descriptor, while the chain itself could be followed.
     fault: Option<Malformed>,
-    /// The last descriptor, where it can take the status.
+    /// The last descriptor's last byte, where it can be written.
     last: Option<GuestAddress>,
 }
 
@@ -104,8 +115,8 @@ impl<'a> Walk<'a> {
             limit: 0,
             count: 0,
             bytes: 0,
-            readable: SmallVec::new(),
-            writable: SmallVec::new(),
+            readable: Spans::new(),
+            writable: Spans::new(),
             fault: None,
             last: None,
         }
@@ -181,7 +192,7 @@ impl<'a> Walk<'a> {
         self.fault = self.fault.or(fault);
     }
 
-    /// Beyond its limits a chain is only followed, not kept.
+    /// Beyond its limits, or its first fault, a chain is only followed, not kept.
     fn place(&mut self, span: Span, writable: bool) -> Option<Malformed> {
         if self.count > self.limit {
             return Some(Malformed::TooMany(self.limit));
@@ -189,30 +200,26 @@ impl<'a> Walk<'a> {
         if self.bytes > CHAIN_MAX_BYTES {
             return Some(Malformed::TooLong);
         }
-        if writable {
-            self.writable.push(span);
-        } else if self.writable.is_empty() {
-            self.readable.push(span);
-        } else {
+        if !writable && !self.writable.is_empty() {
             return Some(Malformed::Order);
+        }
+        if self.fault.is_none() {
+            if writable { &mut self.writable } else { &mut self.readable }.push(span);
         }
         None
     }
 
-    fn result(mut self, ended: Result<(), Malformed>) -> Result<Chain, Broken> {
+    fn result(self, ended: Result<(), Malformed>) -> Result<Chain, Broken> {
         if let Err(why) = ended {
-            return Err(Broken { why: self.fault.unwrap_or(why), status: None });
+            let why = self.fault.unwrap_or(why);
+            return Err(Broken { why, last: None, writable: Spans::new() });
         }
         if let Some(why) = self.fault {
-            return Err(Broken { why, status: self.last });
+            return Err(Broken { why, last: self.last, writable: self.writable });
         }
-        let (Some(status), Some(last)) = (self.last, self.writable.last_mut()) else {
-            return Err(Broken { why: Malformed::NoStatus, status: None });
-        };
-        last.len -= 1;
-        if last.len == 0 {
-            self.writable.pop();
+        if self.last.is_none() {
+            return Err(Broken { why: Malformed::NoAnswer, last: None, writable: Spans::new() });
         }
-        Ok(Chain { readable: self.readable, writable: self.writable, status })
+        Ok(Chain { readable: self.readable, writable: self.writable })
     }
 }

@@ -1,0 +1,320 @@
+//! The commands that reach the store (SBC-4, 5).
+//!
+//! | command | becomes |
+//! | --- | --- |
+//! | READ | one read; DPO and FUA are taken and change nothing, there is one cache |
+//! | WRITE | one write, with FUA as it came |
+//! | WRITE ATOMIC(16) | one write marked atomic; with an atomic boundary shorter than the transfer, one for each piece |
+//! | SYNCHRONIZE CACHE | a flush of all; with IMMED answered after it all the same |
+//! | UNMAP | a discard |
+//! | WRITE SAME | of zeroes: a write of zeroes; of any other pattern: writes that no profile takes for atomic |
+
+use super::Scsi;
+use super::command::{Asked, Moved, Requests, Work};
+use super::sense::{Refused, Sense};
+use super::wire::{be16, be32, be64};
+use crate::device::chain::CHAIN_MAX_BYTES;
+use crate::device::size::Size;
+use crate::device::spans::{Spans, buffers, split};
+use crate::store::{Buffers, Op};
+use smallvec::smallvec;
+use tornblk_model::event::Segment;
+
+/// Bytes that one UNMAP may cover.
+pub const UNMAP_MAX_BYTES: u64 = 64 << 20;
+/// Block descriptors that one UNMAP may have.
+pub const UNMAP_MAX_DESCRIPTORS: u32 = 32;
+/// Bytes that one WRITE SAME may cover.
+pub const WRITE_SAME_MAX_BYTES: u64 = 16 << 20;
+/// Bytes that one READ or WRITE may move: what a chain may carry.
+pub const TRANSFER_MAX_BYTES: u64 = CHAIN_MAX_BYTES - 4096;
+/// Blocks that WRITE ATOMIC(16) can say: its transfer length has 16 bits.
+pub const ATOMIC_MAX_BLOCKS: u64 = 0xffff;
+
+/// Where a command is about, in bytes: on the disk.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    offset: u64,
+    len: u64,
+}
+
+/// LBA and number of blocks as the CDB has them, and where in it the number is.
+fn said(cdb: &[u8]) -> (u64, u64, u16) {
+    // SPC-5, 4.2.5.1: the upper three bits say how long the CDB is.
+    match cdb[0] >> 5 {
+        0 => {
+            let lba = u64::from(be32(cdb, 0) & 0x1f_ffff);
+            (lba, if cdb[4] == 0 { 256 } else { cdb[4].into() }, 4)
+        }
+        1 | 2 => (be32(cdb, 2).into(), be16(cdb, 7).into(), 7),
+        4 => (be64(cdb, 2), be32(cdb, 10).into(), 10),
+        _ => (be32(cdb, 2).into(), be32(cdb, 6).into(), 6),
+    }
+}
+
+/// Of blocks to bytes, if they lie on the disk.
+fn placed(disk: &Scsi, lba: u64, blocks: u64) -> Result<Extent, Sense> {
+    let end = lba.checked_add(blocks).filter(|&end| end <= disk.disk().blocks());
+    let block = disk.block();
+    match end {
+        Some(_) => Ok(Extent { offset: lba * block, len: blocks * block }),
+        None => Err(Sense::LBA_OUT_OF_RANGE),
+    }
+}
+
+/// The extent of a transfer. READ and WRITE may be about no block at all.
+fn transfer(disk: &Scsi, cdb: &[u8]) -> Result<Extent, Sense> {
+    let (lba, blocks, at) = said(cdb);
+    let extent = placed(disk, lba, blocks)?;
+    if extent.len > TRANSFER_MAX_BYTES {
+        return Err(Sense::in_cdb(at, None));
+    }
+    Ok(extent)
+}
+
+fn may_write(disk: &Scsi) -> Result<(), Sense> {
+    if disk.read_only() { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
+}
+
+fn first(spans: &Spans, len: u64) -> Result<Spans, Refused> {
+    split(spans, len).map(|(first, _)| first).ok_or(Refused::Overrun)
+}
+
+fn one(op: Op, buffers: Buffers, moved: Moved) -> Work {
+    Work::Store { requests: smallvec![(op, buffers)], moved }
+}
+
+pub(super) fn flush() -> Work {
+    one(Op::Flush, Buffers::empty(), Moved::default())
+}
+
+pub(super) fn read(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+    let Extent { offset, len } = transfer(disk, asked.cdb)?;
+    let to = first(asked.data_in, len)?;
+    if len == 0 {
+        return Ok(Work::Done { taken: 0 });
+    }
+    let moved = Moved { given: len, taken: 0 };
+    Ok(one(Op::Read { offset }, buffers(asked.mem, &to)?, moved))
+}
+
+pub(super) fn write(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+    may_write(disk)?;
+    let Extent { offset, len } = transfer(disk, asked.cdb)?;
+    let from = first(asked.data_out, len)?;
+    if len == 0 {
+        return Ok(Work::Done { taken: 0 });
+    }
+    let op = Op::Write { offset, fua: fua(asked.cdb), atomic: false };
+    Ok(one(op, buffers(asked.mem, &from)?, Moved { taken: len, given: 0 }))
+}
+
+/// WRITE(6) has no such bit.
+fn fua(cdb: &[u8]) -> bool {
+    cdb[0] != 0x0a && cdb[1] & 0x08 != 0
+}
+
+/// SBC-4, 5.48. What is taken is kept whole: each piece by itself where there is an atomic
+/// boundary shorter than the transfer. The pieces begin at the command's LBA; the boundary that
+/// the *disk* has (as NVMe's NABSPF) lies on its own grid, and no piece may cross that either.
+pub(super) fn write_atomic(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+    may_write(disk)?;
+    let cdb = asked.cdb;
+    let block = disk.block();
+    let blocks = u64::from(be16(cdb, 12));
+    let piece = u64::from(be16(cdb, 10));
+    let lba = be64(cdb, 2);
+    let Extent { offset, len } = placed(disk, lba, blocks)?;
+    let limits = AtomicLimits::of(disk);
+    let refuse = |byte, why: String| {
+        let what = format!("WRITE ATOMIC of {} at byte {offset} is refused: {why}", Size(len));
+        Err(Refused::Check(Sense::in_cdb(byte, None), Some(what)))
+    };
+    if !blocks.is_multiple_of(limits.granularity.into()) {
+        let granularity = Size(u64::from(limits.granularity) * block);
+        return refuse(12, format!("its length is no multiple of {granularity}"));
+    }
+    if len > limits.longest * block {
+        return refuse(12, format!("it is longer than {}", Size(limits.longest * block)));
+    }
+    if piece > limits.boundary.into() {
+        return refuse(
+            10,
+            match limits.boundary {
+                0 => "it has an atomic boundary, and the disk offers none".to_owned(),
+                most => format!(
+                    "its atomic boundary, {}, is more than {}",
+                    Size(piece * block),
+                    Size(u64::from(most) * block)
+                ),
+            },
+        );
+    }
+    if !piece.is_multiple_of(limits.granularity.into()) {
+        return refuse(10, "its atomic boundary is no multiple of the granularity".to_owned());
+    }
+    let from = first(asked.data_out, len)?;
+    let piece = if piece == 0 { len } else { (piece * block).min(len) };
+    let profile = &disk.limits().profile;
+    let mut requests = Requests::new();
+    let (mut at, mut rest) = (0, from);
+    while at < len {
+        let size = piece.min(len - at);
+        let (now, later) = split(&rest, size).ok_or(Refused::Overrun)?;
+        rest = later;
+        if !profile.eligible(offset + at, size, true) {
+            let boundary = Size(profile.boundary);
+            return refuse(2, format!("it crosses a multiple of the disk's boundary, {boundary}"));
+        }
+        let op = Op::Write { offset: offset + at, fua: fua(cdb), atomic: true };
+        requests.push((op, buffers(asked.mem, &now)?));
+        at += size;
+    }
+    if requests.is_empty() {
+        return Ok(Work::Done { taken: 0 });
+    }
+    Ok(Work::Store { requests, moved: Moved { taken: len, given: 0 } })
+}
+
+/// The fields of the Block Limits VPD page that are about WRITE ATOMIC (SBC-4, 6.6.4), in logical
+/// blocks. There is no alignment: Linux keeps to the natural one by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AtomicLimits {
+    /// Of one command, whichever of its two fields says it.
+    pub(super) longest: u64,
+    pub(super) granularity: u32,
+    /// MAXIMUM ATOMIC BOUNDARY SIZE: 0 where the disk has no boundary. Linux takes it for its
+    /// `atomic_write_unit_max`, so it is that.
+    pub(super) boundary: u32,
+}
+
+impl AtomicLimits {
+    /// All 0 where nothing is atomic.
+    pub(super) fn of(disk: &Scsi) -> AtomicLimits {
+        let (limits, block) = (disk.limits(), disk.block());
+        if !limits.atomic() {
+            return AtomicLimits { longest: 0, granularity: 0, boundary: 0 };
+        }
+        let profile = &limits.profile;
+        // Both fit: see `Limits::new`.
+        let granularity = profile.unit_min / block;
+        let longest = profile.max_bytes / block;
+        let boundary = if profile.boundary == 0 { 0 } else { profile.unit_max / block };
+        AtomicLimits {
+            longest: longest - longest % granularity,
+            granularity: granularity as u32,
+            boundary: boundary as u32,
+        }
+    }
+}
+
+/// SBC-4, 5.33 and 5.34. 0 blocks mean all up to the end.
+pub(super) fn synchronize(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+    let (lba, blocks, _) = said(asked.cdb);
+    placed(disk, lba, blocks)?;
+    Ok(flush())
+}
+
+/// SBC-4, 5.35.
+pub(super) fn unmap(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+    const HEADER: usize = 8;
+    const DESCRIPTOR: usize = 16;
+    may_write(disk)?;
+    let len = u64::from(be16(asked.cdb, 7));
+    let list = asked.parameters(len)?;
+    if list.is_empty() {
+        return Ok(Work::Done { taken: 0 });
+    }
+    if list.len() < HEADER {
+        return Err(Sense::PARAMETER_LIST_LENGTH.into());
+    }
+    let all = &list[HEADER..];
+    // Only what is there counts, and only whole descriptors.
+    let bytes = usize::from(be16(&list, 2)).min(all.len());
+    let descriptors = all[..bytes].chunks_exact(DESCRIPTOR);
+    if descriptors.len() > UNMAP_MAX_DESCRIPTORS as usize {
+        return Err(Sense::in_list(2).into());
+    }
+    let (mut segments, mut sum) = (Vec::new(), 0);
+    for (i, descriptor) in descriptors.enumerate() {
+        let Extent { offset, len } = placed(disk, be64(descriptor, 0), be32(descriptor, 8).into())?;
+        sum += len;
+        if sum > UNMAP_MAX_BYTES {
+            return Err(Sense::in_list((HEADER + i * DESCRIPTOR + 8) as u16).into());
+        }
+        if len > 0 {
+            segments.push(Segment { offset, len, unmap: false });
+        }
+    }
+    if segments.is_empty() {
+        return Ok(Work::Done { taken: len });
+    }
+    let moved = Moved { taken: len, given: 0 };
+    Ok(one(Op::Discard { segments }, Buffers::empty(), moved))
+}
+
+/// SBC-4, 5.53 and 5.54. WSNZ is 1: a number of blocks of 0 is refused.
+pub(super) fn write_same(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+    const NDOB: u8 = 0x01;
+    const UNMAP: u8 = 0x08;
+    may_write(disk)?;
+    let cdb = asked.cdb;
+    let (lba, blocks, at) = said(cdb);
+    let Extent { offset, len } = placed(disk, lba, blocks)?;
+    if len == 0 || len > WRITE_SAME_MAX_BYTES {
+        return Err(Sense::in_cdb(at, None).into());
+    }
+    let no_data = cdb[1] & NDOB != 0;
+    let taken = if no_data { 0 } else { disk.block() };
+    let pattern = asked.parameters(taken)?;
+    let moved = Moved { taken, given: 0 };
+    if pattern.iter().all(|byte| *byte == 0) {
+        let segments = vec![Segment { offset, len, unmap: cdb[1] & UNMAP != 0 }];
+        return Ok(one(Op::WriteZeroes { segments }, Buffers::empty(), moved));
+    }
+    let requests = non_atomic(disk, offset, len, &pattern);
+    Ok(Work::Store { requests, moved })
+}
+
+/// Writes of a pattern that together are a non-atomic write, whatever the profile says of a write
+/// of that length: one that it does not keep whole, or one for each of its tear units.
+fn non_atomic(disk: &Scsi, offset: u64, len: u64, pattern: &[u8]) -> Requests {
+    let write = |offset: u64, len: u64| {
+        let op = Op::Write { offset, fua: false, atomic: false };
+        (op, Buffers::repeating(pattern, len as usize))
+    };
+    let limits = disk.limits();
+    if !limits.profile.eligible(offset, len, false) {
+        return smallvec![write(offset, len)];
+    }
+    let unit = limits.tear_unit();
+    let mut requests = Requests::new();
+    let mut at = offset;
+    while at < offset + len {
+        let end = ((at / unit + 1) * unit).min(offset + len);
+        requests.push(write(at, end - at));
+        at = end;
+    }
+    requests
+}
+
+/// SBC-4, 5.20.
+pub(super) fn capacity_10(disk: &Scsi) -> [u8; 8] {
+    let last = disk.disk().blocks().saturating_sub(1);
+    let mut data = [0; 8];
+    data[..4].copy_from_slice(&u32::try_from(last).unwrap_or(u32::MAX).to_be_bytes());
+    data[4..].copy_from_slice(&disk.disk().lb_size.to_be_bytes());
+    data
+}
+
+/// SBC-4, 5.21. LBPRZ is 0: what a discard leaves is up to the profile.
+pub(super) fn capacity_16(disk: &Scsi) -> [u8; 32] {
+    const LBPME: u8 = 0x80;
+    let mut data = [0; 32];
+    data[..8].copy_from_slice(&disk.disk().blocks().saturating_sub(1).to_be_bytes());
+    data[8..12].copy_from_slice(&disk.disk().lb_size.to_be_bytes());
+    // LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT; at most 11 (`limits::PHYSICAL_BLOCK_MAX`).
+    data[13] = disk.blocks_a_physical().ilog2() as u8;
+    data[14] = LBPME;
+    data
+}

@@ -1,0 +1,251 @@
+//! The control queue (VIRTIO 1.2, 5.6.6.2): task management and asynchronous notification.
+//!
+//! What a task management function means here (SAM-5, 7): the store has every command that the
+//! disk took, and a command that was given to it cannot be taken back. So none is ever aborted
+//! halfway; each has its own answer before the function that was to end it.
+//!
+//! | function | what happens before it is answered |
+//! | --- | --- |
+//! | ABORT TASK, ABORT TASK SET, CLEAR TASK SET | the commands in question are answered; a stall holds the function with them |
+//! | LOGICAL UNIT RESET, I_T NEXUS RESET | what is held is let go, all commands are answered, a unit attention is set; the write cache stays as it was switched |
+//! | QUERY TASK, QUERY TASK SET | says whether there is such a command |
+//! | CLEAR ACA | rejected: there is no ACA (NORMACA is 0) |
+//!
+//! There is one driver, so its task set is the only one. After a power cut a function that has
+//! something to wait for is never answered, as nothing is.
+//!
+//! No asynchronous event is ever reported: a query or subscription is answered with that.
+
+use super::Scsi;
+use super::sense::Sense;
+use super::tasks::{self, Function, What, Which};
+use super::wire::{AN_BYTES, Address, TMF_BYTES, array};
+use crate::device::Memory;
+use crate::device::complaints::Complaints;
+use crate::device::queue::{Answer, Requests, Taken, Worker};
+use crate::device::spans::{Spans, fill, gather, split};
+use std::fmt;
+use std::mem::offset_of;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use virtio_bindings::virtio_scsi::{
+    VIRTIO_SCSI_S_BAD_TARGET, VIRTIO_SCSI_S_FAILURE, VIRTIO_SCSI_S_FUNCTION_REJECTED,
+    VIRTIO_SCSI_S_FUNCTION_SUCCEEDED, VIRTIO_SCSI_S_INCORRECT_LUN, VIRTIO_SCSI_S_OK,
+    VIRTIO_SCSI_T_AN_QUERY, VIRTIO_SCSI_T_AN_SUBSCRIBE, VIRTIO_SCSI_T_TMF,
+    VIRTIO_SCSI_T_TMF_ABORT_TASK, VIRTIO_SCSI_T_TMF_ABORT_TASK_SET,
+    VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET, VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET,
+    VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, VIRTIO_SCSI_T_TMF_QUERY_TASK,
+    VIRTIO_SCSI_T_TMF_QUERY_TASK_SET, virtio_scsi_ctrl_an_req, virtio_scsi_ctrl_tmf_req,
+};
+
+/// VIRTIO_SCSI_S_FUNCTION_COMPLETE: 0 as VIRTIO_SCSI_S_OK.
+const COMPLETE: u32 = VIRTIO_SCSI_S_OK;
+/// Bytes of the response: `event_actual` and `response` of a notification, `response` of a TMF.
+const AN_RESPONSE: u64 = 5;
+const TMF_RESPONSE: u64 = 1;
+
+/// The control queue at work.
+pub type ControlQueue = Worker<ControlRequests>;
+
+/// What came through the control queue.
+pub struct ControlRequests {
+    device: Arc<Scsi>,
+    index: u16,
+    /// `None` where none could be made: then no function can be carried out.
+    bell: Option<Arc<OwnedFd>>,
+    pending: Vec<Pending>,
+    /// The queue stops: nothing is waited for any more.
+    ending: bool,
+    complaints: Complaints,
+}
+
+/// A task management function, until it is answered.
+struct Pending {
+    place: Place,
+    function: Arc<Function>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Abort,
+    Query,
+    Reset(Sense),
+}
+
+/// Where the one byte goes that answers.
+struct Place {
+    head: u16,
+    response: Spans,
+    mem: Arc<Memory>,
+}
+
+impl Place {
+    fn finish(self, response: u32) -> Answer {
+        // All responses are below 256.
+        let written = fill(&self.mem, &self.response, &[response as u8]).unwrap_or(0);
+        Answer { head: self.head, len: written as u32 }
+    }
+}
+
+impl ControlRequests {
+    pub(super) fn new(device: Arc<Scsi>, index: u16) -> Self {
+        let bell = match tasks::bell() {
+            Ok(bell) => Some(bell),
+            Err(error) => {
+                log::error!("no task management: {error}");
+                None
+            }
+        };
+        let complaints = Complaints::default();
+        ControlRequests { device, index, bell, pending: Vec::new(), ending: false, complaints }
+    }
+
+    fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
+        let queue = self.index;
+        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+    }
+
+    fn notification(&mut self, taken: &Taken<'_>, readable: &Spans, writable: &Spans) -> Answer {
+        let (head, mem) = (taken.head, taken.mem);
+        let (Some((request, _)), Some((response, _))) =
+            (split(readable, AN_BYTES as u64), split(writable, AN_RESPONSE))
+        else {
+            self.complain(taken.position, &"it is too short for a notification request");
+            return Answer { head, len: 0 };
+        };
+        let Ok(request) = gather::<AN_BYTES>(mem, &request) else { return Answer { head, len: 0 } };
+        let answer = match address(&request, offset_of!(virtio_scsi_ctrl_an_req, lun)) {
+            Ok(()) => COMPLETE,
+            Err(wrong) => wrong,
+        };
+        let written = fill(mem, &response, &[0, 0, 0, 0, answer as u8]).unwrap_or(0);
+        Answer { head, len: written as u32 }
+    }
+
+    fn manage(&mut self, taken: &Taken<'_>, readable: &Spans, writable: &Spans) -> Option<Answer> {
+        let (head, mem) = (taken.head, taken.mem);
+        let (Some((request, _)), Some((response, _))) =
+            (split(readable, TMF_BYTES as u64), split(writable, TMF_RESPONSE))
+        else {
+            self.complain(taken.position, &"it is too short for a task management function");
+            return Some(Answer { head, len: 0 });
+        };
+        let place = Place { head, response, mem: mem.clone() };
+        let Ok(request) = gather::<TMF_BYTES>(mem, &request) else {
+            return Some(place.finish(VIRTIO_SCSI_S_FAILURE));
+        };
+        if let Err(wrong) = address(&request, offset_of!(virtio_scsi_ctrl_tmf_req, lun)) {
+            return Some(place.finish(wrong));
+        }
+        let tag = u64::from_le_bytes(array(&request, offset_of!(virtio_scsi_ctrl_tmf_req, tag)));
+        let subtype =
+            u32::from_le_bytes(array(&request, offset_of!(virtio_scsi_ctrl_tmf_req, subtype)));
+        let (kind, what) = match subtype {
+            VIRTIO_SCSI_T_TMF_ABORT_TASK => (Kind::Abort, What::Wait(Which::Tagged(tag))),
+            VIRTIO_SCSI_T_TMF_ABORT_TASK_SET | VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET => {
+                (Kind::Abort, What::Wait(Which::All))
+            }
+            VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET => (Kind::Reset(Sense::WAS_RESET), What::End),
+            VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET => (Kind::Reset(Sense::NEXUS_LOST), What::End),
+            VIRTIO_SCSI_T_TMF_QUERY_TASK => (Kind::Query, What::Find(Which::Tagged(tag))),
+            VIRTIO_SCSI_T_TMF_QUERY_TASK_SET => (Kind::Query, What::Find(Which::All)),
+            // CLEAR ACA, and what no standard knows.
+            _ => return Some(place.finish(VIRTIO_SCSI_S_FUNCTION_REJECTED)),
+        };
+        let Some(bell) = &self.bell else {
+            return Some(place.finish(VIRTIO_SCSI_S_FAILURE));
+        };
+        let function = Function::begin(&self.device.tasks, what, bell);
+        self.pending.push(Pending { place, function, kind });
+        None
+    }
+}
+
+/// Is it the disk that is meant?
+fn address(request: &[u8], at: usize) -> Result<(), u32> {
+    match Address::of(array(request, at)) {
+        Address::Disk | Address::ReportLuns => Ok(()),
+        Address::NoUnit => Err(VIRTIO_SCSI_S_INCORRECT_LUN),
+        Address::NoTarget => Err(VIRTIO_SCSI_S_BAD_TARGET),
+    }
+}
+
+impl Requests for ControlRequests {
+    fn limit(&self) -> usize {
+        self.device.queue_size.into()
+    }
+
+    fn size(&mut self, _heads: usize) {}
+
+    fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
+        let head = taken.head;
+        let (readable, writable) = match &taken.chain {
+            Ok(chain) => (chain.readable.clone(), chain.writable.clone()),
+            Err(broken) => {
+                let why = broken.why;
+                self.complain(taken.position, &why);
+                return Some(Answer { head, len: 0 });
+            }
+        };
+        let kind = split(&readable, 4).and_then(|(kind, _)| gather::<4>(taken.mem, &kind).ok());
+        match kind.map(u32::from_le_bytes) {
+            Some(VIRTIO_SCSI_T_TMF) => self.manage(&taken, &readable, &writable),
+            Some(VIRTIO_SCSI_T_AN_QUERY | VIRTIO_SCSI_T_AN_SUBSCRIBE) => {
+                Some(self.notification(&taken, &readable, &writable))
+            }
+            Some(kind) => {
+                self.complain(taken.position, &format_args!("its type {kind} is not known"));
+                Some(Answer { head, len: 0 })
+            }
+            None => {
+                self.complain(taken.position, &"it has no type");
+                Some(Answer { head, len: 0 })
+            }
+        }
+    }
+
+    fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
+        let device = &self.device;
+        for mut pending in std::mem::take(&mut self.pending) {
+            let Some(found) = pending.function.over() else {
+                if self.ending {
+                    log::info!("queue {}: a task management function is given up", self.index);
+                    f(pending.place.finish(VIRTIO_SCSI_S_FAILURE));
+                } else {
+                    self.pending.push(pending);
+                }
+                continue;
+            };
+            let response = match pending.kind {
+                Kind::Query if found => VIRTIO_SCSI_S_FUNCTION_SUCCEEDED,
+                Kind::Query | Kind::Abort => COMPLETE,
+                Kind::Reset(attention) => {
+                    device.attend(attention);
+                    COMPLETE
+                }
+            };
+            f(pending.place.finish(response));
+        }
+        self.ending = false;
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What a function waits for may be on queues that stop later: it fails.
+    fn drain(&mut self) {
+        self.ending = true;
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(|bell| bell.as_fd())
+    }
+}
+
+impl fmt::Debug for ControlRequests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlRequests").field("index", &self.index).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,349 @@
+//! The virtio-scsi device (VIRTIO 1.2, 5.6): one target with one logical unit, a direct access
+//! block device (SBC-4, SPC-5, SAM-5).
+//!
+//! It is thin: a command becomes requests of the [`Store`], as those of virtio-blk do, and all that
+//! happens to them happens there. What SCSI has that virtio-blk lacks reaches the store with them:
+//! `fua`, and `atomic` (WRITE ATOMIC(16)). Limits of atomic writes are in the Block Limits VPD page,
+//! where a stock driver finds them.
+//!
+//! A command goes through these forms, each made from the one before, so that none can be answered
+//! twice or forgotten:
+//!
+//! | form | what it is | where |
+//! | --- | --- | --- |
+//! | head | an index from the available ring | [`queue`](super::queue) |
+//! | [`Chain`](super::chain::Chain) | well-formed descriptors inside the guest's memory | [`chain`](super::chain) |
+//! | `Opened` | a command, the place of its response, its data buffers | `queue` |
+//! | `Work` | a command that makes sense on this disk | `command`, `block`, `inquiry`, `mode` |
+//! | [`Request`](crate::store::Request)s | the store's, one or more; `Submitted` stays behind | `queue` |
+//! | [`Done`](crate::store::Done) | what the store made of each | `queue` |
+//! | `Answer` | a head and a length for the used ring, after the last of them | `queue` |
+//!
+//! What is refused skips to its answer:
+//!
+//! | what | answer |
+//! | --- | --- |
+//! | no room for a response (108 bytes) | returned with a length of 0 |
+//! | a malformed chain, a short header, data in both directions | VIRTIO_SCSI_S_FAILURE |
+//! | a target but 0 | VIRTIO_SCSI_S_BAD_TARGET |
+//! | a LUN but 0 | CHECK CONDITION, LOGICAL UNIT NOT SUPPORTED; INQUIRY, REPORT LUNS and REQUEST SENSE answer |
+//! | less buffer than the CDB is about | VIRTIO_SCSI_S_OVERRUN, and nothing is moved |
+//! | anything in the CDB or a parameter list | CHECK CONDITION with the sense that SPC and SBC name, with a field pointer |
+//! | the store failed | CHECK CONDITION, MEDIUM ERROR: 11h/00h for a read, 0Ch/00h otherwise |
+//!
+//! Queue 0 is the control queue, queue 1 the event queue, whose buffers stay in its available ring:
+//! there is never an event. Those after are request queues, and have their number in a recording.
+//!
+//! A front-end that has a configuration space of its own (QEMU's vhost-user-scsi) decides what the
+//! driver sees of it; [`FRONT_END_SEG_MAX`] is what that leaves.
+
+mod block;
+mod command;
+mod control;
+mod inquiry;
+mod mode;
+mod opcodes;
+mod queue;
+mod sense;
+mod tasks;
+mod wire;
+
+pub use block::{
+    ATOMIC_MAX_BLOCKS, TRANSFER_MAX_BYTES, UNMAP_MAX_BYTES, UNMAP_MAX_DESCRIPTORS,
+    WRITE_SAME_MAX_BYTES,
+};
+pub use control::{ControlQueue, ControlRequests};
+pub use queue::{ScsiQueue, ScsiRequests};
+
+use super::limits::Limits;
+use super::queue::Worker;
+use super::{Device, DeviceQueue, Memory};
+use crate::store::Store;
+use sense::Sense;
+use std::fmt;
+use std::mem::offset_of;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tasks::Tasks;
+use tornblk_model::event::{Disk, Negotiation, ResetCause};
+use tornblk_proto::DEVICE_ID_BYTES;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_scsi::{
+    VIRTIO_SCSI_F_CHANGE, VIRTIO_SCSI_F_HOTPLUG, virtio_scsi_config, virtio_scsi_event,
+};
+use virtio_queue::Queue;
+
+/// Queues before the request queues: control and event.
+pub const FIXED_QUEUES: u16 = 2;
+/// Request queues that a device may have: 64 queues are all that the transport has.
+pub const REQUEST_QUEUES: std::ops::RangeInclusive<u16> = 1..=64 - FIXED_QUEUES;
+/// `seg_max` that QEMU's vhost-user-scsi shows to the driver, whatever the device says: its queues
+/// have 128 entries, and two are for the header and the response.
+pub const FRONT_END_SEG_MAX: u32 = 126;
+
+const CONTROL: u16 = 0;
+const EVENT: u16 = 1;
+
+/// What a device is made of.
+pub struct ScsiOptions {
+    pub store: Arc<dyn Store>,
+    /// Made for virtio-scsi.
+    pub limits: Limits,
+    /// In [`REQUEST_QUEUES`].
+    pub request_queues: u16,
+    /// A power of two in [`QUEUE_SIZE`](super::blk::QUEUE_SIZE).
+    pub queue_size: u16,
+    /// WCE at the start.
+    pub writeback: bool,
+    /// The serial number, asked each time: up to 20 bytes, zeroes after its end.
+    pub id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
+}
+
+/// The device, apart from its queues.
+pub struct Scsi {
+    store: Arc<dyn Store>,
+    disk: Disk,
+    read_only: bool,
+    limits: Limits,
+    request_queues: u16,
+    queue_size: u16,
+    id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
+    default_wce: bool,
+    /// The write cache is on (caching mode page). Kept over resets and new connections.
+    wce: AtomicBool,
+    negotiated: Mutex<bool>,
+    /// A unit attention that waits to be told: see `ATTENTIONS`.
+    attention: AtomicU8,
+    tasks: Tasks,
+}
+
+/// Unit attention conditions by their number; 0 is none.
+const ATTENTIONS: [Sense; 2] = [Sense::WAS_RESET, Sense::NEXUS_LOST];
+
+impl Scsi {
+    pub fn new(options: ScsiOptions) -> Arc<Scsi> {
+        let ScsiOptions { store, limits, request_queues, queue_size, writeback, id } = options;
+        Arc::new(Scsi {
+            disk: store.disk(),
+            read_only: store.read_only(),
+            store,
+            limits,
+            request_queues,
+            queue_size,
+            id,
+            default_wce: writeback,
+            wce: AtomicBool::new(writeback),
+            negotiated: Mutex::new(false),
+            attention: AtomicU8::new(0),
+            tasks: Tasks::default(),
+        })
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Segments that a command may have in its data buffers.
+    pub fn seg_max(&self) -> u32 {
+        super::blk::seg_max(self.queue_size)
+    }
+
+    /// Is the volatile write cache on?
+    pub fn wce(&self) -> bool {
+        self.wce.load(Ordering::Acquire)
+    }
+
+    /// The device's side of request queue `n` (from 2 on), from its start to its stop.
+    pub fn request_queue(self: &Arc<Self>, n: u16) -> ScsiQueue {
+        Worker::new(n, ScsiRequests::new(self.clone(), n))
+    }
+
+    /// The device's side of the control queue.
+    pub fn control_queue(self: &Arc<Self>) -> ControlQueue {
+        Worker::new(CONTROL, ControlRequests::new(self.clone(), CONTROL))
+    }
+
+    fn default_wce(&self) -> bool {
+        self.default_wce
+    }
+
+    fn set_wce(&self, on: bool) {
+        if self.wce.swap(on, Ordering::AcqRel) != on {
+            log::info!("the driver set WCE to {}", u8::from(on));
+            self.store.set_writeback(on);
+        }
+    }
+
+    fn id(&self) -> [u8; DEVICE_ID_BYTES] {
+        (self.id)()
+    }
+
+    /// Bytes of a logical block.
+    fn block(&self) -> u64 {
+        self.disk.lb_size.into()
+    }
+
+    fn blocks_a_physical(&self) -> u32 {
+        self.limits.physical_block_size / self.limits.logical_block_size
+    }
+
+    /// From now on the next command is told this.
+    fn attend(&self, attention: Sense) {
+        let number = ATTENTIONS.iter().position(|known| *known == attention);
+        let number = number.map_or(0, |at| at as u8 + 1);
+        self.attention.store(number, Ordering::Release);
+    }
+
+    /// The unit attention that waits: told once.
+    fn attention(&self) -> Option<Sense> {
+        if self.attention.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let number = self.attention.swap(0, Ordering::AcqRel);
+        ATTENTIONS.get(usize::from(number).checked_sub(1)?).copied()
+    }
+}
+
+impl Device for Scsi {
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    fn queues(&self) -> u16 {
+        FIXED_QUEUES + self.request_queues
+    }
+
+    fn queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    /// QEMU's front-end answers with HOTPLUG and CHANGE by itself, and takes it for an error where
+    /// they were not offered. There is never such an event.
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_SCSI_F_HOTPLUG,
+            VIRTIO_SCSI_F_CHANGE,
+        ]
+        .iter()
+        .fold(0, |bits, bit| bits | 1u64 << bit)
+    }
+
+    /// SCSI negotiates nothing about caching: flushing is always there, and WCE can be switched.
+    /// That is what virtio-blk has with FLUSH and CONFIG_WCE, and is recorded as such.
+    fn negotiated(&self, _accepted: u64) {
+        let mut negotiated = self.negotiated.lock().unwrap_or_else(PoisonError::into_inner);
+        // Front-ends repeat themselves when they stop and start the device.
+        if !std::mem::replace(&mut *negotiated, true) {
+            let writeback = self.wce();
+            log::info!("a SCSI driver is there: WCE {}", u8::from(writeback));
+            let (flush_offered, flush, config_wce) = (true, true, true);
+            self.store.negotiated(Negotiation { flush_offered, flush, config_wce, writeback });
+        }
+    }
+
+    /// QEMU has its own, and warns where the device has one, too.
+    fn shows_config(&self) -> bool {
+        false
+    }
+
+    /// VIRTIO 1.2, 5.6.4: one channel, one target, one LUN.
+    fn config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut space = [0; size_of::<virtio_scsi_config>()];
+        macro_rules! put {
+            ($field:ident, $value:expr) => {{
+                let bytes = u32::to_le_bytes($value);
+                let at = offset_of!(virtio_scsi_config, $field);
+                space[at..at + bytes.len()].copy_from_slice(&bytes);
+            }};
+        }
+        put!(num_queues, self.request_queues.into());
+        put!(seg_max, self.seg_max());
+        // In units of 512 bytes.
+        put!(max_sectors, (TRANSFER_MAX_BYTES / 512) as u32);
+        put!(cmd_per_lun, self.queue_size.into());
+        put!(event_info_size, size_of::<virtio_scsi_event>() as u32);
+        put!(sense_size, wire::SENSE_ROOM as u32);
+        put!(cdb_size, wire::CDB_BYTES as u32);
+        super::window(&space, offset, size)
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) {
+        log::warn!(
+            "the driver wrote {} bytes at {offset} of the configuration space: sense_size and \
+             cdb_size stay as they are",
+            bytes.len()
+        );
+    }
+
+    fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
+        match n {
+            CONTROL => Box::new(self.control_queue()),
+            EVENT => Box::new(EventQueue),
+            n => Box::new(self.request_queue(n)),
+        }
+    }
+
+    fn reset(&self, cause: ResetCause, queue: Option<u16>) {
+        if cause != ResetCause::QueueStop {
+            *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        }
+        self.store.reset(cause, queue);
+    }
+}
+
+/// Buffers for events stay where they are.
+#[derive(Debug)]
+struct EventQueue;
+
+impl DeviceQueue for EventQueue {
+    fn pump(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>, _take: bool) -> bool {
+        false
+    }
+
+    fn drain(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>) -> bool {
+        false
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+}
+
+impl fmt::Debug for Scsi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scsi")
+            .field("disk", &self.disk)
+            .field("read_only", &self.read_only)
+            .field("limits", &self.limits)
+            .field("request_queues", &self.request_queues)
+            .field("queue_size", &self.queue_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ScsiOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScsiOptions")
+            .field("limits", &self.limits)
+            .field("request_queues", &self.request_queues)
+            .field("queue_size", &self.queue_size)
+            .finish_non_exhaustive()
+    }
+}

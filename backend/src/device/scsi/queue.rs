@@ -1,0 +1,346 @@
+//! A request queue: from chains to commands, to the store's requests, and to responses.
+
+use super::Scsi;
+use super::command::{Asked, Moved, Work, fits, understand};
+use super::sense::{Refused, Sense};
+use super::tasks::{Inbox, Open, What, Which};
+use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
+use crate::device::Memory;
+use crate::device::chain::{Broken, Chain};
+use crate::device::complaints::Complaints;
+use crate::device::queue::{Answer, Requests, Taken, Worker};
+use crate::device::spans::{Spans, fill, gather, split, total};
+use crate::store::{Done, Failure, Op, Origin, Request, StoreQueue};
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use virtio_bindings::virtio_scsi::{
+    VIRTIO_SCSI_S_BAD_TARGET, VIRTIO_SCSI_S_FAILURE, VIRTIO_SCSI_S_OVERRUN,
+};
+
+/// A request queue at work.
+pub type ScsiQueue = Worker<ScsiRequests>;
+
+/// The commands of one request queue.
+pub struct ScsiRequests {
+    device: Arc<Scsi>,
+    index: u16,
+    store: Box<dyn StoreQueue>,
+    inbox: Arc<Inbox>,
+    /// Commands that the store has, by head.
+    submitted: Vec<Option<Submitted>>,
+    in_flight: usize,
+    complaints: Complaints,
+}
+
+/// Where a command is answered. Becomes an [`Answer`] once.
+struct Place {
+    head: u16,
+    response: Spans,
+    /// Bytes of the data buffers, in the one direction that they have.
+    room: u64,
+    /// The memory as it was when the chain was read: the response belongs there.
+    mem: Arc<Memory>,
+}
+
+/// A command that the store works on.
+struct Submitted {
+    place: Place,
+    position: u16,
+    tag: u64,
+    moved: Moved,
+    /// Requests that the store has of it.
+    parts: usize,
+    /// Of the first of them that failed.
+    failed: Option<Sense>,
+    /// Functions that wait for it.
+    awaited: Vec<Open>,
+}
+
+impl Place {
+    fn finish(self, response: Response, given: u64) -> Answer {
+        let written = fill(&self.mem, &self.response, &response.bytes()).unwrap_or(0);
+        // A chain is below 4 GiB.
+        Answer { head: self.head, len: written as u32 + given as u32 }
+    }
+
+    fn refuse(self, service: u32) -> Answer {
+        let residual = self.room;
+        self.finish(Response::service(service, residual), 0)
+    }
+
+    fn check(self, sense: Sense) -> Answer {
+        let residual = self.room;
+        self.finish(Response::check(sense, residual), 0)
+    }
+
+    fn good(self, moved: Moved) -> Answer {
+        let residual = self.room.saturating_sub(moved.taken + moved.given);
+        self.finish(Response::good(residual), moved.given)
+    }
+}
+
+impl ScsiRequests {
+    pub(super) fn new(device: Arc<Scsi>, index: u16) -> Self {
+        let store = device.store.queue(index);
+        let inbox = device.tasks.inbox(store.wake_fd());
+        ScsiRequests {
+            device,
+            index,
+            store,
+            inbox,
+            submitted: Vec::new(),
+            in_flight: 0,
+            complaints: Complaints::default(),
+        }
+    }
+
+    fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
+        let queue = self.index;
+        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+    }
+
+    /// A chain in which no command can be found: a response where there is a place for it.
+    fn broken(&mut self, taken: &Taken<'_>, broken: &Broken) -> Answer {
+        self.complain(taken.position, &broken.why);
+        let (mem, head) = (taken.mem.clone(), taken.head);
+        match split(&broken.writable, RESPONSE_BYTES as u64) {
+            Some((response, _)) => {
+                Place { head, response, room: 0, mem }.refuse(VIRTIO_SCSI_S_FAILURE)
+            }
+            None => Answer { head, len: 0 },
+        }
+    }
+
+    /// A command, its answer's place and its data buffers.
+    fn open(&mut self, taken: &Taken<'_>, chain: &Chain) -> Result<Opened, Answer> {
+        let (head, mem) = (taken.head, taken.mem);
+        let Some((response, data_in)) = split(&chain.writable, RESPONSE_BYTES as u64) else {
+            self.complain(taken.position, &"it has no room for a response");
+            return Err(Answer { head, len: 0 });
+        };
+        let mut place = Place { head, response, room: 0, mem: mem.clone() };
+        let Some((header, data_out)) = split(&chain.readable, REQUEST_BYTES as u64) else {
+            self.complain(taken.position, &"it is shorter than a request's header");
+            return Err(place.refuse(VIRTIO_SCSI_S_FAILURE));
+        };
+        if !data_in.is_empty() && !data_out.is_empty() {
+            // VIRTIO_SCSI_F_INOUT is not offered.
+            self.complain(taken.position, &"it has data buffers in both directions");
+            return Err(place.refuse(VIRTIO_SCSI_S_FAILURE));
+        }
+        place.room = total(&data_in) + total(&data_out);
+        let Ok(header) = gather(mem, &header) else {
+            return Err(place.refuse(VIRTIO_SCSI_S_FAILURE));
+        };
+        Ok(Opened { place, command: Command::read(&header), data_in, data_out })
+    }
+
+    fn run(&mut self, taken: &Taken<'_>, opened: Opened) -> Option<Answer> {
+        let Opened { place, command, data_in, data_out } = opened;
+        if command.to == Address::NoTarget {
+            // What a driver meets when it looks for disks: no complaint.
+            return Some(place.refuse(VIRTIO_SCSI_S_BAD_TARGET));
+        }
+        let asked = Asked {
+            to: command.to,
+            cdb: &command.cdb,
+            mem: taken.mem,
+            data_out: &data_out,
+            data_in: &data_in,
+        };
+        match understand(&self.device, &asked) {
+            Ok(Work::Tell(data)) => {
+                let moved = Moved { given: data.len() as u64, taken: 0 };
+                if !fits(&asked, moved) {
+                    return Some(place.refuse(VIRTIO_SCSI_S_OVERRUN));
+                }
+                match fill(taken.mem, &data_in, &data) {
+                    Ok(_) => Some(place.good(moved)),
+                    Err(_) => Some(place.refuse(VIRTIO_SCSI_S_FAILURE)),
+                }
+            }
+            Ok(Work::Done { taken }) => Some(place.good(Moved { taken, given: 0 })),
+            Ok(Work::Store { requests, moved }) => {
+                let slot = &mut self.submitted[usize::from(place.head)];
+                let (position, head) = (taken.position, place.head);
+                *slot = Some(Submitted {
+                    place,
+                    position,
+                    tag: command.tag,
+                    moved,
+                    parts: requests.len(),
+                    failed: None,
+                    awaited: Vec::new(),
+                });
+                self.in_flight += 1;
+                // The command's own priority is no I/O priority of Linux.
+                let origin = Origin { queue: self.index, position, head, ioprio: 0 };
+                for (op, buffers) in requests {
+                    self.store.submit(Request { origin, op, buffers });
+                }
+                None
+            }
+            Err(Refused::Check(sense, why)) => {
+                if let Some(why) = why {
+                    self.complaints.say(format_args!("queue {}: {why}", self.index));
+                }
+                Some(place.check(sense))
+            }
+            Err(Refused::Overrun) => {
+                self.complain(taken.position, &"its buffers are shorter than its transfer");
+                Some(place.refuse(VIRTIO_SCSI_S_OVERRUN))
+            }
+            Err(Refused::Memory) => Some(place.refuse(VIRTIO_SCSI_S_FAILURE)),
+        }
+    }
+
+    /// Does what the control queue ordered.
+    fn obey(&mut self) {
+        for order in self.inbox.take() {
+            let all = self.submitted.iter_mut().flatten();
+            match order.what {
+                What::Find(which) => {
+                    if all.into_iter().any(|task| task.is(which)) {
+                        order.open.found();
+                    }
+                }
+                What::Wait(which) => {
+                    all.filter(|task| task.is(which))
+                        .for_each(|task| task.awaited.push(order.open.clone()));
+                }
+                What::End => {
+                    all.for_each(|task| task.awaited.push(order.open.clone()));
+                    if self.in_flight > 0 {
+                        log::info!(
+                            "queue {}: {} requests in flight end now: the driver resets the \
+                             logical unit",
+                            self.index,
+                            self.in_flight
+                        );
+                    }
+                    self.store.drain();
+                }
+            }
+        }
+    }
+}
+
+/// A chain, taken apart.
+struct Opened {
+    place: Place,
+    command: Command,
+    data_in: Spans,
+    data_out: Spans,
+}
+
+impl Submitted {
+    fn is(&self, which: Which) -> bool {
+        match which {
+            Which::All => true,
+            Which::Tagged(tag) => self.tag == tag,
+        }
+    }
+
+    /// One of its requests ended. An answer after the last one.
+    fn part(slot: &mut Option<Submitted>, failed: Option<Sense>) -> Option<Answer> {
+        let task = slot.as_mut()?;
+        task.parts -= 1;
+        task.failed = task.failed.or(failed);
+        if task.parts > 0 {
+            return None;
+        }
+        let Submitted { place, moved, failed, .. } = slot.take()?;
+        Some(match failed {
+            None => place.good(moved),
+            Some(sense) => place.check(sense),
+        })
+    }
+}
+
+/// What a failure of the store is to the driver.
+fn sense_of(op: &Op, failure: &Failure) -> Sense {
+    match (failure, op) {
+        (Failure::ReadOnly, _) => Sense::WRITE_PROTECTED,
+        (_, Op::Read { .. }) => Sense::READ_ERROR,
+        _ => Sense::WRITE_ERROR,
+    }
+}
+
+impl Requests for ScsiRequests {
+    fn limit(&self) -> usize {
+        // Header and response are beside seg_max.
+        self.device.seg_max() as usize + 2
+    }
+
+    fn size(&mut self, heads: usize) {
+        self.submitted.resize_with(heads, || None);
+    }
+
+    fn begin(&mut self, mut taken: Taken<'_>) -> Option<Answer> {
+        let empty = Broken {
+            why: crate::device::chain::Malformed::NoAnswer,
+            last: None,
+            writable: Spans::new(),
+        };
+        let chain = match std::mem::replace(&mut taken.chain, Err(empty)) {
+            Ok(chain) => chain,
+            Err(broken) => return Some(self.broken(&taken, &broken)),
+        };
+        let opened = match self.open(&taken, &chain) {
+            Ok(opened) => opened,
+            Err(answer) => return Some(answer),
+        };
+        if self.submitted[usize::from(taken.head)].is_some() {
+            self.complain(taken.position, &"its head is in use");
+            return Some(opened.place.refuse(VIRTIO_SCSI_S_FAILURE));
+        }
+        self.run(&taken, opened)
+    }
+
+    fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
+        if !self.inbox.is_empty() {
+            self.obey();
+        }
+        let ScsiRequests { store, submitted, in_flight, complaints, index, .. } = self;
+        store.reap(&mut |done| {
+            let Done { request: Request { origin, op, .. }, result } = done;
+            let Origin { position, head, .. } = origin;
+            let known = submitted.get_mut(usize::from(head));
+            let Some(slot) = known.filter(|s| s.as_ref().is_some_and(|s| s.position == position))
+            else {
+                // A store that answers what it was not asked.
+                log::error!("queue {index}: an answer for {position}, which is not in flight");
+                return;
+            };
+            let failed = result.err().map(|failure| {
+                if !matches!(failure, Failure::Injected) {
+                    complaints.say(format_args!("queue {index}: {} failed: {failure}", op.name()));
+                }
+                sense_of(&op, &failure)
+            });
+            if let Some(answer) = Submitted::part(slot, failed) {
+                *in_flight -= 1;
+                f(answer);
+            }
+        });
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn drain(&mut self) {
+        self.store.drain();
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.store.wake_fd()
+    }
+}
+
+impl fmt::Debug for ScsiRequests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScsiRequests").field("index", &self.index).finish_non_exhaustive()
+    }
+}
