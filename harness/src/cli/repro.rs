@@ -309,6 +309,7 @@ mod tests {
             },
             programs: Vec::new(),
             agent_sha256: String::new(),
+            guest_module: None,
         }
     }
 
