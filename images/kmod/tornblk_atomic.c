@@ -211,6 +211,20 @@ static struct device *device_of(struct gendisk *disk)
 	return dev;
 }
 
+/* Offered, not negotiated: virtio_has_feature() is for what the driver knows. */
+static bool offers_limits(struct virtio_device *vdev)
+{
+	u64 features[4] = {};
+
+	/* Newer kernels have more than 64 bits, older ones not the function. */
+#if defined(VIRTIO_FEATURES_U64S) || defined(VIRTIO_FEATURES_DWORDS)
+	virtio_get_features(vdev, features);
+#else
+	features[0] = vdev->config->get_features(vdev);
+#endif
+	return features[0] & BIT_ULL(VIRTIO_BLK_F_ATOMIC);
+}
+
 static int read_limits(struct gendisk *disk, struct atomic_limits *limits)
 {
 	struct device *dev = device_of(disk);
@@ -227,8 +241,7 @@ static int read_limits(struct gendisk *disk, struct atomic_limits *limits)
 	device_lock(dev);
 	if (!dev->driver)
 		pr_err("%s: the disk went away\n", disk->disk_name);
-	/* virtio_has_feature() is for bits that the driver knows. */
-	else if (vdev->config->get_features(vdev) & BIT_ULL(VIRTIO_BLK_F_ATOMIC))
+	else if (offers_limits(vdev))
 		err = limits_of_feature(disk, vdev, limits);
 	else
 		err = limits_of_byte(disk, vdev, limits);

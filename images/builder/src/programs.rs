@@ -16,7 +16,7 @@ use crate::kernel::Resolved;
 use crate::{At, FORMAT, ImageError, Package};
 
 /// Package → its files that are taken.
-const PROGRAMS: [(&str, &[&str]); 4] = [
+const PROGRAMS: [(&str, &[&str]); 7] = [
     ("busybox-static", &["usr/bin/busybox"]),
     (
         "xfsprogs",
@@ -45,6 +45,28 @@ const PROGRAMS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("fio", &["usr/bin/fio"]),
+    (
+        "sg3-utils",
+        &[
+            "usr/bin/sg_compare_and_write",
+            "usr/bin/sg_inq",
+            "usr/bin/sg_luns",
+            "usr/bin/sg_modes",
+            "usr/bin/sg_opcodes",
+            "usr/bin/sg_raw",
+            "usr/bin/sg_readcap",
+            "usr/bin/sg_requests",
+            "usr/bin/sg_reset",
+            "usr/bin/sg_sync",
+            "usr/bin/sg_turs",
+            "usr/bin/sg_unmap",
+            "usr/bin/sg_vpd",
+            "usr/bin/sg_write_same",
+            "usr/bin/sg_write_x",
+        ],
+    ),
+    ("util-linux", &["usr/bin/lsblk"]),
+    ("fdisk", &["usr/sbin/sfdisk"]),
 ];
 
 /// Names under which programs look at how they were called.
@@ -58,7 +80,7 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// The applets that get a name of their own; all are there as `busybox NAME`.
-const APPLETS: [&str; 58] = [
+const APPLETS: [&str; 60] = [
     "awk",
     "basename",
     "blkdiscard",
@@ -84,8 +106,10 @@ const APPLETS: [&str; 58] = [
     "grep",
     "head",
     "hexdump",
+    "ionice",
     "kill",
     "ln",
+    "losetup",
     "ls",
     "lsmod",
     "md5sum",
