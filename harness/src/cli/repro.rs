@@ -314,6 +314,7 @@ mod tests {
             },
             programs: Vec::new(),
             agent_sha256: String::new(),
+            guest_module: None,
         }
     }
 

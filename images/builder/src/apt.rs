@@ -6,14 +6,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Command, Output};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::cache::{self, Cache};
 use crate::index::{Index, Stanza};
-use crate::{At, ImageError, Package};
+use crate::{At, ImageError, Package, process};
 
 /// Programs and their libraries come from the first; kernels from the newest of all.
 const SUITES: [&str; 3] = ["trixie", "trixie-backports", "bookworm-backports"];
@@ -199,30 +198,13 @@ fn megabytes(bytes: u64) -> String {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     // Messages are read below.
-    command.env("LC_ALL", "C").env_remove("APT_CONFIG").stdin(std::process::Stdio::null());
+    command.env("LC_ALL", "C").env_remove("APT_CONFIG");
     command
 }
 
-/// Ended where the cache's work is to stop.
 fn run(command: &mut Command, cache: &Cache) -> Result<Output, ImageError> {
-    let no_apt = |_| ImageError::NoApt("apt-get");
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(no_apt)?;
-    let pid = Pid::from_child(&child);
-    let waiting = std::thread::spawn(move || child.wait_with_output());
-    let mut stopped = Ok(());
-    while !waiting.is_finished() {
-        if stopped.is_ok() {
-            stopped = cache.check();
-            if stopped.is_err() {
-                // It may have ended by itself just now.
-                let _ = kill_process(pid, Signal::TERM);
-            }
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    stopped?;
-    let Ok(out) = waiting.join() else { return Err(ImageError::NoApt("apt-get")) };
-    let out = out.map_err(no_apt)?;
+    let out = process::run(command, Signal::TERM, cache)?;
+    let out = out.map_err(|_| ImageError::NoApt("apt-get"))?;
     if out.status.success() {
         return Ok(out);
     }

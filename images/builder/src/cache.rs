@@ -23,6 +23,10 @@ pub fn default_dir() -> Result<PathBuf, ImageError> {
     Ok(base.join("tornblk"))
 }
 
+/// See the [crate].
+const FOLDERS: [&str; 7] =
+    ["packages", "resolved", "kernels", "programs", "toolchains", "modules", "images"];
+
 /// An open cache folder.
 #[derive(Debug)]
 pub struct Cache {
@@ -33,7 +37,7 @@ pub struct Cache {
 impl Cache {
     /// Makes the folder where it is missing.
     pub fn open(dir: &Path) -> Result<Cache, ImageError> {
-        for sub in ["packages", "resolved", "kernels", "programs", "images"] {
+        for sub in FOLDERS {
             let dir = dir.join(sub);
             fs::create_dir_all(&dir).at("cannot make the cache folder", &dir)?;
         }
@@ -80,7 +84,7 @@ impl Cache {
             }
         }
         // What a killed build left is nobody's now.
-        for sub in ["packages", "resolved", "kernels", "programs", "images"] {
+        for sub in FOLDERS {
             let sub = self.dir.join(sub);
             for entry in fs::read_dir(&sub).at("cannot read", &sub)?.flatten() {
                 if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
@@ -89,6 +93,12 @@ impl Cache {
             }
         }
         Ok(file)
+    }
+
+    /// A folder that goes when it is dropped, or with the next build.
+    pub(crate) fn temporary(&self, parent: &Path) -> Result<tempfile::TempDir, ImageError> {
+        let folder = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(parent);
+        folder.at("cannot make a folder in", parent)
     }
 
     /// Puts a folder in place that `fill` has made, whole or not at all.
@@ -101,10 +111,7 @@ impl Cache {
             return Ok(());
         }
         let parent = path.parent().unwrap_or(&self.dir);
-        let temporary = tempfile::Builder::new()
-            .prefix(TEMPORARY)
-            .tempdir_in(parent)
-            .at("cannot make a folder in", parent)?;
+        let temporary = self.temporary(parent)?;
         fill(temporary.path())?;
         self.check()?;
         fs::rename(temporary.path(), path).at("cannot put in place", path)?;

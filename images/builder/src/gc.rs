@@ -8,9 +8,10 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::cache::{Cache, open_lock, read_json, remove};
+use crate::guest_module::ToolchainLock;
 use crate::initrd::IN_USE;
 use crate::programs::ProgramsLock;
-use crate::{At, ImageError, KernelLock, Lock, cache};
+use crate::{At, ImageError, KernelLock, Lock, ModuleLock, cache};
 
 /// An image in the cache.
 #[derive(Clone, Debug)]
@@ -80,9 +81,29 @@ pub fn gc(dir: Option<&Path>, progress: &mut dyn FnMut(&str)) -> Result<Collecte
             remove(&dir)?;
         }
     }
+    let guest_modules: Vec<&ModuleLock> =
+        locks.iter().filter_map(|l| l.guest_module.as_ref()).collect();
+    for (key, dir) in folders(&cache, "modules")? {
+        if !guest_modules.iter().any(|m| m.key == key) {
+            collected.freed += size(&dir);
+            remove(&dir)?;
+        }
+    }
+    for (_, dir) in folders(&cache, "toolchains")? {
+        let lock = read_json::<ToolchainLock>(&dir.join("lock.json"));
+        let made_by =
+            |m: &ModuleLock, l: &ToolchainLock| l.packages.iter().all(|p| m.packages.contains(p));
+        if lock.is_none_or(|lock| !guest_modules.iter().any(|m| made_by(m, &lock))) {
+            collected.freed += size(&dir);
+            remove(&dir)?;
+        }
+    }
     let needed: BTreeSet<String> = locks
         .iter()
-        .flat_map(|l| l.programs.iter().chain(&l.kernel.packages))
+        .flat_map(|l| {
+            let module = l.guest_module.iter().flat_map(|m| &m.packages);
+            l.programs.iter().chain(&l.kernel.packages).chain(module)
+        })
         .map(|p| format!("{}.deb", p.sha256))
         .collect();
     for (name, path) in folders(&cache, "packages")? {
@@ -156,6 +177,7 @@ mod tests {
             },
             programs: vec![package("fio")],
             agent_sha256: String::new(),
+            guest_module: None,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Putting an image together: the programs', the modules' and the agent's archives, one after the
-//! other.
+//! Putting an image together: the programs', the modules', the guest module's and the agent's
+//! archives, one after the other.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::agent::Agent;
 use crate::cache::{Cache, key, open_lock, read_json};
 use crate::cpio::Archive;
+use crate::guest_module::{self, GuestModule};
 use crate::kernel::{self, Kernel};
 use crate::programs::{self, Programs};
 use crate::{At, FORMAT, Image, ImageError, Lock, Request};
@@ -24,14 +25,16 @@ pub(crate) fn cached(
     agent: &Agent,
 ) -> Result<Option<Image>, ImageError> {
     let Some(programs) = programs::cached(cache) else { return Ok(None) };
-    match kernel::cached(cache, request)? {
-        Some(kernel) => open(cache, &key_of(&kernel, &programs, agent)),
+    let Some(kernel) = kernel::cached(cache, request)? else { return Ok(None) };
+    match guest_module::cached(cache, request, &kernel) {
+        Some(module) => open(cache, &key_of(&kernel, &programs, &module, agent)),
         None => Ok(None),
     }
 }
 
-fn key_of(kernel: &Kernel, programs: &Programs, agent: &Agent) -> String {
-    key(&[&FORMAT.to_string(), &kernel.key, &programs.key, &agent.sha256])
+fn key_of(kernel: &Kernel, programs: &Programs, module: &GuestModule, agent: &Agent) -> String {
+    let parts = [&kernel.key, &programs.key, &module.lock.key, &agent.sha256];
+    key(&[&[FORMAT.to_string().as_str()], parts.map(String::as_str).as_slice()].concat())
 }
 
 /// Opens a built image and marks it as in use.
@@ -68,10 +71,11 @@ pub(crate) fn build(
     cache: &Cache,
     kernel: &Kernel,
     programs: &Programs,
+    module: &GuestModule,
     agent: &Agent,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Image, ImageError> {
-    let key = key_of(kernel, programs, agent);
+    let key = key_of(kernel, programs, module, agent);
     if let Some(image) = open(cache, &key)? {
         return Ok(image);
     }
@@ -80,6 +84,7 @@ pub(crate) fn build(
         kernel: kernel.lock.clone(),
         programs: programs.lock.clone(),
         agent_sha256: agent.sha256.clone(),
+        guest_module: Some(module.lock.clone()),
     };
     let mut own = Archive::default();
     own.file("init", 0o755, &agent.data);
@@ -94,7 +99,8 @@ pub(crate) fn build(
         }
         let initrd = dir.join("initrd");
         let mut out = File::create(&initrd).at("cannot write", &initrd)?;
-        for part in [programs.dir.join("programs.cpio"), kernel.dir.join("modules.cpio")] {
+        let parts = [programs.dir.join("programs.cpio"), kernel.dir.join("modules.cpio")];
+        for part in parts.into_iter().chain(module.archive.clone()) {
             let mut part_file = File::open(&part).at("cannot read", &part)?;
             std::io::copy(&mut part_file, &mut out).at("cannot write", &initrd)?;
         }

@@ -11,6 +11,8 @@
 //! resolved/NAME.json   a request (say, kernel "7.2") → the key of what it resolved to
 //! kernels/KEY/         kernel, modules.cpio, lock.json
 //! programs/KEY/        programs.cpio, lock.json
+//! toolchains/KEY/      what compiles the guest module, lock.json
+//! modules/KEY/         module.cpio: the guest module; lock.json
 //! images/KEY/          kernel, initrd, lock.json; saved VM states of this image
 //! ```
 //! A folder with a key is complete, or it is not there: it is made under another name and renamed.
@@ -19,15 +21,18 @@
 pub mod agent;
 pub mod apt;
 pub mod cache;
+mod closure;
 mod compress;
 mod cpio;
 mod deb;
 mod elf;
 mod gc;
+mod guest_module;
 mod index;
 mod initrd;
 mod kernel;
 mod modules;
+mod process;
 mod programs;
 mod version;
 mod vmlinux;
@@ -43,7 +48,7 @@ pub use gc::{Collected, Listed, gc, list};
 pub use modules::Module;
 
 /// Counts up when the same inputs would give another image.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// The kernel that `tornblk image build` takes when none is named: the oldest series on which
 /// everything that the suites try is there.
@@ -128,6 +133,12 @@ impl Image {
     pub fn load_order(&self, names: &[&str]) -> Vec<&Module> {
         modules::load_order(&self.lock.kernel.modules, names)
     }
+
+    /// Where in the guest the module for atomic limits is (`images/kmod`), or why the image has
+    /// none: a sentence. It is not loaded at start.
+    pub fn guest_module(&self) -> Result<&str, &str> {
+        self.lock.guest_module()
+    }
 }
 
 /// What an image was made of; `lock.json` beside it.
@@ -138,6 +149,31 @@ pub struct Lock {
     pub programs: Vec<Package>,
     /// Hexadecimal, of the agent's binary.
     pub agent_sha256: String,
+    /// Older images have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_module: Option<ModuleLock>,
+}
+
+impl Lock {
+    /// See [`Image::guest_module`].
+    pub fn guest_module(&self) -> Result<&str, &str> {
+        match &self.guest_module {
+            Some(module) => module.path.as_deref().map_err(String::as_str),
+            None => Err("the image is older than the guest module: build it again"),
+        }
+    }
+}
+
+/// The guest module of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModuleLock {
+    /// Hexadecimal; changes with the module's source and the kernel.
+    pub key: String,
+    /// Its path in the guest, or why there is none.
+    pub path: Result<String, String>,
+    /// Headers and compiler; empty for a kernel of the user's own.
+    pub packages: Vec<Package>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,5 +314,6 @@ fn build_in(
     let mut apt = apt::Apt::new(cache, request.refresh);
     let kernel = kernel::build(cache, &mut apt, request, progress)?;
     let programs = programs::build(cache, &mut apt, request.refresh, progress)?;
-    initrd::build(cache, &kernel, &programs, agent, progress)
+    let module = guest_module::build(cache, &mut apt, request, &kernel, progress)?;
+    initrd::build(cache, &kernel, &programs, &module, agent, progress)
 }

@@ -12,8 +12,17 @@ use crate::cpio::Archive;
 use crate::{At, ImageError, compress, elf};
 
 /// Taken where the kernel has them as modules; what it has built in needs none.
-const WANTED: [&str; 8] =
-    ["virtio_pci", "virtio_console", "virtio_blk", "virtio_scsi", "sd_mod", "ext4", "xfs", "loop"];
+const WANTED: [&str; 9] = [
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_scsi",
+    "sd_mod",
+    "sg",
+    "ext4",
+    "xfs",
+    "loop",
+];
 
 /// Loaded by the agent before anything else; the rest when somebody asks for it (`modprobe`, or
 /// mount): under emulation SCSI takes half a second, and xfs five.
@@ -132,6 +141,25 @@ pub(crate) fn archive(release: &str, modules: &[(Module, Vec<u8>)]) -> Vec<u8> {
     let list: String =
         load_order(&modules, &AT_START).iter().map(|m| format!("{}\n", m.path)).collect();
     archive.file(LIST, 0o644, list.as_bytes());
+    archive.finish()
+}
+
+/// The part of the initramfs with a module of ours, which needs no other, beside the kernel's own:
+/// modprobe finds them all.
+pub(crate) fn archive_of_extra(
+    release: &str,
+    modules: &[Module],
+    path: &str,
+    data: &[u8],
+) -> Vec<u8> {
+    let mut archive = Archive::default();
+    let dir = format!("usr/lib/modules/{release}");
+    let path = path.trim_start_matches('/');
+    archive.file(path, 0o644, data);
+    let short = path.strip_prefix(&dir).unwrap_or(path).trim_start_matches('/');
+    // In place of the one in the archive before.
+    let all = format!("{}{short}: \n", dep(modules));
+    archive.file(&format!("{dir}/modules.dep"), 0o644, all.as_bytes());
     archive.finish()
 }
 
