@@ -3,12 +3,12 @@
 
 use super::request::{Bounds, Parsed, Work, parse};
 use super::{Blk, chain};
+use crate::complaints::Complaints;
 use crate::device::Memory;
 use crate::store::{Done, Failure, Op, Origin, Request, StoreQueue};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tornblk_model::event::Status;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -256,34 +256,5 @@ impl fmt::Debug for BlkQueue {
             .field("index", &self.index)
             .field("in_flight", &self.in_flight)
             .finish_non_exhaustive()
-    }
-}
-
-/// What goes wrong because of the guest, to the log: a guest must not be able to fill it.
-#[derive(Debug, Default)]
-struct Complaints {
-    since: Option<Instant>,
-    said: u32,
-    kept_back: u64,
-}
-
-impl Complaints {
-    const EACH: Duration = Duration::from_secs(5);
-    const MOST: u32 = 10;
-
-    fn say(&mut self, what: fmt::Arguments<'_>) {
-        let now = Instant::now();
-        if self.since.is_none_or(|since| now - since > Self::EACH) {
-            if self.kept_back > 0 {
-                log::warn!("... and {} more of these", self.kept_back);
-            }
-            *self = Complaints { since: Some(now), said: 0, kept_back: 0 };
-        }
-        if self.said < Self::MOST {
-            self.said += 1;
-            log::warn!("{what}");
-        } else {
-            self.kept_back += 1;
-        }
     }
 }
