@@ -5,6 +5,7 @@
 //! - [`vhost`]: sockets, queues, worker threads; knows [`device`], never requests.
 //! - [`control`]: the control socket.
 
+mod complaints;
 pub mod control;
 pub mod device;
 pub mod store;

@@ -11,7 +11,7 @@ use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tornblk::vm::{Accel, NoHost, Qemu, Vm, VmConfig};
+use tornblk::vm::{Accel, FrontEnd, NoHost, Qemu, Vm, VmConfig};
 use tornblk_agent::channel::{Command, Outcome};
 
 const EINVAL: i64 = 22;
@@ -63,7 +63,10 @@ impl Guest {
     }
 
     fn attach(&mut self, dir: &Path, serial: &str, device: &str) {
-        let disk = self.vm.attach_disk(&dir.join(format!("{serial}.sock")), serial, 1).unwrap();
+        let disk = self
+            .vm
+            .attach_disk(&dir.join(format!("{serial}.sock")), serial, 1, FrontEnd::Blk)
+            .unwrap();
         assert_eq!(disk.device, format!("/dev/{device}"));
         assert_eq!(disk.info["queue"]["atomic_write_unit_max_bytes"], 0, "before the module");
     }

@@ -3,6 +3,7 @@
 //! - [`event`]: the vocabulary everything shares: what happened on the device, in one total order.
 //! - [`crash`]: the crash model. Pure: no I/O, no threads, no clocks. Nothing else in the project
 //!   decides what is legal after a power cut.
+//! - [`named`]: what the I/O priority of a virtio-blk write says about it.
 //! - [`recording`]: the file that holds the events and the written data, and a reader that shows
 //!   the disk in any state the crash model names.
 //!
@@ -14,4 +15,5 @@
 pub mod crash;
 pub mod event;
 pub mod extents;
+pub mod named;
 pub mod recording;

@@ -395,6 +395,9 @@ pub struct Status {
     pub stalls: Vec<StallStatus>,
     pub faults: Vec<String>,
     pub counters: Counters,
+    /// Writes that said what they are, and how they arrived.
+    #[serde(default)]
+    pub named: NamedWrites,
     /// Only with a recording.
     pub recording: Option<RecordingStatus>,
 }
@@ -420,8 +423,58 @@ pub struct Counters {
     pub sub_block: u64,
 }
 
+/// Writes of which it is known how long they were when they were sent, and how they arrived: those
+/// with a name in their I/O priority (virtio-blk), and those sent as atomic (SCSI). Each is counted
+/// in one of `whole`, `split`, `merged` and `merged_beyond_limit`, by its length alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NamedWrites {
+    pub writes: u64,
+    /// As long as they say.
+    pub whole: u64,
+    /// Shorter than they say.
+    pub split: u64,
+    /// Longer than they say, and still kept whole: legal.
+    pub merged: u64,
+    /// Longer than they say, and than the longest write that the disk keeps whole.
+    pub merged_beyond_limit: u64,
+    /// Not split, and at no multiple of the length they say.
+    pub misaligned: u64,
+    /// Across a boundary over which the disk keeps nothing whole.
+    pub across_boundary: u64,
+    /// What was wrong with the first few, in words; at most [`NamedWrites::FIRST`].
+    pub first: Vec<String>,
+}
+
+impl NamedWrites {
+    /// How many are told in words.
+    pub const FIRST: usize = 8;
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordingStatus {
     pub file: String,
     pub events: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_device_that_knows_no_named_writes_is_understood() {
+        let old = json!({
+            "version": "0.1.0", "connected": false, "store": "raw", "image": "disk.img",
+            "capacity": 4096, "read_only": false, "state": "live", "power_cut": false,
+            "in_flight": 0, "stalls": [], "faults": [], "recording": null,
+            "counters": Counters::default(),
+        });
+        let status: Status = serde_json::from_value(old).unwrap();
+        assert_eq!(status.named, NamedWrites::default());
+        let part = json!({ "writes": 3, "split": 1, "first": ["split: ..."] });
+        let named: NamedWrites = serde_json::from_value(part).unwrap();
+        assert_eq!((named.writes, named.split, named.whole, named.first.len()), (3, 1, 0, 1));
+    }
 }

@@ -1,8 +1,9 @@
 //! Block sizes and atomic-write limits: from what the user asked for to what the disk promises.
 //!
 //! Names and units are those of Linux `queue/atomic_write_*`: bytes. VIRTIO has no field for
-//! atomic-write limits (1.4 ends at feature bit 17). A stock front-end passes byte 33 of the
-//! configuration space through, `unused0`, which a device must otherwise set to 0; see
+//! atomic-write limits (1.4 ends at feature bit 17). The device offers a feature bit of its own with
+//! fields for them, `blk::VIRTIO_BLK_F_ATOMIC`. A stock front-end drops that, but passes byte 33 of
+//! the configuration space through, `unused0`, which a device must otherwise set to 0; see
 //! [`Limits::config_byte`]. That is a deliberate deviation, made only when limits are set.
 //!
 //! SCSI has fields, in logical blocks, in the Block Limits VPD page (SBC-4, 6.6.4). They say less in
@@ -19,6 +20,8 @@ use tornblk_model::crash::{AtomicMode, Profile};
 pub const LOGICAL_BLOCK: std::ops::RangeInclusive<u32> = 512..=65536;
 /// Largest physical block, in bytes.
 pub const PHYSICAL_BLOCK_MAX: u32 = 1 << 20;
+/// No limit is larger, in bytes: Linux, NVMe's and SCSI's fields and our own have 32 bits.
+pub const LIMIT_MAX: u64 = 1 << 31;
 /// Page size that a guest's segments are sure to have, for [`carried_by`].
 const PAGE: u64 = 4096;
 /// Linux never builds a bio of more segments (`BIO_MAX_VECS`).
@@ -119,6 +122,36 @@ impl Limits {
         // Both nibbles fit: `check` bounds `unit_max` by `CONFIG_UNIT_MAX`.
         let log2 = |bytes: u64| (bytes / 512).ilog2() as u8;
         ((1 + log2(self.profile.unit_max)) << 4) | log2(self.profile.unit_min)
+    }
+
+    /// What a driver that only knows [`Limits::config_byte`] will take for true and is not: a
+    /// sentence, for the log. `None` where the byte says all there is.
+    pub fn beyond_config_byte(&self) -> Option<String> {
+        let Profile { unit_max, max_bytes, boundary, .. } = self.profile;
+        if !self.atomic() {
+            return None;
+        }
+        let mut unsaid = Vec::new();
+        if max_bytes > unit_max {
+            unsaid.push(format!(
+                "requests of up to {} are atomic: it will merge up to {} only",
+                Size(max_bytes),
+                Size(unit_max)
+            ));
+        }
+        if boundary != 0 {
+            unsaid.push(format!(
+                "there is a boundary of {}: it may merge writes across it, which are then torn there",
+                Size(boundary)
+            ));
+        }
+        (!unsaid.is_empty()).then(|| {
+            format!(
+                "a driver that knows the atomic limits from byte 33 of the configuration space alone \
+                 cannot know that {}",
+                unsaid.join("; nor that ")
+            )
+        })
     }
 
     /// In bytes, never 0.
@@ -328,6 +361,16 @@ fn check(p: &Profile, logical: u32, want: &LimitOptions) -> Result<(), LimitsErr
             Size(p.max_bytes - p.max_bytes % lb)
         );
     }
+    for (option, value) in [("--atomic-max-bytes", p.max_bytes), ("--atomic-boundary", p.boundary)]
+    {
+        if value > LIMIT_MAX {
+            refuse!(
+                "{option} {} does not fit in a limit's 32 bits: use {} or less",
+                Size(value),
+                Size(LIMIT_MAX)
+            );
+        }
+    }
     if p.boundary != 0 {
         need_power_of_two("--atomic-boundary", p.boundary)?;
         if p.boundary < p.max_bytes {
@@ -394,6 +437,7 @@ fn check_scsi(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proptest::prelude::*;
 
     const SEG_MAX: u32 = 254;
 
@@ -485,6 +529,79 @@ mod tests {
     }
 
     #[test]
+    fn the_byte_s_reader_is_not_told_of_boundary_and_longer_requests() {
+        let unsaid = |want: LimitOptions| Limits::new(&want).unwrap().beyond_config_byte();
+        assert_eq!(unsaid(plain()), None);
+        assert_eq!(unsaid(profile("req16k")), None);
+        // Never told of any limits.
+        assert_eq!(unsaid(profile("explicit16k+b16k")), None);
+        let k = |kib: u64| Some(kib << 10);
+        let longer = unsaid(LimitOptions { unit_max: k(16), max_bytes: k(48), ..plain() }).unwrap();
+        assert!(longer.contains("up to 48k") && longer.contains("up to 16k only"), "{longer}");
+        assert!(!longer.contains("boundary"), "{longer}");
+        let bounded = unsaid(profile("req16k+b64k")).unwrap();
+        assert!(bounded.contains("a boundary of 64k"), "{bounded}");
+        assert!(!bounded.contains("up to"), "{bounded}");
+        let both = LimitOptions { boundary: k(64), max_bytes: k(48), ..plain() };
+        let both = unsaid(both).unwrap();
+        assert!(both.contains("up to 48k") && both.contains("nor that there is a"), "{both}");
+    }
+
+    proptest! {
+        /// Linux, `blk_validate_atomic_write_limits`: what does not keep to this is taken for no
+        /// limits at all, and what is over the guaranteed length of a bio is cut down to it. Both
+        /// without a word, so nothing that is accepted here may come to that.
+        #[test]
+        fn linux_takes_what_is_accepted(
+            lb in 9u32..18,
+            unit_min in prop::option::of(bytes()),
+            unit_max in prop::option::of(bytes()),
+            max_bytes in prop::option::of(bytes()),
+            boundary in prop::option::of(bytes()),
+            seg_max in 6u32..1023,
+        ) {
+            let want = LimitOptions {
+                logical_block_size: Some(1 << lb),
+                unit_min, unit_max, max_bytes, boundary, seg_max,
+                ..LimitOptions::default()
+            };
+            match Limits::new(&want) {
+                Err(refused) => {
+                    let said = refused.to_string();
+                    prop_assert!(said.contains("use ") || said.contains("leave") || said.contains("add "), "{}", said);
+                }
+                Ok(limits) if limits.atomic() => {
+                    let p = &limits.profile;
+                    prop_assert!(p.unit_min.is_power_of_two() && p.unit_max.is_power_of_two());
+                    prop_assert!(1 << lb <= p.unit_min && p.unit_min <= p.unit_max);
+                    prop_assert!(p.unit_max <= p.max_bytes && p.max_bytes < u64::from(u32::MAX));
+                    prop_assert!(p.max_bytes.is_multiple_of(1 << lb));
+                    prop_assert!(p.unit_max <= carried_by(seg_max, 1 << lb));
+                    if p.boundary != 0 {
+                        prop_assert!(p.boundary.is_power_of_two() && p.max_bytes <= p.boundary);
+                        prop_assert!(p.boundary <= u64::from(u32::MAX));
+                    }
+                    // What byte 33 says is what was accepted.
+                    let byte = limits.config_byte();
+                    prop_assert!(byte != 0 && byte != 0xff);
+                    prop_assert_eq!(512 << ((byte >> 4) - 1), p.unit_max);
+                    prop_assert_eq!(512 << (byte & 15), p.unit_min);
+                }
+                Ok(limits) => prop_assert_eq!(limits.config_byte(), 0),
+            }
+        }
+    }
+
+    /// Sizes around those that matter, good and bad.
+    fn bytes() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            4 => (8u32..34).prop_map(|shift| 1 << shift),
+            1 => (1u64..1 << 12).prop_map(|blocks| blocks * 512),
+            1 => any::<u64>(),
+        ]
+    }
+
+    #[test]
     fn a_request_s_segments_bound_the_largest_write() {
         // Kernel: rounddown_pow_of_two(2 * block + (segments - 2) * page).
         assert_eq!(carried_by(254, 512), 512 << 10);
@@ -528,6 +645,11 @@ mod tests {
             (LimitOptions { unit_max: k(16), boundary: k(8), ..plain() }, "use 16k or more"),
             (LimitOptions { unit_max: k(16), boundary: k(24), ..plain() }, "use 16k or 32k"),
             (LimitOptions { unit_max: k(1024), ..plain() }, "use 512k or less"),
+            (LimitOptions { unit_max: k(16), max_bytes: k(4 << 20), ..plain() }, "use 2g or less"),
+            (LimitOptions { max_bytes: b((2 << 30) + 512), ..plain() }, "--atomic-max-bytes 2"),
+            (LimitOptions { unit_max: k(16), boundary: k(4 << 20), ..plain() }, "use 2g or less"),
+            (LimitOptions { unit_max: k(16), boundary: b(3 << 30), ..plain() }, "use 2g or less"),
+            (LimitOptions { max_bytes: k(16), boundary: k(12), ..plain() }, "use 8k or 16k"),
             (LimitOptions { tear_unit: b(0), ..plain() }, "use 512 or more"),
             (LimitOptions { tear_unit: b(700), ..plain() }, "use 1k"),
             (LimitOptions { tear_unit: k(4), ..profile("lb512") }, "leave one of them out"),

@@ -10,7 +10,6 @@
 
 pub mod blk;
 pub mod chain;
-mod complaints;
 pub mod limits;
 mod queue;
 pub mod scsi;

@@ -2,8 +2,8 @@
 //! them, and returns them through the used ring. The same for every device.
 
 use super::chain::{self, Broken, Chain};
-use super::complaints::Complaints;
 use super::{DeviceQueue, Memory};
+use crate::complaints::Complaints;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -115,6 +115,9 @@ pub trait Gate: Send + Sync {
     /// (after a reset) comes with a new waker.
     fn attach(&self, _n: u16, _waker: Waker) {}
 
+    /// A request came: the first word about it, whatever becomes of it. It has no `seq` yet.
+    fn arrived(&self, _ctx: &GateContext<'_>) {}
+
     /// Right before the request's submit or complete event is recorded: shall the power be cut
     /// right after it? The event is then the last of the order, exactly, and [`Gate::cut`] is
     /// called. Asked once for each request and point, `again` is never set. At
@@ -424,6 +427,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
             eligible,
             again: false,
         };
+        self.gate.arrived(&context);
         let last = self.engine.records() && self.gate.cut_after(&context, Point::Submit);
         match self.engine.begin(&request, last) {
             Ok(Step::Next(ticket)) => {

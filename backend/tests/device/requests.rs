@@ -6,9 +6,13 @@ use crate::common::store::{MemStore, Told, pattern};
 use crate::common::{ID, device_with};
 use crate::{Bench, SEAM};
 use std::mem::offset_of;
-use tornblk_backend::device::blk::{CONFIG_BYTES, DISCARD_MAX_SECTORS, DISCARD_MAX_SEGMENTS};
+use tornblk_backend::device::blk::{
+    ATOMIC_CONFIG_BYTES, CONFIG_BYTES, DISCARD_MAX_SECTORS, DISCARD_MAX_SEGMENTS,
+    VIRTIO_BLK_F_ATOMIC,
+};
 use tornblk_backend::device::limits::LimitOptions;
 use tornblk_backend::store::Op;
+use tornblk_model::crash::AtomicMode;
 use tornblk_model::event::{Negotiation, Segment};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -425,14 +429,54 @@ fn features_and_configuration_tell_what_the_disk_is() {
     assert_eq!(config[33], (8 << 4) | 3);
     let plain = device_with(&MemStore::new(SECTORS), 1, LimitOptions::default());
     assert_eq!(plain.config(33, 1), [0]);
+    assert_eq!(plain.features() & (1 << VIRTIO_BLK_F_ATOMIC), 0);
+
+    // The limits once more, with room for all of them, behind all that VIRTIO has.
+    assert_ne!(bits & (1 << VIRTIO_BLK_F_ATOMIC), 0);
+    assert_eq!((VIRTIO_BLK_F_ATOMIC, CONFIG_BYTES, ATOMIC_CONFIG_BYTES), (56, 96, 112));
 
     // Exactly as many bytes as were asked for.
     assert_eq!(device.config(0, 8), config[..8]);
     assert_eq!(device.config(20, 4), config[20..24]);
-    let beyond = device.config(CONFIG_BYTES as u32 - 2, 10);
-    assert_eq!(beyond[..2], config[CONFIG_BYTES - 2..]);
+    let beyond = plain.config(CONFIG_BYTES as u32 - 2, 10);
+    assert_eq!(beyond[..2], plain.config(CONFIG_BYTES as u32 - 2, 2));
     assert_eq!(beyond[2..], [0; 8]);
     assert_eq!(device.config(u32::MAX, 4), [0; 4]);
+}
+
+#[test]
+fn the_limits_of_atomic_writes_follow_the_configuration() {
+    let sized = |unit_min, unit_max, max_bytes, boundary| LimitOptions {
+        unit_min: Some(unit_min),
+        unit_max: Some(unit_max),
+        max_bytes: Some(max_bytes),
+        boundary: Some(boundary),
+        ..LimitOptions::default()
+    };
+    let device = device_with(&MemStore::new(SECTORS), 1, sized(4096, 32768, 49152, 1 << 31));
+    let config = device.config(0, ATOMIC_CONFIG_BYTES as u32);
+    let field = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    assert_eq!([96, 100, 104, 108].map(field), [4096, 32768, 49152, 1 << 31]);
+    assert_eq!(device.config(100, 8), config[100..108], "as many as were asked for");
+    assert_eq!(device.config(110, 8)[2..], [0; 6], "0 beyond the end");
+    // The driver may say that it read them; and need not.
+    device.negotiated(1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_BLK_F_ATOMIC);
+    device.negotiated(1 << VIRTIO_F_VERSION_1);
+    // They cannot be written.
+    device.set_config(96, &[0xff; 16]);
+    assert_eq!(device.config(0, ATOMIC_CONFIG_BYTES as u32), config);
+
+    // What virtio-blk cannot keep is not told: no request says that it is atomic.
+    let explicit =
+        LimitOptions { mode: Some(AtomicMode::Explicit), ..sized(512, 4096, 4096, 4096) };
+    let piece =
+        LimitOptions { profile: Some("piece16k".parse().unwrap()), ..LimitOptions::default() };
+    for limits in [LimitOptions::default(), explicit, piece] {
+        let device = device_with(&MemStore::new(SECTORS), 1, limits.clone());
+        assert_eq!(device.features() & (1 << VIRTIO_BLK_F_ATOMIC), 0, "{limits:?}");
+        assert_eq!(device.config(96, 16), [0; 16], "{limits:?}");
+        assert_eq!(device.config(33, 1), [0], "{limits:?}");
+    }
 }
 
 #[test]

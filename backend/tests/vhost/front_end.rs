@@ -7,6 +7,8 @@ use std::io::Read;
 use std::mem::offset_of;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use tornblk_backend::device::blk::VIRTIO_BLK_F_ATOMIC;
+use tornblk_backend::device::limits::LimitOptions;
 use tornblk_backend::vhost::{Socket, SocketError};
 use tornblk_model::event::{Negotiation, ResetCause};
 use vhost::VhostBackend;
@@ -82,6 +84,33 @@ fn a_batch_in_one_kick_is_answered_whole() {
         assert_eq!(guest.queues[0].driver.byte(sent.status), OK);
         assert_eq!(guest.queues[0].driver.bytes(sent.data, 512), [pattern(i); 512]);
     }
+}
+
+#[test]
+fn the_limits_of_atomic_writes_are_there_for_who_asks() {
+    let limits = LimitOptions { unit_max: Some(16384), ..LimitOptions::default() };
+    let server = Server::with(1, limits);
+    let atomic = 1 << VIRTIO_BLK_F_ATOMIC;
+    // A front-end that passes everything on, with a driver that takes every bit.
+    let mut guest = Guest::connect(&server.path(), 1);
+    assert_ne!(guest.features & atomic, 0);
+    let config = guest.config(0, 112);
+    let field = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    assert_eq!([96, 100, 104, 108].map(field), [512, 16384, 16384, 0]);
+    guest.start(1);
+    let write = |guest: &mut Guest, sector| {
+        let (_, status) = guest.ask(0, |driver| driver.gives(VIRTIO_BLK_T_OUT, sector, &[9; 512]));
+        assert_eq!(status, OK);
+        assert_eq!(server.store.sector(sector), [9; 512]);
+    };
+    write(&mut guest, 7);
+    drop(guest);
+    // A stock one, which knows neither the bit nor the room behind its fields.
+    let mut guest = Guest::connect(&server.path(), 1);
+    guest.features &= !atomic;
+    assert_eq!(guest.config(0, 60)[33], 6 << 4);
+    guest.start(1);
+    write(&mut guest, 8);
 }
 
 #[test]

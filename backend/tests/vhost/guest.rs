@@ -32,8 +32,12 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(queues: u16) -> Server {
+        Server::with(queues, LimitOptions::default())
+    }
+
+    pub(crate) fn with(queues: u16, limits: LimitOptions) -> Server {
         let store = MemStore::new(4096);
-        let device: Arc<dyn Device> = device_with(&store, queues, LimitOptions::default());
+        let device: Arc<dyn Device> = device_with(&store, queues, limits);
         let dir = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&dir.path().join("blk.sock")).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();

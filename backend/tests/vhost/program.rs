@@ -159,6 +159,11 @@ fn limits_are_said_with_what_they_are_worth() {
     assert!(log.contains("atomic writes 512 to 64k"), "{log}");
     assert!(log.contains("boundary 128k"), "{log}");
     assert!(log.contains("only as good as the host's own disk"), "{log}");
+    assert!(log.contains("from byte 33 of the configuration space alone cannot know"), "{log}");
+    let running = place.start("--atomic-unit-max 64k");
+    let output = running.signal(rustix::process::Signal::TERM);
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(!log.contains("byte 33"), "{log}");
 }
 
 #[test]

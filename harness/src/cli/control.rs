@@ -1,17 +1,17 @@
 //! The device by hand: thin clients of its control socket.
 
 use super::signals;
-use crate::out::say;
+use crate::out::{note, say};
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tornblk_proto::{Client, Match, OpKind, Range, StallWhen, Trigger};
+use tornblk_proto::{Client, Match, NamedWrites, OpKind, Range, StallWhen, Trigger};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ControlCommand {
-    /// What a device is doing, as JSON
+    /// What a device is doing, as JSON; and in a line, how writes arrived that say what they are
     Status {
         #[command(flatten)]
         socket: Socket,
@@ -188,7 +188,14 @@ impl CrashArgs {
 impl ControlCommand {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         match self {
-            ControlCommand::Status { socket } => print(&socket.connect()?.status()?)?,
+            ControlCommand::Status { socket } => {
+                let status = socket.connect()?.status()?;
+                print(&status)?;
+                // Beside the answer, which is for programs, too.
+                if let Some(text) = in_words(&status.named) {
+                    note!("{text}");
+                }
+            }
             ControlCommand::Limits { socket } => print(&socket.connect()?.limits()?)?,
             ControlCommand::Mark { socket, name } => {
                 say!("event {}", socket.connect()?.mark(name)?.event);
@@ -244,6 +251,28 @@ impl StallArgs {
     }
 }
 
+/// What came of the writes that say what they are; `None`: there was none.
+fn in_words(named: &NamedWrites) -> Option<String> {
+    if named.writes == 0 {
+        return None;
+    }
+    let counts = [
+        (named.whole, "as they were sent"),
+        (named.merged, "merged with others, within the limit"),
+        (named.split, "split"),
+        (named.merged_beyond_limit, "merged beyond the limit"),
+        (named.misaligned, "misaligned"),
+        (named.across_boundary, "across a boundary"),
+    ];
+    let counts: Vec<String> =
+        counts.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{n} {how}")).collect();
+    let mut text = format!("named writes: {} arrived: {}", named.writes, counts.join(", "));
+    if let Some(first) = named.first.first() {
+        text = format!("{text}; the first that is wrong: {first}");
+    }
+    Some(text)
+}
+
 fn print<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write the answer")?;
     say!("{text}");
@@ -280,6 +309,22 @@ mod tests {
         assert_eq!(trigger(line).unwrap(), Trigger::Submit(which));
         let error = trigger("--op write").unwrap_err().to_string();
         assert!(error.contains("--at submit"), "{error}");
+    }
+
+    #[test]
+    fn named_writes_are_told_in_a_line() {
+        assert_eq!(in_words(&NamedWrites::default()), None);
+        let well = NamedWrites { writes: 5, whole: 3, merged: 2, ..NamedWrites::default() };
+        let text = in_words(&well).unwrap();
+        assert_eq!(
+            text,
+            "named writes: 5 arrived: 3 as they were sent, 2 merged with others, within the limit"
+        );
+        let first = vec!["split: of a write".to_owned(), "second".to_owned()];
+        let torn = NamedWrites { writes: 2, whole: 1, split: 1, first, ..NamedWrites::default() };
+        let text = in_words(&torn).unwrap();
+        assert!(text.contains("1 split; the first that is wrong: split: of a write"), "{text}");
+        assert!(!text.contains("second") && !text.contains("merged"), "{text}");
     }
 
     #[test]

@@ -152,6 +152,10 @@ impl Lab for RealLab {
         drop(self.take_spare(Path::new("")));
     }
 
+    fn guest_module(&self) -> Result<String, String> {
+        self.image.guest_module().map(str::to_owned).map_err(str::to_owned)
+    }
+
     fn image(&self) -> Option<String> {
         Some(self.image.key.clone())
     }

@@ -9,6 +9,11 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+/// The limits of atomic writes follow `struct virtio_blk_config`: `VIRTIO-ATOMIC.md`. A bit of our
+/// own: 0 to 23 and 50 to 127 are a device type's (VIRTIO 1.2, 2.2), and those of virtio-blk end at
+/// 17 there.
+pub const VIRTIO_BLK_F_ATOMIC: u32 = 56;
+
 const ALWAYS: [u32; 10] = [
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_INDIRECT_DESC,
@@ -24,7 +29,7 @@ const ALWAYS: [u32; 10] = [
 ];
 
 /// Device and ring features (VIRTIO 1.2, 5.2.3 and 6), as a bit mask.
-pub(super) fn offered(read_only: bool, queues: u16) -> u64 {
+pub(super) fn offered(read_only: bool, queues: u16, atomic: bool) -> u64 {
     let mut bits = ALWAYS.iter().fold(0, |bits, bit| bits | 1u64 << bit);
     if read_only {
         bits |= 1 << VIRTIO_BLK_F_RO;
@@ -32,7 +37,15 @@ pub(super) fn offered(read_only: bool, queues: u16) -> u64 {
     if queues > 1 {
         bits |= 1 << VIRTIO_BLK_F_MQ;
     }
+    if atomic {
+        bits |= 1 << VIRTIO_BLK_F_ATOMIC;
+    }
     bits
+}
+
+/// Will the driver know the limits of atomic writes by their fields?
+pub(super) fn knows_atomic(accepted: u64) -> bool {
+    accepted & (1 << VIRTIO_BLK_F_ATOMIC) != 0
 }
 
 /// What `accepted` says about caching. `writeback` is the device's state before.

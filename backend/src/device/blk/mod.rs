@@ -21,7 +21,8 @@ mod features;
 mod queue;
 mod request;
 
-pub use config::CONFIG_BYTES;
+pub use config::{ATOMIC_CONFIG_BYTES, CONFIG_BYTES};
+pub use features::VIRTIO_BLK_F_ATOMIC;
 pub use queue::{BlkQueue, BlkRequests};
 
 use super::limits::Limits;
@@ -79,6 +80,9 @@ pub struct Blk {
 impl Blk {
     pub fn new(options: BlkOptions) -> Arc<Blk> {
         let BlkOptions { store, limits, queues, queue_size, writeback, id } = options;
+        if let Some(unsaid) = limits.beyond_config_byte() {
+            log::info!("{unsaid}");
+        }
         Arc::new(Blk {
             disk: store.disk(),
             read_only: store.read_only(),
@@ -118,7 +122,7 @@ impl Blk {
 
     /// Feature bits to offer.
     pub fn features(&self) -> u64 {
-        features::offered(self.read_only, self.queues)
+        features::offered(self.read_only, self.queues, self.limits.atomic())
     }
 
     /// The driver accepted these features.
@@ -129,10 +133,11 @@ impl Blk {
         // Front-ends repeat themselves when they stop and start the device.
         if before != Some(what) {
             log::info!(
-                "negotiated: FLUSH {}, CONFIG_WCE {}, writeback {}",
+                "negotiated: FLUSH {}, CONFIG_WCE {}, writeback {}, limits of atomic writes {}",
                 yes(what.flush),
                 yes(what.config_wce),
-                u8::from(what.writeback)
+                u8::from(what.writeback),
+                yes(features::knows_atomic(accepted)),
             );
             self.store.negotiated(what);
         }

@@ -3,7 +3,7 @@
 
 use super::Blk;
 use super::request::{Bounds, Parsed, Work, parse};
-use crate::device::complaints::Complaints;
+use crate::complaints::Complaints;
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::device::{Device, DeviceQueue, Memory};
 use crate::store::{Done, Failure, Origin, Request, Store, StoreQueue};

@@ -1,5 +1,6 @@
 //! What happens to requests on purpose while the device runs: stalls, held completions and live
-//! faults, and the moment at which the power is cut. One [`Gate`] for every store.
+//! faults, and the moment at which the power is cut; and what is seen of writes that say what they
+//! are. One [`Gate`] for every store.
 //!
 //! A request that reaches the gate is asked about twice, before its I/O and before its completion.
 //! At each point what was armed against it is found once, in the order in which requests come; then
@@ -7,6 +8,7 @@
 
 mod faults;
 mod hold;
+mod named;
 mod stalls;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use super::gate::{Gate, GateContext, Point, Verdict, Waker};
 use super::power::Power;
 use faults::Faults;
 use hold::Hold;
+use named::Observed;
 use stalls::Stalls;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -27,7 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 use tornblk_model::crash::{Fault, Profile};
 use tornblk_model::event::{Disk, Seq};
-use tornblk_proto::{Match, StallStatus, StallWhen};
+use tornblk_proto::{Match, NamedWrites, StallStatus, StallWhen};
 
 #[derive(Debug)]
 pub(super) struct LiveGate {
@@ -41,6 +44,7 @@ pub(super) struct LiveGate {
     /// Something is held by `hold`, or `over` was set.
     held: Condvar,
     tokens: AtomicU64,
+    named: Observed,
 }
 
 #[derive(Debug)]
@@ -86,6 +90,7 @@ impl LiveGate {
             }),
             held: Condvar::new(),
             tokens: AtomicU64::new(1),
+            named: Observed::default(),
         }
     }
 
@@ -136,6 +141,11 @@ impl LiveGate {
         lock(&self.state).stalls.status()
     }
 
+    /// How the writes that say what they are arrived, from the start on.
+    pub(super) fn named(&self) -> NamedWrites {
+        self.named.get()
+    }
+
     /// The front-end is gone, and whatever it had in flight: nobody will ask about it again.
     pub(super) fn forget_requests(&self) {
         self.change(|s| {
@@ -175,6 +185,10 @@ impl LiveGate {
 impl Gate for LiveGate {
     fn attach(&self, n: u16, waker: Waker) {
         lock(&self.queues).entry(n).or_default().waker = Some(waker);
+    }
+
+    fn arrived(&self, ctx: &GateContext<'_>) {
+        self.named.arrived(&self.profile, ctx);
     }
 
     fn cut_after(&self, ctx: &GateContext<'_>, point: Point) -> bool {

@@ -3,6 +3,7 @@ use super::*;
 use crate::store::testing::{ask, flush, image, read, reap, write};
 use crate::store::{Cache, Failure, Image, Op, RawStore, Store, StoreQueue};
 use tornblk_model::crash::FaultKind;
+use tornblk_model::named::Named;
 use tornblk_proto::{OpKind, Range};
 
 const SIZE: u64 = 64 << 10;
@@ -309,4 +310,21 @@ fn fields_of_a_match_are_all_needed() {
     assert!(!whole("req2k"), "longer than the limit");
     assert!(!whole("req4k+tear4k"), "nothing could cut it");
     assert!(!whole("lb512"));
+}
+
+#[test]
+fn a_named_write_is_seen_once_whatever_becomes_of_it() {
+    let rig = rig(0, HoldCompletions::None);
+    let mut queue = rig.store.queue(0);
+    let token = rig.gate.stall(1, writes(), StallWhen::BeforeIo);
+    let mut named = write(0, 512, vec![9; 512]);
+    named.origin.ioprio = Named::new(1024, 1).unwrap().to_ioprio();
+    queue.submit(named);
+    queue.submit(write(1, 0, vec![9; 512]));
+    assert_eq!(rig.gate.named().split, 1, "seen as it comes, not when it is let go");
+    assert_eq!(rig.gate.release(token), Some(2));
+    assert_eq!(positions(&mut *queue), [0, 1]);
+    assert_eq!(rig.on_disk(512, 512), vec![9; 512], "a name changes nothing about a write");
+    let seen = rig.gate.named();
+    assert_eq!((seen.writes, seen.split, seen.first.len()), (1, 1, 1));
 }

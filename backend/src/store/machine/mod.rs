@@ -261,6 +261,7 @@ impl Machine {
             stalls: shared.gate.stalls(),
             faults: shared.gate.faults().iter().map(|(fault, _)| fault.to_string()).collect(),
             counters: shared.counts.get(),
+            named: shared.gate.named(),
             recording: match &shared.states {
                 Some(states) => Some(states.status()),
                 None => shared.recorded.as_ref().map(Recorded::status),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Says at most ten things in five seconds, and how many it kept back.
+/// Says at most a few things in a while, and how many it kept back.
 #[derive(Debug, Default)]
 pub(crate) struct Complaints {
     since: Option<Instant>,
