@@ -86,13 +86,12 @@ fn why_not(carriers: &[Carrier], profile: &Profile) -> Option<String> {
     if carrier.eligible {
         return None;
     }
-    let boundary = profile.boundary;
     Some(if profile.mode == AtomicMode::Explicit && !carrier.atomic {
         format!("{request} was not sent as atomic")
     } else if len > profile.max_bytes {
         format!("it came in {request}, and the disk keeps at most {} whole", profile.max_bytes)
-    } else if boundary > 0 && offset / boundary != (offset + len - 1) / boundary {
-        format!("it came in {request}, which crosses a boundary of {boundary}")
+    } else if profile.crosses_boundary(offset, len) {
+        format!("it came in {request}, which crosses a boundary of {}", profile.boundary)
     } else {
         format!("the disk keeps no such request whole: {request}")
     })
@@ -182,6 +181,8 @@ mod tests {
         assert_eq!(merged.lines().count(), 2, "both writes were in it");
         let crossing = said("req64k+b64k", &[(65536 - UNIT, &both, false)]);
         assert!(crossing.contains("crosses a boundary of 65536"), "{crossing}");
+        // SCSI's boundary is one of each command.
+        assert_eq!(said("explicit64k+b64k", &[(65536 - UNIT, &both, true)]), "");
         assert!(said("explicit16k", &[(0, &a, false)]).contains("was not sent as atomic"));
         let reached = reached("explicit16k", OnWire::Either, &[(0, &a, false)]);
         assert_eq!(reached, Reached::default(), "the file system may do it otherwise");

@@ -308,7 +308,7 @@ impl Profile {
             }
             AtomicMode::Explicit => format!(
                 "every write {} that was sent as atomic is whole",
-                limits(self.max_bytes, self.boundary)
+                limits(self.max_bytes, 0)
             ),
             AtomicMode::None => "no write is whole".into(),
         };

@@ -88,7 +88,7 @@ impl Content {
 pub enum AtomicMode {
     /// NVMe: every write within `max_bytes` that crosses no `boundary`.
     Implicit,
-    /// SCSI: those sent as atomic.
+    /// SCSI: those sent as atomic, within `max_bytes`; SBC-4 has no boundary on the disk.
     Explicit,
     /// None.
     None,
@@ -112,7 +112,7 @@ pub struct Profile {
     pub unit_min: u64,
     pub unit_max: u64,
     pub max_bytes: u64,
-    /// 0 = none.
+    /// Of the disk's address space, for writes that were not sent as atomic; 0 = none.
     pub boundary: u64,
     /// Smallest piece that a non-atomic write can be cut into; 0 = one logical block.
     pub tear_unit: u64,

@@ -37,18 +37,20 @@ impl Profile {
 
     /// Is a write of these bytes all-or-nothing? `offset` and `len` as the driver sent them.
     pub fn eligible(&self, offset: u64, len: u64, sent_as_atomic: bool) -> bool {
-        let asked = match self.mode {
-            AtomicMode::Implicit => true,
+        let fits = 0 < len && len <= self.max_bytes;
+        fits && match self.mode {
+            AtomicMode::Implicit => sent_as_atomic || !self.crosses_boundary(offset, len),
             AtomicMode::Explicit => sent_as_atomic,
             AtomicMode::None => false,
-        };
-        let fits = 0 < len && len <= self.max_bytes;
-        asked
-            && fits
-            && (self.boundary == 0 || {
-                let last = offset.saturating_add(len - 1);
-                offset / self.boundary == last / self.boundary
-            })
+        }
+    }
+
+    /// Does a write of these bytes cross a multiple of the boundary?
+    pub fn crosses_boundary(&self, offset: u64, len: u64) -> bool {
+        self.boundary != 0 && len > 0 && {
+            let last = offset.saturating_add(len - 1);
+            offset / self.boundary != last / self.boundary
+        }
     }
 
     /// Bytes of the smallest piece that a non-atomic write to `disk` is cut into.

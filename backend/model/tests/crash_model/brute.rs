@@ -212,14 +212,17 @@ pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
         };
         match &r.op {
             Op::Write { offset, len, atomic, .. } => {
-                let asked = match p.mode {
-                    AtomicMode::Implicit => true,
-                    AtomicMode::Explicit => *atomic,
-                    AtomicMode::None => false,
-                };
+                let short = *len > 0 && *len <= p.max_bytes;
                 let inside = p.boundary == 0
-                    || (*len > 0 && offset / p.boundary == (offset + len - 1) / p.boundary);
-                if asked && *len > 0 && *len <= p.max_bytes && inside {
+                    || (short && offset / p.boundary == (offset + len - 1) / p.boundary);
+                // Sent as atomic, no boundary counts.
+                let whole = match (p.mode, *atomic) {
+                    (AtomicMode::None, _) => false,
+                    (_, true) => short,
+                    (AtomicMode::Implicit, false) => short && inside,
+                    (AtomicMode::Explicit, false) => false,
+                };
+                if whole {
                     let blocks = touched(*offset, *len);
                     pieces.push(Piece { req, blocks, atomic: true, eligible: true, free });
                 } else {
