@@ -42,7 +42,7 @@ fn vital_product_data_pages() {
     let mut b = Bench::plain();
     let all = page(&mut b, 0);
     assert_eq!(all[4..], [0, 0x80, 0x83, 0xb0, 0xb1, 0xb2]);
-    for code in all[4..].to_vec() {
+    for code in all[4..].iter().copied() {
         page(&mut b, code);
     }
     assert_eq!(page(&mut b, 0x80)[4..], ID);

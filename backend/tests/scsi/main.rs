@@ -10,6 +10,7 @@ mod control;
 mod inquiry;
 mod mode;
 mod random;
+mod recorded;
 mod refused;
 
 use common::driver::Driver;
