@@ -615,6 +615,68 @@ mod tests {
         assert!(refused(narrow).contains("use 32k or less"));
     }
 
+    fn scsi() -> LimitOptions {
+        let seg_max = FRONT_END_SEG_MAX;
+        LimitOptions { seg_max, front_end: FrontEnd::Scsi, ..LimitOptions::default() }
+    }
+
+    #[test]
+    fn scsi_keeps_whole_what_is_marked_and_what_is_not() {
+        for (name, blk, on_scsi) in [
+            ("req16k", true, true),
+            ("explicit16k", false, true),
+            ("piece16k", false, false),
+            ("lb512", false, false),
+        ] {
+            let profile: Option<Profile> = Some(name.parse().unwrap());
+            let of = |want| Limits::new(&LimitOptions { profile: profile.clone(), ..want });
+            assert_eq!(of(plain()).unwrap().atomic(), blk, "{name}");
+            assert_eq!(of(scsi()).unwrap().atomic(), on_scsi, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_scsi_cannot_say_is_refused_with_what_would_work() {
+        let k = |kib: u64| Some(kib << 10);
+        assert_eq!(carried_by(FRONT_END_SEG_MAX, 512), 256 << 10);
+        for want in [
+            LimitOptions { unit_max: k(256), ..scsi() },
+            LimitOptions { max_bytes: k(48), ..scsi() },
+            LimitOptions { unit_max: k(16), boundary: k(64), ..scsi() },
+            // The boundary field says it here.
+            LimitOptions { unit_max: k(16), max_bytes: k(64), boundary: k(64), ..scsi() },
+            LimitOptions { logical_block_size: k(4), unit_min: k(8), unit_max: k(64), ..scsi() },
+        ] {
+            Limits::new(&want).unwrap();
+        }
+        for (want, says) in [
+            (LimitOptions { unit_max: k(512), ..scsi() }, "use 256k or less"),
+            (LimitOptions { unit_max: k(16), max_bytes: k(48), ..scsi() }, "--atomic-unit-max 32k"),
+            (
+                LimitOptions { unit_max: k(16), max_bytes: k(64), ..scsi() },
+                "--atomic-max-bytes 16k",
+            ),
+            (
+                LimitOptions {
+                    unit_max: k(64),
+                    max_bytes: k(64 << 10),
+                    boundary: k(64 << 10),
+                    ..scsi()
+                },
+                "use 16m or less",
+            ),
+            (LimitOptions { logical_block_size: k(8), ..scsi() }, "use 4k or less"),
+            (
+                LimitOptions { profile: Some("lba16k".parse().unwrap()), ..scsi() },
+                "--front-end blk",
+            ),
+            (LimitOptions { unit_max: k(64), seg_max: 14, ..scsi() }, "use 32k or less"),
+        ] {
+            let said = refused(want.clone());
+            assert!(said.contains(says), "{want:?}: no `{says}` in: {said}");
+        }
+    }
+
     #[test]
     fn what_contradicts_itself_is_refused_with_what_would_work() {
         let b = |bytes: u64| Some(bytes);

@@ -21,7 +21,8 @@ pub(crate) fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> RawDescr
     RawDescriptor::from(Descriptor::new(addr, len, flags, next))
 }
 
-/// One queue's driver. Descriptors and buffers are never used twice: a test is short.
+/// One queue's driver. Descriptors and buffers are not used twice, unless [`Driver::recycle`] says
+/// so: a test is short.
 pub(crate) struct Driver {
     pub(crate) mem: Arc<Memory>,
     /// Where its descriptor table begins.
@@ -32,6 +33,8 @@ pub(crate) struct Driver {
     used: u16,
     /// Where the next buffer goes.
     bump: u64,
+    /// Where the first one went.
+    buffers: u64,
 }
 
 /// A request as it lies in the guest's memory.
@@ -45,8 +48,16 @@ pub(crate) struct Sent {
 impl Driver {
     /// The rings at `base`, the buffers from `buffers` on.
     pub(crate) fn new(mem: Arc<Memory>, base: u64, size: u16, buffers: u64) -> Driver {
-        let driver =
-            Driver { mem, base, size, next_descriptor: 0, avail: 0, used: 0, bump: buffers };
+        let driver = Driver {
+            mem,
+            base,
+            size,
+            next_descriptor: 0,
+            avail: 0,
+            used: 0,
+            bump: buffers,
+            buffers,
+        };
         driver.mem.write_obj(0u32, GuestAddress(driver.avail_ring())).unwrap();
         driver.mem.write_obj(0u32, GuestAddress(driver.used_ring())).unwrap();
         driver
@@ -85,6 +96,12 @@ impl Driver {
     pub(crate) fn put(&self, index: u16, descriptor: RawDescriptor) {
         let at = self.base + 16 * u64::from(index);
         self.mem.write_obj(descriptor, GuestAddress(at)).unwrap();
+    }
+
+    /// Begins anew with descriptors and buffers: nothing is in flight.
+    pub(crate) fn recycle(&mut self) {
+        self.next_descriptor = 0;
+        self.bump = self.buffers;
     }
 
     /// Free memory.

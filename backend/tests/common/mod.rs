@@ -3,12 +3,16 @@
 #![allow(dead_code)]
 
 pub(crate) mod driver;
+pub(crate) mod random;
+pub(crate) mod scsi;
 pub(crate) mod store;
 
 use std::sync::Arc;
 use store::{MemStore, Shared};
+use tornblk_backend::device::FrontEnd;
 use tornblk_backend::device::blk::{Blk, BlkOptions, seg_max};
 use tornblk_backend::device::limits::{LimitOptions, Limits};
+use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Scsi, ScsiOptions};
 
 pub(crate) const ID: [u8; 20] = *b"serial-of-20-letters";
 
@@ -23,6 +27,24 @@ pub(crate) fn device_with(store: &Arc<MemStore>, queues: u16, limits: LimitOptio
         store: Arc::new(Shared(store.clone())),
         limits: Limits::new(&limits).unwrap(),
         queues,
+        queue_size: 256,
+        writeback: true,
+        id: Box::new(|| ID),
+    })
+}
+
+/// A SCSI disk over `store`.
+pub(crate) fn scsi_with(
+    store: &Arc<MemStore>,
+    request_queues: u16,
+    limits: LimitOptions,
+) -> Arc<Scsi> {
+    let (front_end, seg_max) = (FrontEnd::Scsi, FRONT_END_SEG_MAX);
+    let limits = LimitOptions { seg_max, front_end, ..limits };
+    Scsi::new(ScsiOptions {
+        store: Arc::new(Shared(store.clone())),
+        limits: Limits::new(&limits).unwrap(),
+        request_queues,
         queue_size: 256,
         writeback: true,
         id: Box::new(|| ID),

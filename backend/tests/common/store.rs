@@ -21,6 +21,8 @@ pub(crate) enum Told {
 pub(crate) struct MemStore {
     pub(crate) bytes: Mutex<Vec<u8>>,
     read_only: bool,
+    /// Bytes; 0 is 512.
+    block: u32,
     pub(crate) ops: Mutex<Vec<Op>>,
     origins: Mutex<Vec<Origin>>,
     pub(crate) told: Mutex<Vec<Told>>,
@@ -42,6 +44,11 @@ impl MemStore {
 
     pub(crate) fn read_only(sectors: u64) -> Arc<MemStore> {
         Self::made(sectors, true)
+    }
+
+    pub(crate) fn with_blocks_of(block: u32, sectors: u64) -> Arc<MemStore> {
+        let bytes = (0..sectors * 512).map(|i| pattern(i / 512)).collect();
+        Arc::new(MemStore { bytes: Mutex::new(bytes), block, ..MemStore::default() })
     }
 
     fn made(sectors: u64, read_only: bool) -> Arc<MemStore> {
@@ -144,7 +151,8 @@ pub(crate) struct Shared(pub(crate) Arc<MemStore>);
 
 impl Store for Shared {
     fn disk(&self) -> Disk {
-        Disk { capacity: self.0.bytes.lock().unwrap().len() as u64, lb_size: 512 }
+        let lb_size = if self.0.block == 0 { 512 } else { self.0.block };
+        Disk { capacity: self.0.bytes.lock().unwrap().len() as u64, lb_size }
     }
 
     fn read_only(&self) -> bool {

@@ -1,16 +1,15 @@
 //! Whatever a driver puts into its rings and its memory: the device does not panic, writes only
 //! into writable buffers and the used ring, and returns each head once.
 
-use crate::common::driver::{Driver, INDIRECT, descriptor};
+use crate::common::driver::descriptor;
+use crate::common::random::{EACH, Piece, config, everything, outside, piece, writable};
 use crate::common::store::MemStore;
 use crate::{Bench, SEAM};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
-use tornblk_backend::device::Memory;
 use virtio_bindings::virtio_blk::*;
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 const TABLE: u16 = 256;
@@ -21,14 +20,6 @@ const TABLES: Range<u64> = 0x38_0000..0x38_0400;
 /// Where the buffers of the good chains lie.
 const GOOD: u64 = 0x30_0000;
 const SECTORS: u64 = 16;
-
-#[derive(Clone, Debug)]
-struct Piece {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
 
 fn addr() -> impl Strategy<Value = u64> {
     prop_oneof![
@@ -49,23 +40,6 @@ fn len() -> impl Strategy<Value = u32> {
         1 => 0u32..2000,
         1 => any::<u32>(),
     ]
-}
-
-/// A descriptor; `next` mostly stays among the first 32, where most chains begin.
-fn piece() -> impl Strategy<Value = Piece> {
-    let flags = prop_oneof![6 => 0u16..4, 1 => 4u16..8, 1 => any::<u16>()];
-    let next = prop_oneof![8 => 0u16..32, 1 => any::<u16>()];
-    let table = (0..(TABLES.end - TABLES.start) / 16).prop_map(|i| TABLES.start + 16 * i);
-    let entries = prop_oneof![4 => 1u32..8, 1 => any::<u32>()];
-    (addr(), len(), flags, next, table, entries).prop_map(
-        |(addr, len, flags, next, table, entries)| {
-            if flags & INDIRECT == 0 {
-                Piece { addr, len, flags, next }
-            } else {
-                Piece { addr: table, len: entries.wrapping_mul(16), flags, next }
-            }
-        },
-    )
 }
 
 /// Sixteen bytes that look like a request's header: often a good one.
@@ -109,11 +83,11 @@ struct Case {
 fn case() -> impl Strategy<Value = Case> {
     let sizes = || proptest::option::of(prop_oneof![Just(512u32), Just(1024), Just(16), 1u32..600]);
     (
-        vec(piece(), 32),
-        vec(piece(), 64),
+        vec(piece(addr(), len(), TABLES), 32),
+        vec(piece(addr(), len(), TABLES), 64),
         vec(header(), 16),
         vec((header(), sizes(), sizes()), 0..6),
-        vec(prop_oneof![12 => 0u16..32, 1 => any::<u16>()], 0..24),
+        vec(prop_oneof![12 => 0u16..32, 1 => any::<u16>()], EACH as usize..24),
         any::<bool>(),
         any::<bool>(),
     )
@@ -128,35 +102,8 @@ fn case() -> impl Strategy<Value = Case> {
         })
 }
 
-fn everything(mem: &Memory) -> Vec<u8> {
-    let mut bytes = vec![0; crate::END as usize];
-    mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
-    bytes
-}
-
-/// Every place that some descriptor allows to be written, and the used ring.
-fn writable(driver: &Driver, before: &[u8]) -> Vec<Range<u64>> {
-    let tables = (0..u64::from(TABLE)).map(|i| driver.desc_table() + 16 * i);
-    let mut all = Vec::new();
-    all.push(driver.used_ring()..driver.end());
-    for at in tables.chain(TABLES.step_by(16)) {
-        let raw: [u8; 16] = before[at as usize..][..16].try_into().unwrap();
-        let d = Descriptor::new(
-            u64::from_le_bytes(raw[..8].try_into().unwrap()),
-            u32::from_le_bytes(raw[8..12].try_into().unwrap()),
-            u16::from_le_bytes(raw[12..14].try_into().unwrap()),
-            0,
-        );
-        let end = d.addr().0.saturating_add(d.len().into());
-        if d.is_write_only() && !d.refers_to_indirect_table() && end <= crate::END {
-            all.push(d.addr().0..end);
-        }
-    }
-    all
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn nothing_that_a_driver_does_breaks_the_device(case in case()) {
@@ -191,8 +138,8 @@ proptest! {
                 index += 1;
             }
         }
-        let before = everything(&b.driver.mem);
-        let may_change = writable(&b.driver, &before);
+        let before = everything(&b.driver.mem, crate::END);
+        let may_change = writable(&b.driver, &before, TABLES);
         if case.stalled {
             b.store.stall();
         }
@@ -214,18 +161,7 @@ proptest! {
         }
         prop_assert_eq!(returned, offered);
 
-        let after = everything(&b.driver.mem);
-        const PAGE: usize = 4096;
-        let pages = before.chunks(PAGE).zip(after.chunks(PAGE)).enumerate();
-        for (page, (was, is)) in pages.filter(|(_, (was, is))| was != is) {
-            for at in (0..PAGE).filter(|&i| was[i] != is[i]).map(|i| (page * PAGE + i) as u64) {
-                // What this test itself made visible is in the available ring.
-                let offered = (b.driver.avail_ring()..b.driver.used_ring()).contains(&at);
-                prop_assert!(
-                    offered || may_change.iter().any(|range| range.contains(&at)),
-                    "byte {:#x} changed", at
-                );
-            }
-        }
+        let after = everything(&b.driver.mem, crate::END);
+        prop_assert_eq!(outside(&b.driver, &before, &after, &may_change), None);
     }
 }

@@ -13,7 +13,7 @@ use tornblk_backend::vhost::{Socket, SocketError};
 use tornblk_model::event::{Negotiation, ResetCause};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use virtio_bindings::virtio_blk::*;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
@@ -32,6 +32,7 @@ fn a_front_end_reads_and_writes_through_several_queues() {
     let server = Server::new(4);
     let mut guest = Guest::connect(&server.path(), 4);
     assert_eq!(guest.frontend.get_queue_num().unwrap(), 4);
+    assert!(guest.protocol.contains(VhostUserProtocolFeatures::CONFIG));
     assert_eq!(guest.frontend.get_max_mem_slots().unwrap(), 509);
     let capacity = guest.config(0, 8);
     assert_eq!(capacity, 4096u64.to_le_bytes());

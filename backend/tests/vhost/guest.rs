@@ -2,7 +2,7 @@
 
 use crate::common::driver::{Driver, Sent};
 use crate::common::store::MemStore;
-use crate::common::{device_with, store::Told};
+use crate::common::{device_with, scsi_with, store::Told};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,17 @@ impl Server {
 
     pub(crate) fn with(queues: u16, limits: LimitOptions) -> Server {
         let store = MemStore::new(4096);
-        let device: Arc<dyn Device> = device_with(&store, queues, limits);
+        let device = device_with(&store, queues, limits);
+        Server::of(device, store)
+    }
+
+    /// Serves a SCSI disk.
+    pub(crate) fn scsi(request_queues: u16, limits: LimitOptions) -> Server {
+        let store = MemStore::new(4096);
+        Server::of(scsi_with(&store, request_queues, limits), store)
+    }
+
+    fn of(device: Arc<dyn Device>, store: Arc<MemStore>) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&dir.path().join("blk.sock")).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
@@ -97,6 +107,7 @@ pub(crate) struct Guest {
     pub(crate) mem: Arc<Memory>,
     pub(crate) queues: Vec<Queue>,
     pub(crate) features: u64,
+    pub(crate) protocol: VhostUserProtocolFeatures,
 }
 
 const REGION: usize = 0x10_0000;
@@ -126,7 +137,6 @@ impl Guest {
         let protocol = frontend.get_protocol_features().unwrap();
         for needed in [
             VhostUserProtocolFeatures::MQ,
-            VhostUserProtocolFeatures::CONFIG,
             VhostUserProtocolFeatures::REPLY_ACK,
             VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
             VhostUserProtocolFeatures::RESET_DEVICE,
@@ -136,7 +146,7 @@ impl Guest {
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
         let mem = shared_memory();
-        Guest { frontend, mem, queues: Vec::new(), features }
+        Guest { frontend, mem, queues: Vec::new(), features, protocol }
     }
 
     pub(crate) fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {

@@ -7,3 +7,4 @@ mod common;
 mod front_end;
 mod guest;
 mod program;
+mod scsi;

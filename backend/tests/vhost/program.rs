@@ -167,6 +167,22 @@ fn limits_are_said_with_what_they_are_worth() {
 }
 
 #[test]
+fn a_scsi_disk_is_said_to_be_one() {
+    let place = Place::new();
+    let running =
+        place.start("--front-end scsi --profile explicit64k --recording r --fault tear-atomic");
+    // Sixteen request queues, and two.
+    let guest = Guest::ready(&place.path("s"), 4);
+    drop(guest);
+    let output = running.signal(rustix::process::Signal::TERM);
+    let log = String::from_utf8(output.stderr).unwrap();
+    for part in ["SCSI, 1m from", "18 queues of 256", "atomic writes 512 to 64k", "(explicit)"] {
+        assert!(log.contains(part), "no `{part}` in {log}");
+    }
+    assert!(!log.contains("eligible") && !log.contains("nothing to tear"), "{log}");
+}
+
+#[test]
 fn what_cannot_run_is_one_line_that_says_what_to_do() {
     let place = Place::new();
     for (arguments, says) in [
@@ -181,6 +197,10 @@ fn what_cannot_run_is_one_line_that_says_what_to_do() {
         ("--physical-block-size 512 --logical-block-size 4k", "use 4k or more"),
         ("--image none.img", "--image"),
         ("--num-queues 0", "1..=64"),
+        ("--front-end scsi --num-queues 63", "use 62 or fewer"),
+        ("--front-end scsi --atomic-unit-max 512k", "use 256k or less"),
+        ("--front-end scsi --profile lba16k", "use 4k or less, or --front-end blk"),
+        ("--front-end nvme", "scsi"),
         ("--queue-size 100", "power of two"),
         ("--hold-completions sometimes", "idle"),
         ("--fault no-such-fault", "no-such-fault"),
