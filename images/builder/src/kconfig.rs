@@ -30,14 +30,20 @@ struct Wanted {
     name: &'static str,
     /// The module that an image takes where it is not built in.
     module: Option<&'static str>,
+    /// It must not be set: something else cannot be had with it.
+    off: bool,
 }
 
 const fn y(name: &'static str) -> Wanted {
-    Wanted { name, module: None }
+    Wanted { name, module: None, off: false }
 }
 
 const fn m(name: &'static str, module: &'static str) -> Wanted {
-    Wanted { name, module: Some(module) }
+    Wanted { name, module: Some(module), off: false }
+}
+
+const fn n(name: &'static str) -> Wanted {
+    Wanted { name, module: None, off: true }
 }
 
 const GROUPS: [Group; 13] = [
@@ -105,6 +111,7 @@ const GROUPS: [Group; 13] = [
         purpose: "for disks on SCSI (--front-end scsi)",
         need: Need::Suites,
         options: &[
+            y("SCSI"),
             y("SCSI_LOWLEVEL"),
             m("SCSI_VIRTIO", "virtio_scsi"),
             m("BLK_DEV_SD", "sd_mod"),
@@ -177,6 +184,7 @@ const GROUPS: [Group; 13] = [
         purpose: "debugging: memory, and what file systems and lists take for granted (slow)",
         need: Need::Debug,
         options: &[
+            n("SLUB_TINY"),
             y("KASAN"),
             y("KASAN_VMALLOC"),
             y("KFENCE"),
@@ -214,7 +222,10 @@ pub fn fragment(debug: bool) -> String {
         // Writing to memory does not fail.
         let _ = writeln!(out, "# {}", group.purpose);
         for option in group.options {
-            let _ = writeln!(out, "CONFIG_{}=y", option.name);
+            let _ = match option.off {
+                true => writeln!(out, "# CONFIG_{} is not set", option.name),
+                false => writeln!(out, "CONFIG_{}=y", option.name),
+            };
         }
     }
     out
@@ -229,7 +240,8 @@ pub fn missing(config: &str) -> Vec<Missing> {
             let name = format!("CONFIG_{}", option.name);
             let value = config.lines().find_map(|l| l.strip_prefix(&name)?.strip_prefix('='));
             let is_module = value == Some("m");
-            if value == Some("y") || (is_module && option.module.is_some()) {
+            let is_set = value == Some("y");
+            if is_set != option.off || (is_module && option.module.is_some()) {
                 continue;
             }
             let (need, purpose) = (group.need, group.purpose);
