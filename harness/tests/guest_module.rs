@@ -218,13 +218,13 @@ fn a_boundary_is_a_parameter(guest: &mut Guest) {
 fn what_cannot_be_is_refused(guest: &mut Guest) {
     let (status, text) = guest.sh("echo 2048,8192 | sfdisk -q /dev/vda && ls /dev/vda1");
     assert_eq!(status, 0, "{text}");
-    let (status, text) = guest.sh("modprobe loop && test -b /dev/loop0");
+    let (status, text) = guest.sh("modprobe loop 2>/dev/null; test -b /dev/loop0");
     assert_eq!(status, 0, "{text}");
     for (disk, errno, sentence) in [
         ("vdc", 95, "vdc: the device gives no atomic-write limits (byte 33 of its configuration"),
         ("vda1", EINVAL, "vda1: a partition has the limits of its disk: give vda"),
         ("loop0", 19, "loop0: not a virtio-blk disk"),
-        ("vdz", 2, "vdz: cannot open /dev/vdz: -ENOENT"),
+        ("vdz", 2, "vdz: cannot open /dev/vdz: "),
         ("a-name-that-no-disk-can-have-because-of-its-length", EINVAL, "not the name of a disk"),
         ("/dev/", EINVAL, "not the name of a disk"),
     ] {

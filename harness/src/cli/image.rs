@@ -4,6 +4,7 @@ use crate::out::{note, say};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
+use tornblk_image::kconfig::{self, Need};
 use tornblk_image::{KernelSource, Request};
 
 #[derive(Debug, Subcommand)]
@@ -14,6 +15,18 @@ pub(super) enum ImageCommand {
     List,
     /// Remove all but the last used image of each kernel, and what no image needs
     Gc,
+    /// Print what a kernel of your own has to have, as a fragment of its configuration
+    ///
+    /// For scripts/kconfig/merge_config.sh, or to be appended to the .config of `make tinyconfig`;
+    /// then `make olddefconfig`.
+    Kconfig(KconfigArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KconfigArgs {
+    /// Add what makes bugs of the kernel show: debugging symbols, lockdep, KASAN and others
+    #[arg(long)]
+    debug: bool,
 }
 
 #[derive(Debug, Args)]
@@ -46,17 +59,26 @@ impl ImageCommand {
                     agent: args.agent,
                     refresh: args.refresh,
                     stop: Some(super::signals::watch()?),
-                    ..Request::new(kernel)
+                    ..Request::new(kernel.clone())
                 };
                 let image = tornblk_image::build(&request, &mut |text| note!("{text}"))?;
+                if let KernelSource::BuildTree(tree) = &kernel {
+                    tell_missing(tree)?;
+                }
                 say!("kernel {} in {}", image.release, image.dir.display());
+                match image.guest_module() {
+                    Ok(path) => say!("guest module {path}"),
+                    Err(why) => say!("no guest module: {why}"),
+                }
             }
+            ImageCommand::Kconfig(args) => say!("{}", kconfig::fragment(args.debug).trim_end()),
             ImageCommand::List => {
                 for image in tornblk_image::list(None)? {
                     say!(
-                        "{}  {:>5} MiB  used {}  {}",
+                        "{}  {:>5} MiB  {:9}  used {}  {}",
                         image.lock.kernel.release,
                         image.size >> 20,
+                        if image.lock.guest_module().is_ok() { "module" } else { "no module" },
                         ago(image.last_used),
                         image.dir.display()
                     );
@@ -74,6 +96,19 @@ impl ImageCommand {
         }
         Ok(0)
     }
+}
+
+/// The options of a kernel of the user's own that guests want and it has not.
+fn tell_missing(tree: &std::path::Path) -> anyhow::Result<()> {
+    let missing = kconfig::missing_in(tree)?;
+    for option in &missing {
+        let weight = if option.need == Need::Guest { "needed" } else { "wanted" };
+        note!("{weight}: {option}");
+    }
+    if !missing.is_empty() {
+        note!("`tornblk image kconfig` prints all options that guests want");
+    }
+    Ok(())
 }
 
 fn ago(time: SystemTime) -> String {

@@ -30,6 +30,7 @@ mod gc;
 mod guest_module;
 mod index;
 mod initrd;
+pub mod kconfig;
 mod kernel;
 mod modules;
 mod process;

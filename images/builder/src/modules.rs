@@ -12,7 +12,7 @@ use crate::cpio::Archive;
 use crate::{At, ImageError, compress, elf};
 
 /// Taken where the kernel has them as modules; what it has built in needs none.
-const WANTED: [&str; 9] = [
+pub(crate) const WANTED: [&str; 9] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",

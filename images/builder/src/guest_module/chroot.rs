@@ -49,7 +49,7 @@ impl Enter {
             }
         }
         Ok(Err(format!(
-            "its compiler runs in a mount namespace, which this host does not allow ({why}): build \
+            "the guest module's compiler runs in a mount namespace, which this host does not allow ({why}): build \
              the image once as root, or allow user namespaces (sysctl \
              kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, or \
              user.max_user_namespaces)"

@@ -45,14 +45,23 @@ pub(super) fn find(
 fn choose(index: &Index, release: &str, version: &str) -> Result<Headers, String> {
     let find = |name: &str| -> Result<Stanza<'_>, String> {
         let same = index.all(name).find(|s| s.version() == version);
-        same.or_else(|| index.newest(name))
-            .ok_or_else(|| format!("the package {name} is not on the mirror (any more)"))
+        same.or_else(|| index.newest(name)).ok_or_else(|| {
+            format!(
+                "the package {name}, which the guest module is compiled with, is not on the \
+                     mirror (any more)"
+            )
+        })
     };
     let headers = find(&format!("linux-headers-{release}"))?;
     let depends = headers.depends();
     let named = |what: &str, is: &dyn Fn(&str) -> bool| {
         let name = depends.iter().find(|d| is(d)).copied();
-        name.ok_or_else(|| format!("the package {} names no {what}", headers.name()))
+        name.ok_or_else(|| {
+            format!(
+                "the package {} names no {what} to compile the guest module with",
+                headers.name()
+            )
+        })
     };
     let common =
         named("common headers", &|d| d.starts_with("linux-headers-") && d.ends_with("-common"))?;

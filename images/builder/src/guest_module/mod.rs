@@ -140,12 +140,10 @@ pub(crate) fn build<'c>(
             (ModuleLock { key: key.clone(), path: Ok(path), packages }, archive)
         }
         Made::Never(why) => {
-            log::warn!("{}", no_module(&why));
             let lock = ModuleLock { key: key.clone(), path: Err(why), packages: Vec::new() };
             (lock, Archive::default().finish())
         }
         Made::NotNow(why) => {
-            log::warn!("{}", no_module(&why));
             // Another image than the one that has it.
             return Ok(none(crate::cache::key(&[&key, &why]), why));
         }
@@ -158,10 +156,6 @@ pub(crate) fn build<'c>(
         cache.write_json(&dir.join("lock.json"), &lock)
     })?;
     open(cache, &key).ok_or(ImageError::NoPackage { name: NAME.to_owned() })
-}
-
-fn no_module(why: &str) -> String {
-    format!("the image has no guest module: {why}")
 }
 
 fn of_packages<'c>(
@@ -196,11 +190,13 @@ fn of_packages<'c>(
     let out = enter.run(root.path(), &["/bin/sh", "-c", &script], cache)?;
     let out = match out {
         Ok(out) => out,
-        Err(e) => return Ok(Made::NotNow(format!("its compiler cannot be run: {e}"))),
+        Err(e) => {
+            return Ok(Made::NotNow(format!("the guest module's compiler cannot be run: {e}")));
+        }
     };
     if !out.status.success() {
         return Ok(Made::Never(format!(
-            "it does not compile for {}: {}",
+            "the guest module does not compile for {}: {}",
             kernel.lock.release,
             last_lines(&out)
         )));
@@ -236,7 +232,7 @@ fn read_module(path: &Path, release: &str) -> Result<Result<Vec<u8>, String>, Im
     Ok(if built_for == release {
         Ok(data)
     } else {
-        Err(format!("it was compiled for {built_for}, but the kernel is {release}"))
+        Err(format!("the guest module was compiled for {built_for}, but the kernel is {release}"))
     })
 }
 

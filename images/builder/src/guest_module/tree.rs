@@ -22,13 +22,18 @@ pub(super) fn compile(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Made, ImageError> {
     if !is_usable(tree) {
-        let why = format!("{} has no Makefile and .config", tree.display());
+        let why = format!(
+            "{} has no Makefile and .config to compile the guest module with",
+            tree.display()
+        );
         return Ok(Made::NotNow(why));
     }
     let config = fs::read_to_string(tree.join(".config")).unwrap_or_default();
     let is_set = |option: &str| config.lines().any(|l| l == format!("{option}=y"));
     if !is_set("CONFIG_MODULES") {
-        return Ok(Made::NotNow("the kernel is built without CONFIG_MODULES".to_owned()));
+        return Ok(Made::NotNow(
+            "the kernel is built without CONFIG_MODULES: it takes no guest module".to_owned(),
+        ));
     }
     progress("compiling the guest module in the kernel's build folder");
     let work = temporary(cache)?;
@@ -47,10 +52,17 @@ pub(super) fn compile(
     // make ends what it has started.
     let out = match process::run(make.env("LC_ALL", "C"), Signal::TERM, cache)? {
         Ok(out) => out,
-        Err(e) => return Ok(Made::NotNow(format!("`{shown}` cannot be run: {e}"))),
+        Err(e) => {
+            return Ok(Made::NotNow(format!(
+                "the guest module is compiled by `{shown}`, which cannot be run: {e}"
+            )));
+        }
     };
     if !out.status.success() {
-        return Ok(Made::NotNow(format!("`{shown}` failed: {}", last_lines(&out))));
+        return Ok(Made::NotNow(format!(
+            "the guest module is compiled by `{shown}`, which failed: {}",
+            last_lines(&out)
+        )));
     }
     Ok(match read_module(&work.path().join(format!("{NAME}.ko")), release)? {
         Ok(data) => Made::Module { data, packages: Vec::new() },
