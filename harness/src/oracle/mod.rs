@@ -58,10 +58,12 @@ pub enum Clause {
     Unrecoverable,
     /// A system call of the workload failed.
     Failed,
+    /// The guest's kernel complained: see [`crate::splat`].
+    KernelWarning,
 }
 
 impl Clause {
-    pub const ALL: [Clause; 9] = [
+    pub const ALL: [Clause; 10] = [
         Clause::Torn,
         Clause::Lost,
         Clause::Stale,
@@ -71,6 +73,7 @@ impl Clause {
         Clause::Unreadable,
         Clause::Unrecoverable,
         Clause::Failed,
+        Clause::KernelWarning,
     ];
 
     pub fn name(self) -> &'static str {
@@ -84,6 +87,7 @@ impl Clause {
             Clause::Unreadable => "unreadable",
             Clause::Unrecoverable => "unrecoverable",
             Clause::Failed => "failed",
+            Clause::KernelWarning => "kernel-warning",
         }
     }
 }

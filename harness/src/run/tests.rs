@@ -219,6 +219,7 @@ fn the_commands_that_show_it_again_name_the_same_guest_and_suite() {
         kernel: Some("6.12".into()),
         modules: Some("/lib/my modules".into()),
         qemu: Some("/opt/qemu".into()),
+        append: Some("slub_debug=FZP debug".into()),
     };
     let given = [("s".to_owned(), "suites/s.toml".to_owned())].into();
     let settings = Settings { given, guest: guest.clone(), ..settings() };
@@ -227,7 +228,9 @@ fn the_commands_that_show_it_again_name_the_same_guest_and_suite() {
     let cut = &report.reports[0];
     let run = cut.again.last().unwrap();
     assert!(run.starts_with("tornblk run suites/s.toml --lane raw "), "{run}");
-    assert!(run.ends_with(" --kernel 6.12 --modules '/lib/my modules' --qemu /opt/qemu"), "{run}");
+    let options = " --kernel 6.12 --modules '/lib/my modules' --qemu /opt/qemu \
+                   --append 'slub_debug=FZP debug'";
+    assert!(run.ends_with(options), "{run}");
     let evidence = std::fs::read(cut.folder.as_ref().unwrap().join("evidence.json")).unwrap();
     let evidence: serde_json::Value = serde_json::from_slice(&evidence).unwrap();
     assert_eq!(serde_json::from_value::<GuestArgs>(evidence["guest"].clone()).unwrap(), guest);

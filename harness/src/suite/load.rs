@@ -268,6 +268,13 @@ impl LaneText {
         if self.control.caught_as.is_empty() {
             return Err("[control] `caught-as` is empty: what would show that it works?".into());
         }
+        if self.control.caught_as.contains(&Clause::KernelWarning) {
+            return Err(
+                "[control] `caught-as`: what a kernel says of a disk that lies proves nothing; \
+                        name what the disk breaks (torn, lost, ...)"
+                    .into(),
+            );
+        }
         if let Some(hold) = &self.hold_completions
             && !matches!(hold.as_str(), "idle" | "random")
             && hold.parse::<u32>().is_err()
