@@ -164,8 +164,10 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         }
         if lane.cuts < lane.planned && lane.verdict != Verdict::Unsupported {
             let (cuts, planned) = (lane.cuts, lane.planned);
-            let what =
-                if lane.verdict == Verdict::Error { "it ended" } else { "the time was over" };
+            // Red without a finding: its guest's kernel died.
+            let died = lane.verdict == Verdict::Violated && lane.violations == 0;
+            let ended = lane.verdict == Verdict::Error || died;
+            let what = if ended { "it ended" } else { "the time was over" };
             writeln!(out, "{}: {what} after {cuts} of {planned} cuts", lane.name)?;
         }
         if lane.complaints_again > 0 {

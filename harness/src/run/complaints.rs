@@ -57,6 +57,12 @@ impl LaneRun<'_> {
         Ok(self.desk.hear(&Guest { dir, which, around: Around::default() })?)
     }
 
+    /// The guest that said that it cannot do it.
+    pub(super) fn hear_before(&mut self, dir: &Path) -> Result<(), RunError> {
+        let (dir, which) = (&dir.join("before"), "that was to write");
+        Ok(self.desk.hear(&Guest { dir, which, around: Around::default() })?)
+    }
+
     /// Both guests of a cut, whose folder is `dir`. What is heard in the control's is told by the
     /// first cut: a control is caught by what it breaks.
     pub(super) fn hear(&mut self, dir: &Path, report: &mut CutReport) -> Result<(), RunError> {
@@ -98,6 +104,10 @@ pub(super) fn around(fault: Option<&Fault>, broken: bool) -> (Around, Around) {
     let lied = !eio && fault.is_some_and(|f| f.kind.is_live());
     (Around { eio, lied, broken: false }, Around { eio: false, lied: fault.is_some(), broken })
 }
+
+#[cfg(test)]
+#[path = "complaints_tests.rs"]
+mod complaining;
 
 #[cfg(test)]
 mod tests {

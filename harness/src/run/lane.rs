@@ -378,6 +378,7 @@ impl LaneRun<'_> {
                 Ok(Some(*report))
             }
             Judged::Unsupported(message) => {
+                self.hear_before(&dir)?;
                 self.supported = Some(message);
                 Ok(None)
             }

@@ -42,6 +42,9 @@ pub(super) enum Bug {
     PanicsOnReadback,
     HangsOnReadback,
     FailsReadback,
+    /// The kernel dies, or hangs, as soon as there is work.
+    PanicsAtWork,
+    HangsAtWork,
     /// The recording cannot be read.
     NoRecording,
     /// Nothing that is armed for a request comes.
@@ -76,6 +79,8 @@ pub(super) struct FakeLab {
     state: Rc<RefCell<State>>,
     /// Commands that guests were asked for.
     pub(super) asked: Rc<RefCell<Vec<String>>>,
+    /// What the kernels of guests say on their consoles: the end of the console's folder, and text.
+    pub(super) says: Vec<(&'static str, &'static str)>,
     /// The folder of the guest that is started ahead.
     pub(super) expected: Rc<RefCell<Option<PathBuf>>>,
 }
@@ -98,6 +103,7 @@ impl FakeLab {
         FakeLab {
             state: Rc::new(RefCell::new(state)),
             asked: Rc::default(),
+            says: Vec::new(),
             expected: Rc::default(),
         }
     }
@@ -143,6 +149,10 @@ impl Lab for FakeLab {
 
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
         assert!(dir.is_dir(), "its console goes there");
+        for (_, text) in self.says.iter().filter(|(end, _)| dir.ends_with(end)) {
+            std::fs::write(dir.join(crate::vm::CONSOLE), text)
+                .map_err(RunError::io("write", dir))?;
+        }
         self.forget();
         let asked = Rc::clone(&self.asked);
         Ok(Box::new(FakeMachine { alive: Alive::new(&self.state), asked, attached: false }))
@@ -449,6 +459,12 @@ impl Machine for FakeMachine {
             }
             Command::Workload { .. } if bug == Bug::Hangs => {
                 Err(CallError::Failed(RunError::Guest("the guest did not answer".into())))
+            }
+            Command::Workload { .. } if bug == Bug::PanicsAtWork => {
+                Err(CallError::Failed(RunError::Panic("Fatal exception".into())))
+            }
+            Command::Workload { .. } if bug == Bug::HangsAtWork => {
+                Err(CallError::Failed(RunError::Hung("no answer within 300 s".into())))
             }
             Command::Workload { workload } => self.workload(&workload, host),
             Command::Readback { workload } => {

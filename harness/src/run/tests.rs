@@ -50,17 +50,17 @@ const SUITE: &str = r#"
     caught-as = ["lost"]
 "#;
 
-struct Ran {
-    result: Result<Vec<LaneReport>, RunError>,
-    lab: FakeLab,
-    dir: tempfile::TempDir,
+pub(super) struct Ran {
+    pub(super) result: Result<Vec<LaneReport>, RunError>,
+    pub(super) lab: FakeLab,
+    pub(super) dir: tempfile::TempDir,
 }
 
-fn lanes() -> Vec<(String, Lane)> {
+pub(super) fn lanes() -> Vec<(String, Lane)> {
     parse(SUITE, "s").unwrap().lanes.into_iter().map(|lane| ("s".to_owned(), lane)).collect()
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         seed: 1,
         cuts: 3,
@@ -76,11 +76,19 @@ fn settings() -> Settings {
 }
 
 fn run_with(bug: Bug, lanes: &[(String, Lane)], settings: &Settings, stop: bool) -> Ran {
+    run_in(FakeLab::new(bug), lanes, settings, stop)
+}
+
+pub(super) fn run_in(
+    mut lab: FakeLab,
+    lanes: &[(String, Lane)],
+    settings: &Settings,
+    stop: bool,
+) -> Ran {
     struct Silent;
     impl Progress for Silent {}
     let dir = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(Some(&dir.path().join("run")), settings.seed).unwrap();
-    let mut lab = FakeLab::new(bug);
     let interrupted = AtomicBool::new(stop);
     let result = run_lanes(&mut lab, lanes, settings, &folder, &interrupted, &mut Silent);
     let ahead = lab.expected.borrow_mut().take();
@@ -93,7 +101,7 @@ fn run(bug: Bug) -> Vec<LaneReport> {
     run_with(bug, &lanes(), &settings(), false).result.unwrap()
 }
 
-fn verdicts(reports: &[LaneReport]) -> Vec<Verdict> {
+pub(super) fn verdicts(reports: &[LaneReport]) -> Vec<Verdict> {
     reports.iter().map(|r| r.verdict).collect()
 }
 

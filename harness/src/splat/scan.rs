@@ -6,7 +6,8 @@
 use super::{Kind, Splat};
 
 const CUT_HERE: &str = "------------[ cut here ]------------";
-const END_TRACE: &str = "---[ end trace ";
+/// Of a trace, and of a panic.
+const END_TRACE: &str = "---[ end ";
 const END_TASK: &str = "</TASK>";
 const PANIC: &str = "Kernel panic - not syncing";
 /// The agent writes to the kernel's log, too, and quotes it.
@@ -167,9 +168,6 @@ fn end(lines: &[&str], at: usize, kind: Kind, ruled: bool) -> usize {
         Kind::Bug => END_TRACE,
         _ => END_TASK,
     };
-    if message(lines[at]).starts_with(PANIC) {
-        return at + 1;
-    }
     let limit = lines.len().min(at + LONGEST);
     for (i, line) in lines.iter().enumerate().take(limit).skip(at + 1) {
         let message = message(line);
