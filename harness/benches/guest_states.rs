@@ -292,6 +292,8 @@ fn boot(settings: &GuestSettings, worker: usize) -> Result<()> {
             cpus: 1,
             dir: &dir,
             use_saved: false,
+            append: None,
+            gdb: None,
             stop: None,
         },
         BOOT_TIMEOUT,

@@ -24,6 +24,8 @@ fn main() -> anyhow::Result<()> {
         cpus: 2,
         dir: dir.path(),
         use_saved: false,
+        append: None,
+        gdb: None,
         stop: None,
     };
     for _ in 0..3 {

@@ -17,5 +17,6 @@ pub mod oracle;
 mod out;
 pub mod report;
 pub mod run;
+pub mod splat;
 pub mod suite;
 pub mod vm;

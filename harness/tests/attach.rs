@@ -100,6 +100,8 @@ fn a_guest_uses_the_disk() {
         cpus: QUEUES,
         dir: dir.path(),
         use_saved: false,
+        append: None,
+        gdb: None,
         stop: None,
     })
     .unwrap();

@@ -34,6 +34,8 @@ fn a_guest_boots_and_ends_in_every_way() {
         cpus: 2,
         dir: dir.path(),
         use_saved: false,
+        append: None,
+        gdb: None,
         stop: None,
     };
     let mut vm = Vm::boot(&config, BOOT_TIMEOUT).unwrap();

@@ -146,6 +146,8 @@ fn on(kernel: &str) {
         memory_mib: 512,
         cpus: 1,
         dir,
+        append: None,
+        gdb: None,
         use_saved: false,
         stop: None,
     })

@@ -11,6 +11,7 @@ use crate::report::explore::{self as shown, Live};
 use crate::report::terminal::Look;
 use crate::run::{GuestArgs, Lab, RunFolder, word};
 use crate::suite::parse_time;
+use crate::vm::debug::check_append;
 use anyhow::{Context, bail};
 use clap::Args;
 use std::collections::HashSet;
@@ -129,6 +130,16 @@ pub(super) struct GuestOptions {
     /// QEMU [default: that of the run, else $TORNBLK_QEMU, else qemu-system-x86_64]
     #[arg(long, value_name = "FILE")]
     qemu: Option<PathBuf>,
+
+    /// Parameters for the guest's kernel, beside those that every guest gets [default: those of the
+    /// run]
+    #[arg(long, value_name = "PARAMS", value_parser = append, allow_hyphen_values = true)]
+    append: Option<String>,
+}
+
+/// The words of `--append`.
+pub(super) fn append(given: &str) -> Result<String, String> {
+    Ok(check_append(given)?.unwrap_or_default())
 }
 
 impl GuestOptions {
@@ -150,6 +161,7 @@ impl GuestOptions {
             kernel: self.kernel.clone(),
             modules: self.modules.clone(),
             qemu: self.qemu.clone(),
+            append: self.append.clone(),
         }
     }
 }

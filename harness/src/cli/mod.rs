@@ -3,12 +3,14 @@
 //! Exits: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
 
 mod control;
+mod develop;
 mod explore;
 mod image;
 mod recording;
 mod report;
 mod repro;
 mod run;
+mod session;
 mod signals;
 
 use crate::out::{self, note};
@@ -53,7 +55,24 @@ enum Command {
 
 /// An error is a sentence for the user, and exit code 2.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    if !develop::is_bisecting(std::env::args_os()) {
+        return ExitCode::from(tornblk());
+    }
+    // Any other way out would be taken for "bad".
+    let exit = std::panic::catch_unwind(tornblk).unwrap_or(develop::SKIP);
+    ExitCode::from(develop::for_bisect(exit))
+}
+
+/// → the exit code.
+fn tornblk() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // There is nobody else to be told.
+            let _ = error.print();
+            return error.exit_code().try_into().unwrap_or(2);
+        }
+    };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
         .format_timestamp_millis()
         .init();
@@ -67,14 +86,14 @@ pub fn main() -> ExitCode {
         Command::Control(command) => command.run(),
     };
     match result {
-        Ok(code) => ExitCode::from(printed(code)),
+        Ok(code) => printed(code),
         Err(error) => {
             if interrupted(&error) {
                 note!("tornblk: interrupted; nothing is left running");
-                return ExitCode::from(signals::INTERRUPTED);
+                return signals::INTERRUPTED;
             }
             note!("tornblk: {}", sentence(&error));
-            ExitCode::from(2)
+            2
         }
     }
 }

@@ -8,9 +8,9 @@ use crate::explore::guest::NESTED;
 use crate::explore::{GuestNeeds, Opened, RecordingIds, Subject, Verdict, named};
 use crate::oracle::Finding;
 use crate::out::say;
-use crate::report::headline;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
+use crate::report::{headline, text};
 use crate::run::{GuestArgs, Lab, RealLab, RunError, kept_state, repro};
 use crate::vm::{self, BOOT_TIMEOUT, FrontEnd, NoHost, Vm, VmConfig};
 use anyhow::{Context, bail};
@@ -162,7 +162,7 @@ fn name_of(meta: &Meta) -> String {
 fn tell(findings: &[Finding]) {
     for finding in findings {
         say!("{}", headline(finding));
-        say!("  {}", finding.text);
+        say!("  {}", text(finding));
         if !finding.strip.is_empty() {
             say!("  blocks {}", strip(&finding.strip, utf8_locale()));
         }
@@ -180,7 +180,11 @@ fn guest_of(meta: &Meta, subject: Option<&Subject>, given: &GuestArgs) -> GuestA
     let of_lock = meta.image.as_ref().filter(|l| l.kernel.file.is_none()).map(version);
     // A file of the user's own, which may be at the same place here.
     let of_run = subject.and_then(|s| s.guest.kernel.clone());
-    given.clone().or(GuestArgs { kernel: of_lock.or(of_run), modules: None, qemu: None })
+    given.clone().or(GuestArgs {
+        kernel: of_lock.or(of_run),
+        modules: None,
+        ..GuestArgs::default()
+    })
 }
 
 fn same_kernel(then: &Lock, now: &Lock) -> anyhow::Result<()> {
@@ -249,6 +253,8 @@ fn shell(
         cpus: lab.cpus,
         dir: temp.path(),
         use_saved: false,
+        append: lab.append.clone(),
+        gdb: None,
         stop: Some(Arc::clone(stop)),
     };
     let (mut vm, console) = Vm::boot_with_console(&config, BOOT_TIMEOUT)?;

@@ -1,6 +1,7 @@
 //! `tornblk run`
 
-use super::{check_writable, signals, told};
+use super::develop::{self, DevelopOptions};
+use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, say};
 use crate::report::terminal::{Live, Look};
@@ -25,6 +26,7 @@ use tornblk_model::event::Disk;
 const DEFAULT_SEED: u64 = 1;
 
 #[derive(Debug, Args)]
+#[command(after_help = develop::EXAMPLES)]
 pub(super) struct RunArgs {
     /// Suites by name, or paths of .toml files [default: direct-atomic]
     #[arg(value_name = "SUITE")]
@@ -102,6 +104,9 @@ pub(super) struct RunArgs {
     /// human, or github: with annotations for a workflow's page
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     format: Format,
+
+    #[command(flatten)]
+    develop: DevelopOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -122,6 +127,7 @@ impl RunArgs {
         if let Some(profile) = &self.profile {
             check_profile(profile, &lanes)?;
         }
+        self.develop.check(lanes.len(), self.cut.is_some(), self.kernel.as_deref())?;
         let settings = self.settings(&suites);
         if let Some(cut) = settings.only.filter(|cut| *cut > settings.cuts) {
             bail!(
@@ -131,9 +137,17 @@ impl RunArgs {
             );
         }
         let look = Look::detect();
-        let mut live = Live::new(look);
+        let debugger = self.develop.debugger(&settings.guest);
+        let mut live = if debugger.is_some() { Live::lines(look) } else { Live::new(look) };
         let mut lab = lab(&settings.guest, &mut |text| live.note(text), &interrupted)?;
-        lab.prepare(&mut |text| live.note(text))?;
+        lab.debugger = debugger;
+        if self.develop.shell {
+            let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
+            return session::run(&mut lab, &lanes[0], &settings, folder, &interrupted, &live);
+        }
+        if lab.debugger.is_none() {
+            lab.prepare(&mut |text| live.note(text))?;
+        }
         let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
         let (major, minor, micro) = lab.qemu.version();
         let mut report = RunReport {
@@ -196,7 +210,11 @@ impl RunArgs {
         let paths = [("--modules", &self.modules), ("--qemu", &self.qemu)];
         let paths =
             paths.map(|(name, path)| (name, path.as_ref().map(|p| p.display().to_string())));
-        let texts = [("--kernel", self.kernel.clone()), ("--profile", self.profile.clone())];
+        let texts = [
+            ("--kernel", self.kernel.clone()),
+            ("--profile", self.profile.clone()),
+            ("--append", self.develop.append.clone()),
+        ];
         let faults = self.fault.iter().map(|f| ("--fault", Some(f.to_string())));
         let suites = self.suites.iter().map(|suite| ("", Some(suite.clone())));
         for (name, value) in suites.chain(texts).chain(paths).chain(faults) {
@@ -242,6 +260,7 @@ impl RunArgs {
                 kernel: self.kernel.clone(),
                 modules: self.modules.clone(),
                 qemu: self.qemu.clone(),
+                append: self.develop.append.clone(),
             },
         }
     }
@@ -307,7 +326,9 @@ pub(super) fn lab(
     note("trying the accelerator");
     let accel = Accel::probe(&qemu, &image, Some(&image.dir));
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) as u16;
-    Ok(RealLab::new(tornblkd, image, qemu, accel, cpus).until(Arc::clone(stop)))
+    let mut lab = RealLab::new(tornblkd, image, qemu, accel, cpus).until(Arc::clone(stop));
+    lab.append = guest.append.clone().filter(|append| !append.is_empty());
+    Ok(lab)
 }
 
 /// The lanes that are meant, with their suites' names.

@@ -71,10 +71,12 @@ pub enum Clause {
     Limits,
     /// The guest's kernel took a write that it must refuse.
     Accepted,
+    /// The guest's kernel complained: see [`crate::splat`].
+    KernelWarning,
 }
 
 impl Clause {
-    pub const ALL: [Clause; 12] = [
+    pub const ALL: [Clause; 13] = [
         Clause::Torn,
         Clause::Lost,
         Clause::Stale,
@@ -87,6 +89,7 @@ impl Clause {
         Clause::NotAtomic,
         Clause::Limits,
         Clause::Accepted,
+        Clause::KernelWarning,
     ];
 
     pub fn name(self) -> &'static str {
@@ -103,6 +106,7 @@ impl Clause {
             Clause::NotAtomic => "not-atomic",
             Clause::Limits => "limits",
             Clause::Accepted => "accepted",
+            Clause::KernelWarning => "kernel-warning",
         }
     }
 }

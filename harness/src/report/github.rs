@@ -1,6 +1,6 @@
 //! Annotations that GitHub Actions shows on a workflow's page.
 
-use super::{findings, headline};
+use super::{findings, headline, text};
 use crate::run::{RunReport, Verdict};
 use std::io::{self, Write};
 
@@ -11,10 +11,13 @@ pub fn write(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         match lane.verdict {
             Verdict::Passed => {}
             Verdict::Violated => {
+                if !why.is_empty() {
+                    line(out, "error", &title, &why)?;
+                }
                 for (cut, finding) in findings(lane) {
                     let again = cut.again.last().cloned().unwrap_or_default();
-                    let text = format!("{}\n{}\n{again}", headline(finding), finding.text);
-                    line(out, "error", &title, &text)?;
+                    let said = format!("{}\n{}\n{again}", headline(finding), text(finding));
+                    line(out, "error", &title, &said)?;
                 }
                 if let Some(explored) = lane.explored.as_ref().filter(|e| e.exit == 1) {
                     line(out, "error", &title, super::explore::failures(explored).trim_end())?;

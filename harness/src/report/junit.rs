@@ -3,7 +3,7 @@
 //! Unsupported and known lanes are skipped with their text, inconclusive ones and those that could
 //! not run are errors, violations are failures.
 
-use super::{findings, headline};
+use super::{findings, headline, text};
 use crate::run::{LaneReport, RunReport, Verdict};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use std::io;
@@ -38,18 +38,22 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
         }
         Verdict::Violated => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            let mut text = String::new();
+            let mut told = String::new();
             for (cut, finding) in findings(lane) {
-                text += &format!("cut {}: {}\n{}\n", cut.number, headline(finding), finding.text);
-                text += &format!("{}\nstate {}\n", finding.call, cut.state);
+                told += &format!("cut {}: {}\n{}\n", cut.number, headline(finding), text(finding));
+                told += &format!("{}\nstate {}\n", finding.call, cut.state);
                 for command in &cut.again {
-                    text += &format!("again: {command}\n");
+                    told += &format!("again: {command}\n");
                 }
             }
             if let Some(explored) = &lane.explored {
-                text += &super::explore::failures(explored);
+                told += &super::explore::failures(explored);
             }
-            status.set_message(format!("{} violations", lane.violations)).set_description(text);
+            // Without a finding it is the lane as a whole.
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            status
+                .set_message(format!("{} violations{why}", lane.violations))
+                .set_description(told);
             status
         }
         Verdict::Inconclusive | Verdict::Error => {

@@ -13,7 +13,7 @@ pub mod junit;
 pub mod strip;
 pub mod terminal;
 
-use crate::oracle::Finding;
+use crate::oracle::{Clause, Finding};
 use crate::run::{CutReport, LaneReport};
 use std::io;
 use std::path::Path;
@@ -36,8 +36,12 @@ pub fn findings(lane: &LaneReport) -> impl Iterator<Item = (&CutReport, &Finding
         .flat_map(|cut| cut.judgement.findings.iter().map(move |finding| (cut, finding)))
 }
 
-/// "torn: /mnt/a unit 3 (bytes 49152..65536), generation 7"
+/// "torn: /mnt/a unit 3 (bytes 49152..65536), generation 7", or what the kernel said
 pub fn headline(finding: &Finding) -> String {
+    if finding.clause == Clause::KernelWarning {
+        let said = finding.text.lines().next().unwrap_or_default();
+        return format!("{}: {said}", finding.clause);
+    }
     let place = if finding.len == 0 {
         finding.path.clone()
     } else {
@@ -47,6 +51,14 @@ pub fn headline(finding: &Finding) -> String {
     match finding.generation {
         Some(generation) => format!("{}: {place}, generation {generation}", finding.clause),
         None => format!("{}: {place}", finding.clause),
+    }
+}
+
+/// What the headline does not say.
+pub(crate) fn text(finding: &Finding) -> &str {
+    match finding.clause {
+        Clause::KernelWarning => finding.text.split_once('\n').map_or("", |(_, rest)| rest),
+        _ => &finding.text,
     }
 }
 
@@ -108,6 +120,7 @@ pub(crate) mod testing {
             planned: 4,
             at_rest: 0,
             counts: Counts { eligible: 1200, not_eligible: 3, ..Counts::default() },
+            complaints_again: 0,
             violations: u64::from(red),
             control: Some(ControlReport {
                 fault: "tear-atomic".into(),

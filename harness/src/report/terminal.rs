@@ -1,6 +1,6 @@
 //! The terminal: progress while it works, then a table, the findings, and what to do next.
 
-use super::{findings, headline, strip};
+use super::{findings, headline, strip, text};
 use crate::oracle::Finding;
 use crate::out::note;
 use crate::run::{CutReport, LaneReport, Phase, Progress, RunReport, Verdict, word};
@@ -69,6 +69,11 @@ impl Live {
             bar
         });
         Live { bar, look, last: None }
+    }
+
+    /// Lines on a terminal, too: somebody else writes there.
+    pub fn lines(look: Look) -> Live {
+        Live { bar: None, look, last: None }
     }
 
     fn say(&self, line: &str) {
@@ -159,9 +164,18 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         }
         if lane.cuts < lane.planned && lane.verdict != Verdict::Unsupported {
             let (cuts, planned) = (lane.cuts, lane.planned);
-            let what =
-                if lane.verdict == Verdict::Error { "it ended" } else { "the time was over" };
+            // Red without a finding: its guest's kernel died.
+            let died = lane.verdict == Verdict::Violated && lane.violations == 0;
+            let ended = lane.verdict == Verdict::Error || died;
+            let what = if ended { "it ended" } else { "the time was over" };
             writeln!(out, "{}: {what} after {cuts} of {planned} cuts", lane.name)?;
+        }
+        if lane.complaints_again > 0 {
+            writeln!(
+                out,
+                "{}: complaints of its guests' kernels that were told before in this run: {}",
+                lane.name, lane.complaints_again
+            )?;
         }
         if lane.at_rest > 0 {
             let (cuts, rest) = (lane.cuts, lane.at_rest);
@@ -188,7 +202,7 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
 }
 
 /// A command as the user can type it here: a program that was called by its path is not in `PATH`.
-fn typed(command: &str) -> String {
+pub(crate) fn typed(command: &str) -> String {
     let called = std::env::args().next().unwrap_or_default();
     match command.strip_prefix("tornblk ") {
         Some(rest) if called.ends_with("/tornblk") => format!("{} {rest}", word(&called)),
@@ -275,7 +289,7 @@ fn write_finding(
 ) -> io::Result<()> {
     let title = format!("{} cut {}: {}", lane.name, cut.number, headline(finding));
     writeln!(out, "{}", look.paint(&title, "1"))?;
-    writeln!(out, "  {}", finding.text)?;
+    writeln!(out, "  {}", text(finding))?;
     if !finding.call.is_empty() {
         writeln!(out, "  call   {}", finding.call)?;
     }

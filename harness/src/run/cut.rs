@@ -3,7 +3,7 @@
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check};
+use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints};
 use crate::device::DiskSpec;
 use crate::explore::Subject;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge, on_wire};
@@ -78,7 +78,7 @@ pub(super) struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    fn spec(&self, dir: &Path, seed: u64, recording: Option<PathBuf>) -> DiskSpec {
+    pub(super) fn spec(&self, dir: &Path, seed: u64, recording: Option<PathBuf>) -> DiskSpec {
         DiskSpec {
             image: self.base.to_owned(),
             recording: recording.clone(),
@@ -159,9 +159,11 @@ impl Setting<'_> {
         );
         let command = Command::Workload { workload: workload.clone() };
         let ended = guest.machine.call(command, &mut relay, LONG);
-        let mut failed = None;
+        let (mut failed, mut died) = (None, false);
         match ended {
             Err(CallError::Stopped) => check(self.interrupted)?,
+            // To the disk it is one more cut of the power; what the kernel said is told by it.
+            Err(CallError::Failed(e)) if complaints::ended(&e, &dir.join("before")) => died = true,
             Err(CallError::Failed(e)) => return Err(e),
             Ok(Outcome::Unsupported { message }) => return Ok(Judged::Unsupported(message)),
             Ok(Outcome::Failed { message, .. }) => failed = Some(message),
@@ -202,7 +204,10 @@ impl Setting<'_> {
         {
             return Err(RunError::Guest(format!("the workload failed in the guest: {message}")));
         }
-        let never = "; that never came, so it was cut at rest, after the workload's end";
+        let never = match died {
+            true => "; that never came, because the guest's kernel died or hung before",
+            false => "; that never came, so it was cut at rest, after the workload's end",
+        };
         Ok(Judged::Done(Box::new(CutReport {
             number: cut.number,
             plan: format!("{}{}", cut.plan, if fired { "" } else { never }),

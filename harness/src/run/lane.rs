@@ -6,6 +6,7 @@ use super::volume::Volume;
 use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
 use crate::explore::ExploreReport;
 use crate::oracle::{Clause, Counts, Finding};
+use crate::splat::Desk;
 use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -68,6 +69,9 @@ pub struct LaneReport {
     pub counts: Counts,
     /// Findings of all cuts.
     pub violations: u64,
+    /// Complaints of the guests' kernels that came before in this run, and are no findings again.
+    #[serde(default)]
+    pub complaints_again: u64,
     /// `None`: not asked for.
     pub control: Option<ControlReport>,
     pub seconds: f64,
@@ -91,6 +95,7 @@ pub fn run_lanes(
     progress: &mut dyn Progress,
 ) -> Result<Vec<LaneReport>, RunError> {
     let mut reports = Vec::new();
+    let mut desk = super::complaints::desk(&settings.guest);
     let mut clock = Clock::new(settings, lanes.len());
     for (i, (suite, lane)) in lanes.iter().enumerate() {
         clock.lane(i);
@@ -102,6 +107,7 @@ pub fn run_lanes(
             interrupted,
             progress: &mut *progress,
             clock: &mut clock,
+            desk: &mut desk,
             report: LaneReport::new(suite, lane, settings),
             supported: None,
             looked: false,
@@ -111,12 +117,17 @@ pub fn run_lanes(
         match run.all(lab) {
             Ok(()) => {}
             Err(error @ RunError::Interrupted) => return Err(error),
+            Err(error @ RunError::Panic(_)) => {
+                run.report.verdict = Verdict::Violated;
+                run.report.why = Some(error.to_string());
+            }
             Err(error) if reports.is_empty() && run.report.cuts == 0 => return Err(error),
             Err(error) => {
                 run.report.verdict = Verdict::Error;
                 run.report.why = Some(error.to_string());
             }
         }
+        run.complained_elsewhere();
         let mut report = run.report;
         report.seconds = started.elapsed().as_secs_f64();
         progress.lane_done(&report);
@@ -124,6 +135,7 @@ pub fn run_lanes(
         if report.reports.is_empty()
             && !bundles
             && report.verdict != Verdict::Error
+            && report.verdict != Verdict::Violated
             && !settings.keep
         {
             // Nothing in there shows anything again.
@@ -150,6 +162,7 @@ impl LaneReport {
             at_rest: 0,
             counts: Counts::default(),
             violations: 0,
+            complaints_again: 0,
             control: None,
             seconds: 0.0,
             reports: Vec::new(),
@@ -224,15 +237,16 @@ impl Clock {
     }
 }
 
-struct LaneRun<'a> {
-    lane: &'a Lane,
+pub(super) struct LaneRun<'a> {
+    pub(super) lane: &'a Lane,
     suite: &'a str,
     settings: &'a Settings,
     folder: &'a RunFolder,
     interrupted: &'a AtomicBool,
     progress: &'a mut dyn Progress,
     clock: &'a mut Clock,
-    report: LaneReport,
+    pub(super) desk: &'a mut Desk,
+    pub(super) report: LaneReport,
     /// What the guest said it cannot do.
     supported: Option<String>,
     /// The limits that the guest's kernel shows were looked at.
@@ -260,6 +274,7 @@ impl LaneRun<'_> {
         let what = if self.lane.is_raw() { "making the disk" } else { "formatting the disk" };
         self.phase(what, 0);
         setting.make_base(lab, &dir)?;
+        self.hear_mkfs(&dir)?;
         let mut applied = false;
         let numbers: Vec<u32> = match self.settings.only {
             Some(number) => vec![number],
@@ -365,10 +380,12 @@ impl LaneRun<'_> {
         let look = if look { LookAtLimits::Yes } else { LookAtLimits::No };
         match setting.run(lab, &cut, &dir, next.as_deref(), look, &mut phase)? {
             Judged::Done(mut report) => {
+                self.hear(&dir, &mut report)?;
                 report.again = self.again(&report);
                 Ok(Some(*report))
             }
             Judged::Unsupported(message) => {
+                self.hear_before(&dir)?;
                 self.supported = Some(message);
                 Ok(None)
             }
@@ -376,7 +393,7 @@ impl LaneRun<'_> {
     }
 
     /// The user's faults in turn.
-    fn fault_for(&self, number: u32) -> Option<Fault> {
+    pub(super) fn fault_for(&self, number: u32) -> Option<Fault> {
         let faults = &self.settings.faults;
         let n = faults.len().max(1);
         faults.get((number.max(1) - 1) as usize % n).cloned()
@@ -398,10 +415,12 @@ impl LaneRun<'_> {
         for fault in &self.settings.faults {
             run += &format!(" --fault {}", quote(&fault.to_string()));
         }
-        let GuestArgs { kernel, modules, qemu } = &self.settings.guest;
+        let GuestArgs { kernel, modules, qemu, append } = &self.settings.guest;
         let modules = modules.as_ref().map(|path| path.display().to_string());
         let qemu = qemu.as_ref().map(|path| path.display().to_string());
-        for (option, value) in [("kernel", kernel), ("modules", &modules), ("qemu", &qemu)] {
+        let given =
+            [("kernel", kernel), ("modules", &modules), ("qemu", &qemu), ("append", append)];
+        for (option, value) in given {
             if let Some(value) = value {
                 run += &format!(" --{option} {}", word(value));
             }
@@ -482,7 +501,10 @@ impl LaneRun<'_> {
         let explored = report.explored.as_ref();
         let failures = explored.map_or(0, |e| e.profiles.iter().map(|p| p.failures).sum());
         report.violations += failures;
-        report.verdict = if report.violations > 0 {
+        report.verdict = if super::complaints::are_in(report) {
+            // Nobody expects those.
+            Verdict::Violated
+        } else if report.violations > 0 {
             match &self.lane.expect {
                 Expect::Violated(reason) if self.settings.faults.is_empty() => {
                     why = Some(format!("known: {reason}"));

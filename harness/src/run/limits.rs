@@ -119,12 +119,19 @@ pub(super) fn show(
         return Err(NotShown::Unsupported(no_files()));
     }
     let module = lab.guest_module().map_err(NotShown::Unsupported)?;
-    let profile = parse(volume)?;
-    let disk = guest.device.strip_prefix("/dev/").unwrap_or(&guest.device);
-    let params = format!("boundary={} disk={disk}", profile.boundary);
-    let load = Command::LoadModule { path: module, params };
-    guest.ask("telling the kernel the disk's atomic limits", load, SHORT)?;
+    let load = telling(volume, &guest.device, module)?;
+    guest.ask(TELLING, load, SHORT)?;
     Ok(())
+}
+
+/// What [`telling`] does.
+pub(super) const TELLING: &str = "telling the kernel the disk's atomic limits";
+
+/// Tells a guest's kernel the limits of a virtio-blk disk.
+pub(super) fn telling(volume: &Volume, device: &str, path: String) -> Result<Command, RunError> {
+    let disk = device.strip_prefix("/dev/").unwrap_or(device);
+    let params = format!("boundary={} disk={disk}", parse(volume)?.boundary);
+    Ok(Command::LoadModule { path, params })
 }
 
 fn no_files() -> String {

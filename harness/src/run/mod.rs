@@ -12,7 +12,9 @@
 //! 5. a new guest on the state that the device chose: mount, read back;
 //! 6. the oracle.
 
+mod complaints;
 mod cut;
+mod debugger;
 mod explored;
 mod folder;
 mod lane;
@@ -20,6 +22,7 @@ mod limits;
 mod real;
 mod relay;
 mod repro;
+mod session;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -28,6 +31,7 @@ mod volume;
 mod wire;
 
 pub use cut::{CutReport, Judged};
+pub use debugger::Debugger;
 pub use folder::RunFolder;
 pub(crate) use lane::word;
 pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
@@ -35,6 +39,7 @@ pub use real::RealLab;
 #[cfg(test)]
 pub(crate) use repro::read as read_raw;
 pub use repro::{KeptState, MakeLab, Reproduced, kept_state, repro};
+pub use session::{Recorded, session};
 pub use volume::Volume;
 pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};
@@ -42,6 +47,7 @@ pub use wire::{WireQuery, read_wire};
 use crate::device::{DeviceError, DiskSpec};
 use crate::explore::{ExploreError, GuestNeeds, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
+use crate::splat::SplatError;
 use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,8 +63,13 @@ use tornblk_proto::{Crashed, Trigger};
 pub enum RunError {
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Splat(#[from] SplatError),
     #[error("{0}")]
     Guest(String),
+    /// It never came to the agent.
+    #[error("the guest's kernel does not boot: {0}")]
+    Boot(String),
     /// The guest's kernel died; what it said.
     #[error("the guest's kernel crashed: {0}")]
     Panic(String),
@@ -212,6 +223,9 @@ pub struct GuestArgs {
     pub kernel: Option<String>,
     pub modules: Option<PathBuf>,
     pub qemu: Option<PathBuf>,
+    /// Parameters for the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
 }
 
 impl GuestArgs {
@@ -221,7 +235,8 @@ impl GuestArgs {
             Some(kernel) => (Some(kernel), self.modules),
             None => (other.kernel, self.modules.or(other.modules)),
         };
-        GuestArgs { kernel, modules, qemu: self.qemu.or(other.qemu) }
+        let (qemu, append) = (self.qemu.or(other.qemu), self.append.or(other.append));
+        GuestArgs { kernel, modules, qemu, append }
     }
 }
 

@@ -1,11 +1,12 @@
 //! The real lab: `tornblkd`, QEMU, recordings.
 
-use super::{Arm, CallError, Disk, Host, Lab, Machine, RunError, WireQuery, read_wire};
+use super::{Arm, CallError, Debugger, Disk, Host, Lab, Machine, RunError, WireQuery, read_wire};
 use crate::device::{Device, DeviceError, DiskSpec};
 use crate::explore::guest::GuestSettings;
 use crate::explore::{ExploreError, GuestNeeds, Guests, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
-use crate::vm::{self, Accel, FrontEnd, Qemu, Vm, VmConfig, VmError};
+use crate::vm::{self, Accel, BOOT_TIMEOUT, FrontEnd, Qemu, Vm, VmConfig, VmError};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,6 +29,10 @@ pub struct RealLab {
     pub qemu: Qemu,
     pub accel: Accel,
     pub cpus: u16,
+    /// Parameters for the guest's kernel.
+    pub append: Option<String>,
+    /// One guest at a time, which may take as long as its user wants.
+    pub debugger: Option<Debugger>,
     /// Ctrl-C: who waits for a guest stops waiting.
     stop: Option<Arc<AtomicBool>>,
     spare: Option<Spare>,
@@ -42,7 +47,17 @@ struct Spare {
 
 impl RealLab {
     pub fn new(tornblkd: PathBuf, image: Image, qemu: Qemu, accel: Accel, cpus: u16) -> RealLab {
-        RealLab { tornblkd, image, qemu, accel, cpus, stop: None, spare: None }
+        RealLab {
+            tornblkd,
+            image,
+            qemu,
+            accel,
+            cpus,
+            append: None,
+            debugger: None,
+            stop: None,
+            spare: None,
+        }
     }
 
     /// Guests are waited for until this is set.
@@ -56,6 +71,10 @@ impl RealLab {
         // Nobody's console: the folder is not used.
         match Vm::prepare(&self.config(&self.image.dir), progress) {
             Err(VmError::Stopped) => Err(RunError::Interrupted),
+            // One that does not boot now never will: this was its best chance.
+            Err(error @ (VmError::Panic { .. } | VmError::BootTimeout { .. })) => {
+                Err(boot_error(error))
+            }
             Err(error) => {
                 log::warn!("guests will be booted, because no state can be saved: {error}");
                 Ok(())
@@ -73,14 +92,25 @@ impl RealLab {
             cpus: self.cpus,
             dir,
             use_saved: true,
+            append: self.append.clone(),
+            gdb: None,
             stop: self.stop.clone(),
         }
+    }
+
+    /// A booted guest with a console of its own for a person; its kernel's goes to `dir`.
+    pub(super) fn boot_with_console(&self, dir: &Path) -> Result<(Vm, UnixStream), RunError> {
+        let gdb = self.debugger.as_ref().and_then(|debugger| debugger.of(dir));
+        let config = VmConfig { gdb, ..self.config(dir) };
+        Vm::boot_with_console(&config, BOOT_TIMEOUT).map_err(boot_error)
     }
 
     /// Starts a guest whose console goes to `dir`.
     fn starter(&self, dir: &Path) -> impl FnOnce() -> Result<Vm, VmError> + Send + 'static {
         let (image, qemu, dir) = (self.image.clone(), self.qemu.clone(), dir.to_owned());
         let (accel, cpus, stop) = (self.accel, self.cpus, self.stop.clone());
+        let append = self.append.clone();
+        let gdb = self.debugger.as_ref().and_then(|debugger| debugger.of(&dir));
         move || {
             Vm::start(&VmConfig {
                 image: &image,
@@ -90,6 +120,8 @@ impl RealLab {
                 cpus,
                 dir: &dir,
                 use_saved: true,
+                append,
+                gdb,
                 stop,
             })
         }
@@ -120,13 +152,16 @@ impl Lab for RealLab {
         let vm = match self.take_spare(dir) {
             // One that failed may have lacked the time: the machine was busy with another.
             Some(Ok(vm)) => vm,
-            _ => self.starter(dir)().map_err(vm_error)?,
+            _ => self.starter(dir)().map_err(boot_error)?,
         };
         Ok(Box::new(RealMachine(vm)))
     }
 
     fn expect(&mut self, dir: &Path) {
         drop(self.take_spare(Path::new("")));
+        if self.debugger.is_some() {
+            return;
+        }
         let starting = std::thread::Builder::new().name("spare".into()).spawn(self.starter(dir));
         // Without the thread it is started when it is asked for.
         self.spare = starting.ok().map(|starting| Spare { dir: dir.to_owned(), starting });
@@ -324,6 +359,14 @@ impl vm::Host for Adapter<'_> {
 
     fn stop(&mut self) -> bool {
         self.0.stop()
+    }
+}
+
+/// Of a guest that was not there yet.
+fn boot_error(error: VmError) -> RunError {
+    match error {
+        VmError::Panic { .. } | VmError::BootTimeout { .. } => RunError::Boot(error.to_string()),
+        other => vm_error(other),
     }
 }
 

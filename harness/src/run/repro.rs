@@ -80,7 +80,9 @@ pub fn repro(
         volume.recover(lab.as_mut(), disk.as_mut(), &evidence.workload, &mut way)?;
     disk.stop()?;
     (evidence.readback, evidence.broken) = (readback, broken);
-    let now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
+    let mut now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
+    let again = super::complaints::again(temp.path(), &then, &now, &evidence.guest)?;
+    now.findings.extend(again);
     Ok(Reproduced { then, now, sha256 })
 }
 

@@ -47,6 +47,9 @@ pub(super) enum Bug {
     PanicsOnReadback,
     HangsOnReadback,
     FailsReadback,
+    /// The kernel dies, or hangs, as soon as there is work.
+    PanicsAtWork,
+    HangsAtWork,
     /// The recording cannot be read.
     NoRecording,
     /// Nothing that is armed for a request comes.
@@ -90,6 +93,8 @@ pub(super) struct FakeLab {
     state: Rc<RefCell<State>>,
     /// Commands that guests were asked for.
     pub(super) asked: Rc<RefCell<Vec<String>>>,
+    /// What the kernels of guests say on their consoles: the end of the console's folder, and text.
+    pub(super) says: Vec<(&'static str, &'static str)>,
     /// The folder of the guest that is started ahead.
     pub(super) expected: Rc<RefCell<Option<PathBuf>>>,
 }
@@ -113,6 +118,7 @@ impl FakeLab {
         FakeLab {
             state: Rc::new(RefCell::new(state)),
             asked: Rc::default(),
+            says: Vec::new(),
             expected: Rc::default(),
         }
     }
@@ -146,7 +152,7 @@ impl Lab for FakeLab {
             state.armed = None;
             state.matched = 0;
             state.faults.clear();
-            state.profile = spec.profile.parse().unwrap();
+            state.profile = spec.profile.parse().map_err(bad)?;
             state.knows_limits = spec.front_end == FrontEnd::Scsi;
             state.crashed = None;
             state.stable.clear();
@@ -159,6 +165,10 @@ impl Lab for FakeLab {
 
     fn machine(&mut self, dir: &Path) -> Result<Box<dyn Machine>, RunError> {
         assert!(dir.is_dir(), "its console goes there");
+        for (_, text) in self.says.iter().filter(|(end, _)| dir.ends_with(end)) {
+            std::fs::write(dir.join(crate::vm::CONSOLE), text)
+                .map_err(RunError::io("write", dir))?;
+        }
         self.forget();
         let asked = Rc::clone(&self.asked);
         let alive = Alive::new(&self.state);
@@ -197,13 +207,17 @@ impl Lab for FakeLab {
                 Stamp { nonce: query.nonce, unit, file, generation: r#gen, sector: 0, sectors: 0 };
             payload::fill(&mut bytes, stamp);
             let whole = if state.bug == Bug::Splits { bytes.len() / 2 } else { bytes.len() };
-            let profile: Profile = query.profile.parse().unwrap();
+            let profile: Profile = query.profile.parse().map_err(bad)?;
             let eligible = profile.eligible(0, whole as u64, true);
             builder.sent_as_atomic(Seq(event));
             builder.write(Seq(event), 0, whole as u64, &bytes[..whole], eligible, true);
         }
         Ok(builder.finish())
     }
+}
+
+fn bad(error: impl std::fmt::Display) -> RunError {
+    RunError::Bad(error.to_string())
 }
 
 impl State {
@@ -499,7 +513,9 @@ impl Machine for FakeMachine {
                 self.state().knows_limits = true;
                 ok(serde_json::json!({}))
             }
-            Command::StatAtomic { .. } => ok(serde_json::to_value(self.statx()).unwrap()),
+            Command::StatAtomic { .. } => {
+                ok(serde_json::to_value(self.statx()).unwrap_or_default())
+            }
             Command::AtomicRefusals { limits, .. } => {
                 assert!(limits.unit_max > 0);
                 let result = if bug == Bug::TakesAnything { 4096 } else { -22 };
@@ -541,6 +557,12 @@ impl Machine for FakeMachine {
             Command::Mount { fstype, .. } => {
                 self.fstype = fstype;
                 ok(serde_json::json!({}))
+            }
+            Command::Workload { .. } if bug == Bug::PanicsAtWork => {
+                Err(CallError::Failed(RunError::Panic("Fatal exception".into())))
+            }
+            Command::Workload { .. } if bug == Bug::HangsAtWork => {
+                Err(CallError::Failed(RunError::Hung("no answer within 300 s".into())))
             }
             Command::Workload { workload } => self.workload(&workload, host),
             Command::Readback { workload } => {

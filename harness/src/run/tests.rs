@@ -52,17 +52,17 @@ const SUITE: &str = r#"
     caught-as = ["lost"]
 "#;
 
-struct Ran {
-    result: Result<Vec<LaneReport>, RunError>,
-    lab: FakeLab,
-    dir: tempfile::TempDir,
+pub(super) struct Ran {
+    pub(super) result: Result<Vec<LaneReport>, RunError>,
+    pub(super) lab: FakeLab,
+    pub(super) dir: tempfile::TempDir,
 }
 
-fn lanes() -> Vec<(String, Lane)> {
+pub(super) fn lanes() -> Vec<(String, Lane)> {
     parse(SUITE, "s").unwrap().lanes.into_iter().map(|lane| ("s".to_owned(), lane)).collect()
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         seed: 1,
         cuts: 3,
@@ -78,11 +78,19 @@ fn settings() -> Settings {
 }
 
 fn run_with(bug: Bug, lanes: &[(String, Lane)], settings: &Settings, stop: bool) -> Ran {
+    run_in(FakeLab::new(bug), lanes, settings, stop)
+}
+
+pub(super) fn run_in(
+    mut lab: FakeLab,
+    lanes: &[(String, Lane)],
+    settings: &Settings,
+    stop: bool,
+) -> Ran {
     struct Silent;
     impl Progress for Silent {}
     let dir = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(Some(&dir.path().join("run")), settings.seed).unwrap();
-    let mut lab = FakeLab::new(bug);
     let interrupted = AtomicBool::new(stop);
     let result = run_lanes(&mut lab, lanes, settings, &folder, &interrupted, &mut Silent);
     let ahead = lab.expected.borrow_mut().take();
@@ -95,7 +103,7 @@ fn run(bug: Bug) -> Vec<LaneReport> {
     run_with(bug, &lanes(), &settings(), false).result.unwrap()
 }
 
-fn verdicts(reports: &[LaneReport]) -> Vec<Verdict> {
+pub(super) fn verdicts(reports: &[LaneReport]) -> Vec<Verdict> {
     reports.iter().map(|r| r.verdict).collect()
 }
 
@@ -221,6 +229,7 @@ fn the_commands_that_show_it_again_name_the_same_guest_and_suite() {
         kernel: Some("6.12".into()),
         modules: Some("/lib/my modules".into()),
         qemu: Some("/opt/qemu".into()),
+        append: Some("slub_debug=FZP debug".into()),
     };
     let given = [("s".to_owned(), "suites/s.toml".to_owned())].into();
     let settings = Settings { given, guest: guest.clone(), ..settings() };
@@ -229,7 +238,9 @@ fn the_commands_that_show_it_again_name_the_same_guest_and_suite() {
     let cut = &report.reports[0];
     let run = cut.again.last().unwrap();
     assert!(run.starts_with("tornblk run suites/s.toml --lane raw "), "{run}");
-    assert!(run.ends_with(" --kernel 6.12 --modules '/lib/my modules' --qemu /opt/qemu"), "{run}");
+    let options = " --kernel 6.12 --modules '/lib/my modules' --qemu /opt/qemu \
+                   --append 'slub_debug=FZP debug'";
+    assert!(run.ends_with(options), "{run}");
     let evidence = std::fs::read(cut.folder.as_ref().unwrap().join("evidence.json")).unwrap();
     let evidence: serde_json::Value = serde_json::from_slice(&evidence).unwrap();
     assert_eq!(serde_json::from_value::<GuestArgs>(evidence["guest"].clone()).unwrap(), guest);

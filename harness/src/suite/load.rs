@@ -438,6 +438,13 @@ impl ControlText {
         if self.caught_as.is_empty() {
             return Err("[control] `caught-as` is empty: what would show that it works?".into());
         }
+        if self.caught_as.contains(&Clause::KernelWarning) {
+            return Err(
+                "[control] `caught-as`: what a kernel says of a disk that lies proves nothing; \
+                        name what the disk breaks (torn, lost, ...)"
+                    .into(),
+            );
+        }
         Ok(Control { fault, place: self.place, caught_as: self.caught_as })
     }
 }

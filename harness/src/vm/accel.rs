@@ -85,6 +85,8 @@ fn boots(qemu: &Qemu, image: &Image) -> Result<(), VmError> {
         cpus: 1,
         dir: dir.path(),
         use_saved: false,
+        append: None,
+        gdb: None,
         stop: None,
     };
     Vm::boot(&config, TIMEOUT).map(Vm::kill)

@@ -10,6 +10,7 @@
 //! - [`saved`]: a booted guest kept in a file.
 //! - [`disk`]: disks that come and go.
 //! - [`shell`]: a person in the guest.
+//! - [`debug`]: parameters for its kernel, and a debugger.
 //!
 //! A power cut is [`Vm::kill`]: nothing of QEMU runs after it. A guest that is asked for something
 //! is watched all the while: a panic, a death of QEMU and the [`Host`]'s own wish to stop are
@@ -21,6 +22,7 @@
 pub mod accel;
 mod agent;
 mod console;
+pub mod debug;
 mod disk;
 mod lines;
 mod machine;
@@ -42,6 +44,7 @@ use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::Image;
 
 pub use accel::Accel;
+pub use debug::Gdb;
 pub use disk::{Disk, FrontEnd};
 pub use qemu::Qemu;
 
@@ -65,6 +68,11 @@ pub struct VmConfig<'a> {
     /// Start from a saved state of a booted guest (made now where there is none): a second
     /// instead of several.
     pub use_saved: bool,
+    /// Parameters for the kernel, beside those that every guest gets ([`debug::check_append`]).
+    pub append: Option<String>,
+    /// The guest waits for a debugger before its first instruction. Whoever sits in one may take
+    /// any time: it is booted, no saved state is used, and no deadline holds.
+    pub gdb: Option<Gdb>,
     /// Set from outside, by Ctrl-C: whoever waits for the guest gets [`VmError::Stopped`].
     pub stop: Option<Arc<AtomicBool>>,
 }
@@ -163,6 +171,9 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> VmError {
     move |source| VmError::Io { what, source }
 }
 
+/// What a guest says on its serial console, in its folder.
+pub const CONSOLE: &str = "console.log";
+
 /// How long a boot may take: many times what it takes under emulation on a busy machine.
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -185,13 +196,15 @@ pub struct Vm {
     drivers: Vec<(FrontEnd, Vec<String>)>,
     has_test_device: bool,
     release: String,
+    /// No deadline holds: see [`VmConfig::gdb`].
+    patient: bool,
     stop: Option<Arc<AtomicBool>>,
 }
 
 impl Vm {
     /// Starts a guest; returns when its agent is ready.
     pub fn start(config: &VmConfig<'_>) -> Result<Vm, VmError> {
-        if config.use_saved {
+        if config.use_saved && config.gdb.is_none() {
             match saved::start(config) {
                 Ok(vm) => return Ok(vm),
                 Err(VmError::Stopped) => return Err(VmError::Stopped),
@@ -218,7 +231,9 @@ impl Vm {
         };
         match boot() {
             // No workload has begun: see `Threads` for what this mostly is.
-            Err(VmError::Panic { line, .. }) if config.accel == Accel::Tcg => {
+            Err(VmError::Panic { line, .. })
+                if config.accel == Accel::Tcg && config.gdb.is_none() =>
+            {
                 log::warn!(
                     "the guest's kernel panicked while it booted ({line}): booting it again"
                 );
@@ -239,7 +254,7 @@ impl Vm {
         let (mine_qmp, its_qmp) = pair()?;
         let (mine_agent, its_agent) = pair()?;
         let log = config.dir.join("qemu.log");
-        let console = Console::open(config.dir.join("console.log"))?;
+        let console = Console::open(config.dir.join(CONSOLE))?;
         let mut args = machine::args(config, threads, console.path(), &its_qmp, &its_agent);
         args.extend(more.iter().map(OsString::from));
         let fds = [&[its_qmp.as_fd(), its_agent.as_fd()], sockets].concat();
@@ -256,6 +271,7 @@ impl Vm {
             drivers: drivers(config.image),
             has_test_device: config.qemu.has_test_device(),
             release: config.image.release.clone(),
+            patient: config.gdb.is_some(),
             stop: config.stop.clone(),
         };
         vm.qmp.handshake(QMP_TIMEOUT).map_err(|e| vm.what_really(e))?;
@@ -267,7 +283,7 @@ impl Vm {
         let start = Instant::now();
         while !self.agent.hello(TICK).map_err(|e| self.what_really(e))? {
             self.look()?;
-            if start.elapsed() > timeout {
+            if start.elapsed() > timeout && !self.patient {
                 let seconds = timeout.as_secs();
                 return Err(VmError::BootTimeout { seconds, console: self.console_tail() });
             }
@@ -301,7 +317,7 @@ impl Vm {
                 Err(e) => return Err(self.what_really(e)),
             }
             self.look()?;
-            if Instant::now() > deadline {
+            if Instant::now() > deadline && !self.patient {
                 let seconds = start.elapsed().as_secs();
                 return Err(VmError::Hung { what, seconds, console: self.console_tail() });
             }
@@ -317,7 +333,7 @@ impl Vm {
                 return Ok(kernel);
             }
             self.look()?;
-            if start.elapsed() > timeout {
+            if start.elapsed() > timeout && !self.patient {
                 let (what, seconds) = ("a ping".to_owned(), timeout.as_secs());
                 return Err(VmError::Hung { what, seconds, console: self.console_tail() });
             }

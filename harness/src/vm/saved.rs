@@ -3,8 +3,12 @@
 //! It is saved with no disk attached (QEMU refuses to migrate a vhost-user device of this kind) and
 //! with the modules loaded that a boot leaves out, which take longer than the boot. It lies in the image's
 //! folder under a key of everything that it depends on, and goes with the image.
+//!
+//! What the kernel said on its console until then lies beside it, and is the beginning of the
+//! console of every guest that is restored: a warning of its boot is a warning of that guest.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,10 +17,10 @@ use rustix::fs::{FlockOperation, flock};
 use tornblk_agent::channel::{Command, Outcome};
 
 use super::machine::Threads;
-use super::{BOOT_TIMEOUT, NoHost, QMP_TIMEOUT, Qemu, Vm, VmConfig, VmError, io, machine};
+use super::{BOOT_TIMEOUT, CONSOLE, NoHost, QMP_TIMEOUT, Qemu, Vm, VmConfig, VmError, io, machine};
 
 /// Counts up when the same text would give another state.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Loaded before saving.
 const MODULES: [&str; 4] = ["ext4", "xfs", "virtio_scsi", "sd_mod"];
@@ -62,6 +66,11 @@ fn path(config: &VmConfig<'_>) -> PathBuf {
     config.image.dir.join("saved").join(format!("{key}.state"))
 }
 
+/// What the guest said until it was saved.
+fn console_of(state: &Path) -> PathBuf {
+    state.with_extension("console")
+}
+
 /// Boots a guest and saves it. One process does it, others wait and use its work.
 fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
     let dir = config.image.dir.join("saved");
@@ -86,6 +95,9 @@ fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
     save(&mut vm, &config.qemu, &written)?;
     // A program that QEMU writes to may not have written all.
     vm.quit();
+    let said = console_of(state);
+    fs::rename(work.path().join(CONSOLE), &said)
+        .map_err(io(format!("cannot put in place {}", said.display())))?;
     let cannot_place = format!("cannot put in place {}", state.display());
     fs::rename(&written, state).map_err(io(cannot_place))
 }
@@ -145,6 +157,12 @@ fn zero_free_memory(vm: &mut Vm) -> Result<(), VmError> {
 
 fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
     let incoming = ["-incoming", "defer"].map(str::to_owned);
+    let said =
+        fs::read(console_of(state)).map_err(io("cannot read what the guest said at its boot"))?;
+    let console = config.dir.join(CONSOLE);
+    let cannot = || io(format!("cannot write the console's file {}", console.display()));
+    let mut file = File::options().create(true).append(true).open(&console).map_err(cannot())?;
+    file.write_all(&said).map_err(cannot())?;
     let mut vm = Vm::launch(config, Threads::Each, &incoming, &[])?;
     prepare(&mut vm, &config.qemu)?;
     let uri = Some(uri(&config.qemu, state, false));

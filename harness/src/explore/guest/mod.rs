@@ -53,6 +53,8 @@ pub struct GuestSettings {
     pub image: Image,
     pub qemu: Qemu,
     pub accel: Accel,
+    /// Parameters for its kernel.
+    pub append: Option<String>,
     /// An existing folder: each worker makes one of its own in it, for consoles and logs.
     pub dir: PathBuf,
     /// See [`FSCK_EVERY`]; 0: only where something is wrong.
@@ -73,6 +75,7 @@ impl GuestSettings {
             image: lab.image.clone(),
             qemu: lab.qemu.clone(),
             accel: lab.accel,
+            append: lab.append.clone(),
             dir,
             fsck_every: FSCK_EVERY,
             nested: 0,

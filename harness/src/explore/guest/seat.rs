@@ -232,6 +232,8 @@ impl Seat {
             cpus: CPUS,
             dir: &self.dir,
             use_saved: true,
+            append: settings.append.clone(),
+            gdb: None,
             stop: Some(Arc::clone(&settings.stop)),
         });
         // Nothing of a state was seen yet: it has nothing to do with them.

@@ -1,0 +1,171 @@
+//! What a kernel developer asks of `tornblk run`: parameters, a debugger, a shell, `git bisect run`.
+
+use super::explore::append;
+use crate::out::note;
+use crate::run::{Debugger, GuestArgs};
+use crate::vm::Gdb;
+use anyhow::{Context, bail};
+use clap::Args;
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+
+/// What `git bisect run` takes for "cannot be tried: skip it".
+pub(super) const SKIP: u8 = 125;
+
+pub(super) const EXAMPLES: &str = "\
+For kernel developers:
+  tornblk run --kernel ~/linux --append 'slub_debug=FZP'     bzImage and modules of a build tree
+  tornblk run --lane raw --cut 1 --kernel ~/linux --gdb      both guests of that cut wait for gdb
+  tornblk run --lane buffered-xfs-4k --shell                 the lane's disk, and a shell
+  git bisect run sh -c 'make -j8 olddefconfig bzImage modules || exit 125
+      tornblk run --lane raw --kernel . --bisect'            builds, then judges: 0 good, 1 bad, 125 skip
+
+A complaint of the guest's kernel (WARNING, BUG, lockdep, KASAN, a hung task, a file system's error)
+is a violation; where --kernel is a build tree with vmlinux, its functions are told with file and line.";
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "For kernel developers")]
+pub(super) struct DevelopOptions {
+    /// Parameters for the guest's kernel, beside those that every guest gets
+    #[arg(long, value_name = "PARAMS", value_parser = append, allow_hyphen_values = true)]
+    pub(super) append: Option<String>,
+
+    /// The guests of one cut (--lane, --cut) wait for gdb at their start, without any deadline
+    /// [default port: 1234]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
+    gdb: Option<Gdb>,
+
+    /// A shell in a guest with the lane's disk (--lane), formatted and mounted, before any workload;
+    /// what is done there is recorded
+    #[arg(long, conflicts_with_all = ["cut", "crashes", "explore", "bisect", "soak", "time", "json", "junit"])]
+    pub(super) shell: bool,
+
+    /// Exit as `git bisect run` wants it: 0 good, 1 bad (a violation), 125 for all else; for one
+    /// --kernel that was built (a build tree, or a file)
+    #[arg(long)]
+    pub(super) bisect: bool,
+}
+
+impl DevelopOptions {
+    /// What does not go together, before anything is made.
+    pub(super) fn check(
+        &self,
+        lanes: usize,
+        cut: bool,
+        kernel: Option<&str>,
+    ) -> anyhow::Result<()> {
+        if self.shell && lanes != 1 {
+            bail!("--shell is on the disk of one lane, and {lanes} are meant: name it with --lane");
+        }
+        if let Some(gdb) = self.gdb {
+            if !self.shell && (lanes != 1 || !cut) {
+                bail!(
+                    "--gdb is for one cut of one lane: name them with --lane and --cut (0 is the \
+                     control, 1 the first)"
+                );
+            }
+            let port = gdb.port;
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| {
+                format!("--gdb: port {port} cannot be had (give another: --gdb PORT)")
+            })?;
+        }
+        if self.bisect && !kernel.is_some_and(|kernel| Path::new(kernel).exists()) {
+            bail!(
+                "--bisect is for a kernel that was built: give its build tree or file with --kernel"
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn debugger(&self, guest: &GuestArgs) -> Option<Debugger> {
+        self.gdb.map(|gdb| Debugger { gdb, vmlinux: vmlinux(guest) })
+    }
+}
+
+/// The kernel with its symbols: in a build tree, or what was given itself.
+pub(super) fn vmlinux(guest: &GuestArgs) -> Option<PathBuf> {
+    let given = Path::new(guest.kernel.as_deref()?);
+    let vmlinux = if given.is_dir() { given.join("vmlinux") } else { given.to_owned() };
+    let mut magic = [0; 4];
+    std::fs::File::open(&vmlinux).ok()?.read_exact(&mut magic).ok()?;
+    (magic == *b"\x7fELF").then(|| std::path::absolute(&vmlinux).unwrap_or(vmlinux))
+}
+
+/// Whether it was asked for, even where the command line cannot be read.
+pub(super) fn is_bisecting(args: impl Iterator<Item = OsString>) -> bool {
+    let args: Vec<OsString> = args.collect();
+    args.get(1).is_some_and(|command| command == "run") && args.iter().any(|arg| arg == "--bisect")
+}
+
+/// An exit code as `git bisect run` wants it, which takes most others for "bad"; says which.
+pub(super) fn for_bisect(exit: u8) -> u8 {
+    let (code, what) = match exit {
+        0 => (0, "good".to_owned()),
+        1 => (1, "bad".to_owned()),
+        exit => (SKIP, format!("this kernel cannot be judged (exit {exit}): skip it ({SKIP})")),
+    };
+    note!("git bisect: {what}");
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn options(gdb: Option<u16>, shell: bool, bisect: bool) -> DevelopOptions {
+        DevelopOptions { append: None, gdb: gdb.map(|port| Gdb { port }), shell, bisect }
+    }
+
+    fn refused(options: &DevelopOptions, lanes: usize, cut: bool, kernel: Option<&str>) -> String {
+        options.check(lanes, cut, kernel).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        let gdb = options(Some(port), false, false);
+        assert!(refused(&gdb, 2, true, None).contains("one cut of one lane"));
+        assert!(refused(&gdb, 1, false, None).contains("one cut of one lane"));
+        assert!(refused(&gdb, 1, true, None).contains("cannot be had"));
+        drop(free);
+        gdb.check(1, true, None).unwrap();
+        options(Some(port), true, false).check(1, false, None).unwrap();
+        assert!(refused(&options(None, true, false), 6, false, None).contains("6 are meant"));
+        let bisect = options(None, false, true);
+        for kernel in [None, Some("7.2"), Some("/no/linux")] {
+            assert!(refused(&bisect, 1, false, kernel).contains("that was built"));
+        }
+        bisect.check(6, false, Some("/")).unwrap();
+    }
+
+    #[test]
+    fn only_good_and_bad_are_told_to_git_bisect() {
+        let codes = [0, 1, 2, 3, 101, 130].map(for_bisect);
+        assert_eq!(codes, [0, 1, 125, 125, 125, 125]);
+        let args = |line: &str| is_bisecting(line.split(' ').map(OsString::from));
+        assert!(args("tornblk run --bogus --bisect"));
+        assert!(!args("tornblk run") && !args("tornblk mark --bisect"));
+    }
+
+    #[test]
+    fn symbols_are_those_of_the_kernel_that_was_given() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = |name: &str| tmp.path().join(name);
+        let of = |kernel: &Path| {
+            vmlinux(&GuestArgs {
+                kernel: Some(kernel.display().to_string()),
+                ..GuestArgs::default()
+            })
+        };
+        assert_eq!(of(tmp.path()), None);
+        assert_eq!(of(Path::new("7.2")), None);
+        std::fs::write(path("vmlinux"), b"\x7fELF...").unwrap();
+        std::fs::write(path("bzImage"), b"MZ").unwrap();
+        assert_eq!(of(tmp.path()), Some(path("vmlinux")));
+        assert_eq!((of(&path("vmlinux")), of(&path("bzImage"))), (Some(path("vmlinux")), None));
+    }
+}

@@ -1,0 +1,50 @@
+//! `tornblk run --shell`: what is said around it.
+
+use crate::out::say;
+use crate::report::headline;
+use crate::report::terminal::{Live, typed};
+use crate::run::{RealLab, RunFolder, Settings, session, word};
+use crate::suite::Lane;
+use std::sync::atomic::AtomicBool;
+
+pub(super) fn run(
+    lab: &mut RealLab,
+    (suite, lane): &(String, Lane),
+    settings: &Settings,
+    folder: RunFolder,
+    interrupted: &AtomicBool,
+    live: &Live,
+) -> anyhow::Result<u8> {
+    let mut phase = |text: &str| match text {
+        // The terminal is the guest's from now on.
+        "" => live.finish(),
+        text => live.note(text),
+    };
+    let done = session(lab, (suite, lane), settings, &folder, interrupted, &mut phase);
+    live.finish();
+    let done = match done {
+        Ok(done) => done,
+        Err(error) => {
+            folder.remove_all();
+            return Err(error.into());
+        }
+    };
+    say!("the guest is gone");
+    for finding in &done.complaints {
+        say!("{}", headline(finding));
+        say!("  {}", crate::report::text(finding));
+    }
+    let recording = word(&done.recording.display().to_string());
+    let state = word(&format!("{}/p{}:all", done.profile, done.to));
+    let events = done.to.saturating_sub(done.from);
+    say!("recorded in {recording}: {events} events since the shell began (event {})", done.from);
+    say!("the disk as it is now, and as a power cut at any moment could have left it:");
+    for command in [
+        format!("tornblk recording export {recording} --state {state} -o disk.img"),
+        format!("tornblk explore {recording} --list"),
+        format!("tornblk explore {recording}"),
+    ] {
+        say!("  {}", typed(&command));
+    }
+    Ok(0)
+}
