@@ -6,7 +6,7 @@ use super::testing::{Bug, FakeLab};
 use super::*;
 use crate::oracle::Clause;
 use crate::oracle::OnWire;
-use crate::suite::{Atomic, Exercise, Lane, load, parse};
+use crate::suite::{Atomic, Exercise, Expect, Lane, load, parse};
 use tornblk_agent::channel::AtomicLimits;
 
 const SUITE: &str = r#"
@@ -313,7 +313,9 @@ fn no_cut_begins_after_the_time_is_over() {
 #[test]
 fn the_built_in_suites_run_in_the_simulation() {
     let lanes: Vec<_> = load("direct-atomic").unwrap().lanes;
-    let lanes: Vec<_> = lanes.into_iter().map(|lane| ("direct-atomic".to_owned(), lane)).collect();
+    // The simulated kernel has no bug that a lane is red for.
+    let green = lanes.into_iter().filter(|lane| lane.expect == Expect::Passed);
+    let lanes: Vec<_> = green.map(|lane| ("direct-atomic".to_owned(), lane)).collect();
     let ran = run_with(Bug::None, &lanes, &settings(), false);
     let reports = ran.result.unwrap();
     assert_eq!(verdicts(&reports), vec![Verdict::Passed; lanes.len()], "{reports:#?}");

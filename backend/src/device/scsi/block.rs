@@ -115,8 +115,8 @@ fn fua(cdb: &[u8]) -> bool {
 }
 
 /// SBC-4, 5.48. What is taken is kept whole: each piece by itself where there is an atomic
-/// boundary shorter than the transfer. The pieces begin at the command's LBA; the boundary that
-/// the *disk* has (as NVMe's NABSPF) lies on its own grid, and no piece may cross that either.
+/// boundary shorter than the transfer. The pieces begin at the command's LBA: SCSI has no boundary
+/// on the disk's own grid, as NVMe's NABSPF is one.
 pub(super) fn write_atomic(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
     may_write(disk)?;
     let cdb = asked.cdb;
@@ -155,17 +155,12 @@ pub(super) fn write_atomic(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refus
     }
     let from = first(asked.data_out, len)?;
     let piece = if piece == 0 { len } else { (piece * block).min(len) };
-    let profile = &disk.limits().profile;
     let mut requests = Requests::new();
     let (mut at, mut rest) = (0, from);
     while at < len {
         let size = piece.min(len - at);
         let (now, later) = split(&rest, size).ok_or(Refused::Overrun)?;
         rest = later;
-        if !profile.eligible(offset + at, size, true) {
-            let boundary = Size(profile.boundary);
-            return refuse(2, format!("it crosses a multiple of the disk's boundary, {boundary}"));
-        }
         let op = Op::Write { offset: offset + at, fua: fua(cdb), atomic: true };
         requests.push((op, buffers(asked.mem, &now)?));
         at += size;

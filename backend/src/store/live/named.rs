@@ -140,7 +140,7 @@ impl Arrival {
     /// What merges over a limit that does not exist is no anomaly: on a disk that keeps nothing
     /// whole, only lengths and places can be wrong.
     fn judge(&self, profile: &Profile) -> Judged {
-        let Arrival { offset, len, says, .. } = *self;
+        let Arrival { offset, len, says, name } = *self;
         let limit = profile.max_bytes;
         let length = if len < says {
             Length::Split
@@ -154,12 +154,12 @@ impl Arrival {
         // Where the whole of a split write began is not known. A length that is no power of two
         // has no natural place.
         let placed = length != Length::Split && says.is_power_of_two();
-        let boundary = profile.boundary;
-        let crosses = |b: u64| offset / b != offset.saturating_add(len.saturating_sub(1)) / b;
+        // One that was sent as atomic heeds none: SCSI has no boundary on the disk.
+        let across = name.is_some() && profile.crosses_boundary(offset, len);
         Judged {
             length,
             misaligned: placed && !offset.is_multiple_of(says),
-            across: (boundary != 0 && crosses(boundary)).then_some(boundary),
+            across: across.then_some(profile.boundary),
         }
     }
 }
@@ -208,6 +208,7 @@ mod tests {
     use super::*;
     use crate::store::Origin;
     use proptest::prelude::*;
+    use tornblk_model::crash::AtomicMode;
 
     fn profile(name: &str) -> Profile {
         name.parse().unwrap()
@@ -305,6 +306,7 @@ mod tests {
         assert!(seen.first[1].starts_with("across-boundary: "), "{}", seen.first[1]);
         assert_eq!(one("req16k+b32k", &at(16 * K), 16 * K, tag(16 * K)).across_boundary, 0);
         assert_eq!(one("req16k", &at(24 * K), 16 * K, tag(16 * K)).across_boundary, 0);
+        assert_eq!(one("explicit16k+b32k", &atomic(24 * K), 16 * K, 0).across_boundary, 0);
         // Two merged ones, each of which lies on its side.
         let seen = one("req32k+b32k", &at(16 * K), 32 * K, tag(16 * K));
         assert_eq!((seen.merged, seen.misaligned, seen.across_boundary), (1, 0, 1));
@@ -335,9 +337,12 @@ mod tests {
                 let op = if *sent_as_atomic { atomic(offset) } else { at(offset) };
                 see(&seen, &profile, &op, len, tag(512 << shift));
                 let says = if *sent_as_atomic { len } else { 512 << shift };
-                let arrival = Arrival { offset, len, says, name: None };
+                let name = (!*sent_as_atomic).then_some(0);
+                let arrival = Arrival { offset, len, says, name };
                 let judged = arrival.judge(&profile);
-                let kept = profile.eligible(offset, len, true);
+                // A name is no more than that: an explicit disk keeps what was sent as atomic.
+                let explicit = profile.mode == AtomicMode::Explicit;
+                let kept = profile.eligible(offset, len, *sent_as_atomic || explicit);
                 if matches!(judged.length, Length::MergedBeyond(_)) || judged.across.is_some() {
                     prop_assert!(!kept);
                 } else if profile.max_bytes >= len {
