@@ -196,7 +196,7 @@ impl fmt::Display for Sentence {
             Anomaly::Across(boundary) => write!(
                 f,
                 "across-boundary: a {write} arrived{request} at offset {offset} across a multiple \
-                 of {boundary} bytes, over which the disk keeps nothing whole"
+                 of {boundary} bytes, the boundary that the disk has"
             ),
         }
     }
@@ -208,6 +208,7 @@ mod tests {
     use super::*;
     use crate::store::Origin;
     use proptest::prelude::*;
+    use tornblk_model::crash::AtomicMode;
 
     fn profile(name: &str) -> Profile {
         name.parse().unwrap()
@@ -337,7 +338,10 @@ mod tests {
                 let says = if *sent_as_atomic { len } else { 512 << shift };
                 let arrival = Arrival { offset, len, says, name: None };
                 let judged = arrival.judge(&profile);
-                let kept = profile.eligible(offset, len, true);
+                // The model's promise for a write that did not ask: one that was sent as atomic
+                // heeds no boundary of the disk, and is told of all the same.
+                let kept = Profile { mode: AtomicMode::Implicit, ..profile.clone() }
+                    .eligible(offset, len, false);
                 if matches!(judged.length, Length::MergedBeyond(_)) || judged.across.is_some() {
                     prop_assert!(!kept);
                 } else if profile.max_bytes >= len {
