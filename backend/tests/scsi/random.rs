@@ -20,7 +20,7 @@ const TABLE: u16 = 256;
 /// Where buffers and headers lie: across the seam of two regions.
 const AREA: Range<u64> = SEAM - 0x1000..SEAM + 0x1000;
 /// Where indirect tables lie: no other descriptor points there, so they stay as they are.
-const TABLES: Range<u64> = 0x38_0000..0x38_0400;
+const TABLES: Range<u64> = 0xe_0000..0xe_0400;
 
 /// Every operation code that is known, and some that are not.
 const CODES: [u8; 34] = [
