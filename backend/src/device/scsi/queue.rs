@@ -1,10 +1,10 @@
 //! A request queue: from chains to commands, to the store's requests, and to responses.
 
-use super::Scsi;
 use super::command::{Asked, Moved, Work, fits, understand};
 use super::sense::{Refused, Sense};
 use super::tasks::{Inbox, Open, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
+use super::{FRONT_END_SEG_MAX, Scsi};
 use crate::complaints::Complaints;
 use crate::device::Memory;
 use crate::device::chain::{Broken, Chain};
@@ -269,8 +269,9 @@ fn sense_of(op: &Op, failure: &Failure) -> Sense {
 
 impl Requests for ScsiRequests {
     fn limit(&self) -> usize {
-        // Header and response are beside seg_max.
-        self.device.seg_max() as usize + 2
+        // What the front-end shows may be more than what the device says; header and response are
+        // beside it.
+        self.device.seg_max().max(FRONT_END_SEG_MAX) as usize + 2
     }
 
     fn size(&mut self, heads: usize) {
