@@ -37,8 +37,8 @@ const DEPTH: usize = 32;
 const LEN: u32 = 4096;
 const CAPACITY: u64 = 64 << 20;
 /// Requests of one turn.
-const TURN: u64 = 20_000;
-const PAIRS: usize = 15;
+const TURN: u64 = 5_000;
+const PAIRS: usize = 61;
 
 struct Random(u64);
 
