@@ -121,7 +121,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SIZE", help_heading = "Atomic writes")]
     pub(crate) tear_unit: Option<Size>,
 
-    /// All of the above in a word: lb512, lb4k, req16k, req16k+b16k, piece16k, lba16k, garbage
+    /// All of the above in a word: lb512, lb4k, req16k, req16k+b16k, explicit16k, piece16k,
+    /// lba16k, garbage
     #[arg(long, value_name = "NAME", help_heading = "Atomic writes")]
     pub(crate) profile: Option<Profile>,
 

@@ -17,8 +17,8 @@ use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// Two regions that touch each other, so that a buffer can lie in both.
-pub(crate) const SEAM: u64 = 0x20_0000;
-pub(crate) const END: u64 = 0x40_0000;
+pub(crate) const SEAM: u64 = 0x8_0000;
+pub(crate) const END: u64 = 0x10_0000;
 
 /// A device, a driver, and what is between them.
 pub(crate) struct Bench {

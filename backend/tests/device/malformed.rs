@@ -161,7 +161,7 @@ fn a_chain_longer_than_anything_that_was_offered() {
     // 64 MiB and more, all of it in memory: the same megabyte over and over.
     let (mut b, p) = bench();
     let mut parts = vec![(p.header, 16, 0)];
-    parts.extend([(0x10_0000, 1 << 20, 0); 66]);
+    parts.extend([(0, 1 << 20, 0); 66]);
     parts.push((p.status, 1, WRITE));
     let head = b.driver.indirect(&parts);
     check(b, &p, head, Some(IOERR));

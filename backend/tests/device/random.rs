@@ -16,9 +16,9 @@ const TABLE: u16 = 256;
 /// Where buffers and headers lie: across the seam of two regions.
 const AREA: Range<u64> = SEAM - 0x1000..SEAM + 0x1000;
 /// Where indirect tables lie: no other descriptor points there, so they stay as they are.
-const TABLES: Range<u64> = 0x38_0000..0x38_0400;
+const TABLES: Range<u64> = 0xe_0000..0xe_0400;
 /// Where the buffers of the good chains lie.
-const GOOD: u64 = 0x30_0000;
+const GOOD: u64 = 0xc_0000;
 const SECTORS: u64 = 16;
 
 fn addr() -> impl Strategy<Value = u64> {

@@ -35,8 +35,8 @@ impl Both {
         let queue = device.control_queue();
         let ring = driver.ring(false);
         Both {
-            first: bench(0x10_0000, FIRST),
-            second: bench(0x20_8000, FIRST + 1),
+            first: bench(0x4_0000, FIRST),
+            second: bench(0x9_0000, FIRST + 1),
             driver,
             queue,
             ring,

@@ -3,10 +3,15 @@
 
 use crate::common::driver::{NEXT, WRITE, descriptor};
 use crate::common::scsi::{CANARY, DISK, REQUEST, RESPONSE, header};
+use crate::common::store::Shared;
 use crate::{
-    Bench, END, IN_CDB, INVALID_OPCODE, LimitOptions, MemStore, OUT_OF_RANGE, PROTECTED, SEAM,
-    SECTORS, atomic, cdb10, cdb16,
+    Bench, END, FIRST, IN_CDB, INVALID_OPCODE, LimitOptions, MemStore, OUT_OF_RANGE, PROTECTED,
+    SEAM, SECTORS, atomic, cdb10, cdb16, memory,
 };
+use std::sync::Arc;
+use tornblk_backend::device::FrontEnd;
+use tornblk_backend::device::limits::Limits;
+use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
 use vm_memory::{Bytes, GuestAddress};
 
 #[test]
@@ -167,6 +172,44 @@ fn malformed_chains_are_returned_and_answered_where_there_is_room() {
     b.driver.offer(200);
     let _ = b.pump();
     assert_eq!(b.driver.take_used(), [(200, 0)]);
+}
+
+#[test]
+fn as_many_segments_as_a_front_end_may_show_and_no_more() {
+    for (segments, answered) in [(254, 0), (255, 9)] {
+        let mut b = Bench::plain();
+        let at = b.driver.place(&header(DISK, 1, &cdb10(0x28, 0, 0, 254)));
+        let response = b.driver.place(&[CANARY; RESPONSE as usize]);
+        let data = b.driver.alloc(512 * segments);
+        let mut parts = vec![(at, REQUEST, 0), (response, RESPONSE, WRITE)];
+        parts.extend((0..segments as u64).map(|i| (data + 512 * i, 512, WRITE)));
+        let head = b.driver.indirect(&parts);
+        b.driver.offer(head);
+        let _ = b.pump();
+        assert_eq!(b.driver.take_used().len(), 1);
+        assert_eq!(b.driver.byte(response + 11), answered, "{segments} segments");
+    }
+    // A short queue is no limit: QEMU's driver has 126 whatever the queue.
+    let store = MemStore::new(SECTORS);
+    let limits = LimitOptions { seg_max: 6, front_end: FrontEnd::Scsi, ..LimitOptions::default() };
+    let device = Scsi::new(ScsiOptions {
+        store: Arc::new(Shared(store.clone())),
+        limits: Limits::new(&limits).unwrap(),
+        request_queues: 1,
+        queue_size: 8,
+        writeback: true,
+        id: Box::new(|| [0; 20]),
+    });
+    let mut b = Bench::with(store, device, memory(), 0x1000, FIRST, false);
+    let at = b.driver.place(&header(DISK, 1, &cdb10(0x28, 0, 0, 126)));
+    let response = b.driver.alloc(RESPONSE as usize);
+    let data = b.driver.alloc(512 * 126);
+    let mut parts = vec![(at, REQUEST, 0), (response, RESPONSE, WRITE)];
+    parts.extend((0..126).map(|i| (data + 512 * i, 512, WRITE)));
+    let head = b.driver.indirect(&parts);
+    b.driver.offer(head);
+    let _ = b.pump();
+    assert_eq!(b.driver.byte(response + 11), 0);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! A request queue: from chains to commands, to the store's requests, and to responses.
 
-use super::Scsi;
 use super::command::{Asked, Moved, Work, fits, understand};
 use super::sense::{Refused, Sense};
 use super::tasks::{Inbox, Open, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
+use super::{FRONT_END_SEG_MAX, Scsi};
 use crate::complaints::Complaints;
 use crate::device::Memory;
 use crate::device::chain::{Broken, Chain};
@@ -101,9 +101,9 @@ impl ScsiRequests {
     }
 
     /// A chain in which no command can be found: a response where there is a place for it.
-    fn broken(&mut self, taken: &Taken<'_>, broken: &Broken) -> Answer {
-        self.complain(taken.position, &broken.why);
-        let (mem, head) = (taken.mem.clone(), taken.head);
+    fn broken(&mut self, from: Spot<'_>, broken: &Broken) -> Answer {
+        self.complain(from.position, &broken.why);
+        let (mem, head) = (from.mem.clone(), from.head);
         match split(&broken.writable, RESPONSE_BYTES as u64) {
             Some((response, _)) => {
                 Place { head, response, room: 0, mem }.refuse(VIRTIO_SCSI_S_FAILURE)
@@ -113,20 +113,20 @@ impl ScsiRequests {
     }
 
     /// A command, its answer's place and its data buffers.
-    fn open(&mut self, taken: &Taken<'_>, chain: &Chain) -> Result<Opened, Answer> {
-        let (head, mem) = (taken.head, taken.mem);
+    fn open(&mut self, from: Spot<'_>, chain: &Chain) -> Result<Opened, Answer> {
+        let (head, mem) = (from.head, from.mem);
         let Some((response, data_in)) = split(&chain.writable, RESPONSE_BYTES as u64) else {
-            self.complain(taken.position, &"it has no room for a response");
+            self.complain(from.position, &"it has no room for a response");
             return Err(Answer { head, len: 0 });
         };
         let mut place = Place { head, response, room: 0, mem: mem.clone() };
         let Some((header, data_out)) = split(&chain.readable, REQUEST_BYTES as u64) else {
-            self.complain(taken.position, &"it is shorter than a request's header");
+            self.complain(from.position, &"it is shorter than a request's header");
             return Err(place.refuse(VIRTIO_SCSI_S_FAILURE));
         };
         if !data_in.is_empty() && !data_out.is_empty() {
             // VIRTIO_SCSI_F_INOUT is not offered.
-            self.complain(taken.position, &"it has data buffers in both directions");
+            self.complain(from.position, &"it has data buffers in both directions");
             return Err(place.refuse(VIRTIO_SCSI_S_FAILURE));
         }
         place.room = total(&data_in) + total(&data_out);
@@ -136,7 +136,7 @@ impl ScsiRequests {
         Ok(Opened { place, command: Command::read(&header), data_in, data_out })
     }
 
-    fn run(&mut self, taken: &Taken<'_>, opened: Opened) -> Option<Answer> {
+    fn run(&mut self, from: Spot<'_>, opened: Opened) -> Option<Answer> {
         let Opened { place, command, data_in, data_out } = opened;
         if command.to == Address::NoTarget {
             // What a driver meets when it looks for disks: no complaint.
@@ -145,7 +145,7 @@ impl ScsiRequests {
         let asked = Asked {
             to: command.to,
             cdb: &command.cdb,
-            mem: taken.mem,
+            mem: from.mem,
             data_out: &data_out,
             data_in: &data_in,
         };
@@ -155,7 +155,7 @@ impl ScsiRequests {
                 if !fits(&asked, moved) {
                     return Some(place.refuse(VIRTIO_SCSI_S_OVERRUN));
                 }
-                match fill(taken.mem, &data_in, &data) {
+                match fill(from.mem, &data_in, &data) {
                     Ok(_) => Some(place.good(moved)),
                     Err(_) => Some(place.refuse(VIRTIO_SCSI_S_FAILURE)),
                 }
@@ -163,7 +163,7 @@ impl ScsiRequests {
             Ok(Work::Done { taken }) => Some(place.good(Moved { taken, given: 0 })),
             Ok(Work::Store { requests, moved }) => {
                 let slot = &mut self.submitted[usize::from(place.head)];
-                let (position, head) = (taken.position, place.head);
+                let (position, head) = (from.position, place.head);
                 *slot = Some(Submitted {
                     place,
                     position,
@@ -188,7 +188,7 @@ impl ScsiRequests {
                 Some(place.check(sense))
             }
             Err(Refused::Overrun) => {
-                self.complain(taken.position, &"its buffers are shorter than its transfer");
+                self.complain(from.position, &"its buffers are shorter than its transfer");
                 Some(place.refuse(VIRTIO_SCSI_S_OVERRUN))
             }
             Err(Refused::Memory) => Some(place.refuse(VIRTIO_SCSI_S_FAILURE)),
@@ -224,6 +224,14 @@ impl ScsiRequests {
             }
         }
     }
+}
+
+/// Where a chain came from.
+#[derive(Clone, Copy)]
+struct Spot<'a> {
+    mem: &'a Arc<Memory>,
+    position: u16,
+    head: u16,
 }
 
 /// A chain, taken apart.
@@ -269,33 +277,31 @@ fn sense_of(op: &Op, failure: &Failure) -> Sense {
 
 impl Requests for ScsiRequests {
     fn limit(&self) -> usize {
-        // Header and response are beside seg_max.
-        self.device.seg_max() as usize + 2
+        // What the front-end shows may be more than what the device says; header and response are
+        // beside it.
+        self.device.seg_max().max(FRONT_END_SEG_MAX) as usize + 2
     }
 
     fn size(&mut self, heads: usize) {
         self.submitted.resize_with(heads, || None);
     }
 
-    fn begin(&mut self, mut taken: Taken<'_>) -> Option<Answer> {
-        let empty = Broken {
-            why: crate::device::chain::Malformed::NoAnswer,
-            last: None,
-            writable: Spans::new(),
-        };
-        let chain = match std::mem::replace(&mut taken.chain, Err(empty)) {
+    fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
+        let Taken { mem, position, head, chain } = taken;
+        let from = Spot { mem, position, head };
+        let chain = match chain {
             Ok(chain) => chain,
-            Err(broken) => return Some(self.broken(&taken, &broken)),
+            Err(broken) => return Some(self.broken(from, &broken)),
         };
-        let opened = match self.open(&taken, &chain) {
+        let opened = match self.open(from, &chain) {
             Ok(opened) => opened,
             Err(answer) => return Some(answer),
         };
-        if self.submitted[usize::from(taken.head)].is_some() {
-            self.complain(taken.position, &"its head is in use");
+        if self.submitted[usize::from(head)].is_some() {
+            self.complain(position, &"its head is in use");
             return Some(opened.place.refuse(VIRTIO_SCSI_S_FAILURE));
         }
-        self.run(&taken, opened)
+        self.run(from, opened)
     }
 
     fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
