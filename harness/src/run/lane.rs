@@ -111,22 +111,20 @@ pub fn run_lanes(
             report: LaneReport::new(suite, lane, settings),
             supported: None,
             last: None,
+            at: None,
         };
         let started = Instant::now();
         match run.all(lab) {
             Ok(()) => {}
             Err(error @ RunError::Interrupted) => return Err(error),
-            Err(error @ RunError::Panic(_)) => {
-                run.report.verdict = Verdict::Violated;
-                run.report.why = Some(error.to_string());
-            }
+            Err(error @ RunError::Panic(_)) => run.died(&error)?,
             Err(error) if reports.is_empty() && run.report.cuts == 0 => return Err(error),
             Err(error) => {
                 run.report.verdict = Verdict::Error;
                 run.report.why = Some(error.to_string());
             }
         }
-        run.complained_elsewhere();
+        run.complained_elsewhere()?;
         let mut report = run.report;
         report.seconds = started.elapsed().as_secs_f64();
         progress.lane_done(&report);
@@ -240,7 +238,7 @@ pub(super) struct LaneRun<'a> {
     pub(super) lane: &'a Lane,
     suite: &'a str,
     settings: &'a Settings,
-    folder: &'a RunFolder,
+    pub(super) folder: &'a RunFolder,
     interrupted: &'a AtomicBool,
     progress: &'a mut dyn Progress,
     clock: &'a mut Clock,
@@ -248,6 +246,8 @@ pub(super) struct LaneRun<'a> {
     pub(super) report: LaneReport,
     /// What the guest said it cannot do.
     supported: Option<String>,
+    /// The folder of the cut that is being made.
+    pub(super) at: Option<PathBuf>,
     /// The folder of the last cut, and whether it goes once it was explored.
     last: Option<(PathBuf, bool)>,
 }
@@ -364,6 +364,7 @@ impl LaneRun<'_> {
             plan_cut(self.lane, seed, number, self.settings.cuts)
         };
         let dir = self.folder.cut(&self.lane.name, number)?;
+        self.at = Some(dir.clone());
         let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
         let (of, left) = (self.report.planned, self.clock.left());
         let (lane, progress) = (self.lane, &mut self.progress);
