@@ -39,11 +39,15 @@ pub(super) fn run(
     let events = done.to.saturating_sub(done.from);
     say!("recorded in {recording}: {events} events since the shell began (event {})", done.from);
     say!("the disk as it is now, and as a power cut at any moment could have left it:");
-    for command in [
+    let mut commands = vec![
         format!("tornblk recording export {recording} --state {state} -o disk.img"),
         format!("tornblk explore {recording} --list"),
-        format!("tornblk explore {recording}"),
-    ] {
+    ];
+    if done.explorable {
+        say!("(explored is whether the file system recovers from each, and is sound then)");
+        commands.push(format!("tornblk explore {recording} --fsck-every 1"));
+    }
+    for command in commands {
         say!("  {}", typed(&command));
     }
     Ok(0)

@@ -328,15 +328,15 @@ fn next(report: &RunReport) -> String {
     if let Some(command) = kept.and_then(|(e, kept)| super::explore::again(e, kept)) {
         return command;
     }
-    if let Some(lane) =
-        report.lanes.iter().find(|l| matches!(l.verdict, Verdict::Inconclusive | Verdict::Error))
-    {
+    let stuck = |l: &&LaneReport| matches!(l.verdict, Verdict::Inconclusive | Verdict::Error);
+    // Red without a finding: its guest's kernel died.
+    if let Some(lane) = red.or_else(|| report.lanes.iter().find(stuck)) {
         let folder = match &report.folder {
             Some(folder) => word(&folder.join(&lane.name).display().to_string()),
             None => "the lane's folder".to_owned(),
         };
         return match lane.verdict {
-            Verdict::Error => format!("look into {folder}: consoles and logs"),
+            Verdict::Error | Verdict::Violated => format!("look into {folder}: consoles and logs"),
             _ => format!("{again} --lane {} --crashes {}", lane.name, 4 * lane.planned.max(1)),
         };
     }

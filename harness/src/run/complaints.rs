@@ -83,18 +83,34 @@ impl LaneRun<'_> {
         Ok(())
     }
 
-    /// At the lane's end: what no cut could tell.
-    pub(super) fn complained_elsewhere(&mut self) {
-        self.report.complaints_again = self.desk.take_again();
-        let titles = self.desk.leave();
-        if titles.is_empty() || matches!(self.report.verdict, Verdict::Violated) {
-            return;
-        }
+    /// A kernel died where there was no cut yet.
+    pub(super) fn died(&mut self, error: &RunError) -> Result<(), RunError> {
         self.report.verdict = Verdict::Violated;
-        self.report.why = Some(format!(
-            "the guest's kernel complained outside of the cuts: {}",
-            titles.join("; ")
-        ));
+        self.report.why = Some(error.to_string());
+        match self.at.clone() {
+            Some(cut) => self.hear_before(&cut),
+            None => self.hear_mkfs(&self.folder.lane(&self.lane.name)?),
+        }
+    }
+
+    /// At the lane's end: what no cut could tell.
+    pub(super) fn complained_elsewhere(&mut self) -> Result<(), RunError> {
+        self.report.complaints_again = self.desk.take_again();
+        let findings = self.desk.findings(Some(&self.folder.lane(&self.lane.name)?))?;
+        if findings.is_empty() {
+            return Ok(());
+        }
+        let texts = findings.iter().map(|finding| finding.text.replace('\n', ", "));
+        let texts = texts.collect::<Vec<_>>().join("; ");
+        // Red without a finding: it died, and its own words say more.
+        let died = self.report.verdict == Verdict::Violated && self.report.violations == 0;
+        let why = match (died, &self.report.why) {
+            (true, _) => format!("the guest's kernel crashed: {texts}"),
+            (false, Some(why)) => format!("{why}; the guest's kernel complained: {texts}"),
+            (false, None) => format!("the guest's kernel complained: {texts}"),
+        };
+        (self.report.verdict, self.report.why) = (Verdict::Violated, Some(why));
+        Ok(())
     }
 }
 

@@ -112,22 +112,20 @@ pub fn run_lanes(
             supported: None,
             looked: false,
             last: None,
+            at: None,
         };
         let started = Instant::now();
         match run.all(lab) {
             Ok(()) => {}
             Err(error @ RunError::Interrupted) => return Err(error),
-            Err(error @ RunError::Panic(_)) => {
-                run.report.verdict = Verdict::Violated;
-                run.report.why = Some(error.to_string());
-            }
+            Err(error @ RunError::Panic(_)) => run.died(&error)?,
             Err(error) if reports.is_empty() && run.report.cuts == 0 => return Err(error),
             Err(error) => {
                 run.report.verdict = Verdict::Error;
                 run.report.why = Some(error.to_string());
             }
         }
-        run.complained_elsewhere();
+        run.complained_elsewhere()?;
         let mut report = run.report;
         report.seconds = started.elapsed().as_secs_f64();
         progress.lane_done(&report);
@@ -241,7 +239,7 @@ pub(super) struct LaneRun<'a> {
     pub(super) lane: &'a Lane,
     suite: &'a str,
     settings: &'a Settings,
-    folder: &'a RunFolder,
+    pub(super) folder: &'a RunFolder,
     interrupted: &'a AtomicBool,
     progress: &'a mut dyn Progress,
     clock: &'a mut Clock,
@@ -251,6 +249,8 @@ pub(super) struct LaneRun<'a> {
     supported: Option<String>,
     /// The limits that the guest's kernel shows were looked at.
     looked: bool,
+    /// The folder of the cut that is being made.
+    pub(super) at: Option<PathBuf>,
     /// The folder of the last cut, and whether it goes once it was explored.
     last: Option<(PathBuf, bool)>,
 }
@@ -367,6 +367,7 @@ impl LaneRun<'_> {
             plan_cut(self.lane, seed, number, self.settings.cuts)
         };
         let dir = self.folder.cut(&self.lane.name, number)?;
+        self.at = Some(dir.clone());
         let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
         // Not in the control: what is found there is no violation.
         let look = number > 0 && !self.looked;

@@ -30,6 +30,8 @@ pub struct Recorded {
     pub to: u64,
     /// What the guest's kernel complained about.
     pub complaints: Vec<Finding>,
+    /// Its crash states can be judged: by their recovery.
+    pub explorable: bool,
 }
 
 /// Leaves a guest with the lane's disk to the person at the terminal, and cuts its power when the
@@ -65,7 +67,8 @@ pub fn session(
     let device =
         Device::start(&lab.tornblkd, &setting.spec(&dir, settings.seed, Some(recording.clone())))?;
     let mark = |name: &str| device.client().mark(name).map_err(crate::device::DeviceError::from);
-    let subject = Subject {
+    // What is judged of a state is its recovery: a raw disk has none.
+    let subject = (!lane.is_raw()).then(|| Subject {
         suite: suite.to_owned(),
         lane: lane.name.clone(),
         cut: 0,
@@ -74,8 +77,8 @@ pub fn session(
         volume: setting.volume.clone(),
         guest: settings.guest.clone(),
         image: Some(lab.image.key.clone()),
-    };
-    for line in subject.marks() {
+    });
+    for line in subject.iter().flat_map(Subject::marks) {
         mark(&line)?;
     }
     phase("booting a guest");
@@ -119,7 +122,7 @@ pub fn session(
     }
     let complaints = desk.findings(Some(&dir))?;
     let to = last_event(&recording)?;
-    Ok(Recorded { recording, profile, from, to, complaints })
+    Ok(Recorded { recording, profile, from, to, complaints, explorable: !lane.is_raw() })
 }
 
 /// Nothing that could be read back: a state's recovery is all that there is to judge.

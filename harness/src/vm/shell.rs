@@ -21,6 +21,10 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// What ends a shell's input on a terminal (VEOF).
 const END_OF_INPUT: u8 = 4;
 
+/// What the shell says when it takes input. What comes before that, its terminal would keep for
+/// itself: an end of input would get lost.
+const PROMPT: &[u8] = b"guest# ";
+
 /// `$1` and `$2` are the terminal's size, `$3` is said first. `setsid -c` makes the console the
 /// shell's own, so that Ctrl-C reaches what runs in it; it must not lead its group before, or it
 /// would not wait.
@@ -122,11 +126,13 @@ impl Drop for Terminal {
 fn relay(console: &UnixStream, over: &AtomicBool) -> std_io::Result<()> {
     let stdin = std_io::stdin();
     let mut input = true;
+    let mut said = Vec::new();
+    let mut asked = false;
     let mut bytes = [0; 4096];
     loop {
         let last = over.load(Ordering::Relaxed);
         let mut fds = vec![PollFd::new(console, PollFlags::IN)];
-        if input {
+        if input && asked {
             fds.push(PollFd::new(&stdin, PollFlags::IN));
         }
         poll(&mut fds, Some(&LOOK))?;
@@ -140,6 +146,10 @@ fn relay(console: &UnixStream, over: &AtomicBool) -> std_io::Result<()> {
             let mut out = std_io::stdout().lock();
             out.write_all(&bytes[..n])?;
             out.flush()?;
+            if !asked {
+                said.extend_from_slice(&bytes[..n]);
+                asked = said.windows(PROMPT.len()).any(|part| part == PROMPT);
+            }
         } else if last {
             return Ok(());
         }

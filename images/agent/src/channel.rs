@@ -432,7 +432,7 @@ pub struct UnitFound {
 }
 
 /// What is done, in this order: the nonce is read from the device, the disk is mounted, the
-/// workload's blocks are read back, the disk is unmounted, opened exclusively (which proves that
+/// workload's blocks are read back (if it has targets), the disk is unmounted, opened exclusively (which proves that
 /// nobody holds it any more) and its buffers are dropped. Whatever fails, the disk is let go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
