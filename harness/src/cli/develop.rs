@@ -50,12 +50,10 @@ pub(super) struct DevelopOptions {
 
 impl DevelopOptions {
     /// What does not go together, before anything is made.
-    pub(super) fn check(
-        &self,
-        lanes: usize,
-        cut: bool,
-        kernel: Option<&str>,
-    ) -> anyhow::Result<()> {
+    pub(super) fn check(&self, lanes: usize, cut: bool, kernels: &[String]) -> anyhow::Result<()> {
+        if (self.shell || self.gdb.is_some()) && kernels.len() > 1 {
+            bail!("--shell and --gdb are for one --kernel");
+        }
         if self.shell && lanes != 1 {
             bail!("--shell is on the disk of one lane, and {lanes} are meant: name it with --lane");
         }
@@ -71,7 +69,8 @@ impl DevelopOptions {
                 format!("--gdb: port {port} cannot be had (give another: --gdb PORT)")
             })?;
         }
-        if self.bisect && !kernel.is_some_and(|kernel| Path::new(kernel).exists()) {
+        let one = |kernels: &[String]| kernels.len() == 1 && Path::new(&kernels[0]).exists();
+        if self.bisect && !one(kernels) {
             bail!(
                 "--bisect is for a kernel that was built: give its build tree or file with --kernel"
             );
@@ -119,8 +118,9 @@ mod tests {
         DevelopOptions { append: None, gdb: gdb.map(|port| Gdb { port }), shell, bisect }
     }
 
-    fn refused(options: &DevelopOptions, lanes: usize, cut: bool, kernel: Option<&str>) -> String {
-        options.check(lanes, cut, kernel).unwrap_err().to_string()
+    fn refused(options: &DevelopOptions, lanes: usize, cut: bool, kernels: &[&str]) -> String {
+        let kernels: Vec<String> = kernels.iter().map(|k| (*k).to_owned()).collect();
+        options.check(lanes, cut, &kernels).unwrap_err().to_string()
     }
 
     #[test]
@@ -128,18 +128,19 @@ mod tests {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         let gdb = options(Some(port), false, false);
-        assert!(refused(&gdb, 2, true, None).contains("one cut of one lane"));
-        assert!(refused(&gdb, 1, false, None).contains("one cut of one lane"));
-        assert!(refused(&gdb, 1, true, None).contains("cannot be had"));
+        assert!(refused(&gdb, 2, true, &[]).contains("one cut of one lane"));
+        assert!(refused(&gdb, 1, false, &[]).contains("one cut of one lane"));
+        assert!(refused(&gdb, 1, true, &[]).contains("cannot be had"));
         drop(free);
-        gdb.check(1, true, None).unwrap();
-        options(Some(port), true, false).check(1, false, None).unwrap();
-        assert!(refused(&options(None, true, false), 6, false, None).contains("6 are meant"));
+        assert!(refused(&gdb, 1, true, &["7.2", "7.3"]).contains("one --kernel"));
+        gdb.check(1, true, &[]).unwrap();
+        options(Some(port), true, false).check(1, false, &[]).unwrap();
+        assert!(refused(&options(None, true, false), 6, false, &[]).contains("6 are meant"));
         let bisect = options(None, false, true);
-        for kernel in [None, Some("7.2"), Some("/no/linux")] {
-            assert!(refused(&bisect, 1, false, kernel).contains("that was built"));
+        for kernels in [&[][..], &["7.2"], &["/no/linux"], &["/", "/"]] {
+            assert!(refused(&bisect, 1, false, kernels).contains("that was built"));
         }
-        bisect.check(6, false, Some("/")).unwrap();
+        bisect.check(6, false, &["/".to_owned()]).unwrap();
     }
 
     #[test]

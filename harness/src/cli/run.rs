@@ -3,15 +3,15 @@
 use super::develop::{self, DevelopOptions};
 use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
-use crate::out::{Stdout, say};
+use crate::out::{Stdout, note, say};
 use crate::report::terminal::{Live, Look};
 use crate::report::{github, json, junit, terminal};
 use crate::run::{
-    GuestArgs, LaneReport, RealLab, RunError, RunFolder, RunReport, Settings, Verdict, run_lanes,
-    word,
+    Debugger, GuestArgs, KernelRun, LaneReport, RealLab, RunFolder, RunReport, Settings, Verdict,
+    run_lanes, word,
 };
 use crate::suite::{self, Lane, Suite, parse_time};
-use crate::vm::{Accel, Qemu};
+use crate::vm::{Accel, FrontEnd, Qemu};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -38,9 +38,10 @@ pub(super) struct RunArgs {
 
     #[arg(long, value_name = "KERNEL", help = format!(
         "The guest's kernel: a series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder \
-         in which a kernel was built [default: {}]", tornblk_image::DEFAULT_KERNEL
-    ))]
-    kernel: Option<String>,
+         in which a kernel was built; or several of them (6.12,7.2,7.3), for a table of all lanes on \
+         each [default: {}]", tornblk_image::DEFAULT_KERNEL
+    ), value_delimiter = ',')]
+    kernel: Vec<String>,
 
     /// Modules of a kernel given as a file: its lib/modules/RELEASE
     #[arg(long, value_name = "DIR")]
@@ -49,6 +50,11 @@ pub(super) struct RunArgs {
     /// QEMU [default: $TORNBLK_QEMU, else qemu-system-x86_64]
     #[arg(long, value_name = "FILE")]
     qemu: Option<PathBuf>,
+
+    /// How the guest sees the disk, instead of the lanes' own way: blk, scsi, or blk-full (virtio-blk
+    /// with all that it says of its limits; from QEMU 10.2 on)
+    #[arg(long, value_name = "NAME")]
+    front_end: Option<FrontEndName>,
 
     /// Which disk this is, instead of the lanes' own: lb512, req16k, req16k+b16k, piece16k, ...
     #[arg(long, value_name = "NAME")]
@@ -71,7 +77,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     crashes: Option<u32>,
 
-    /// Time for everything (90s, 3m, 2h), instead of the suite's own
+    /// Time for everything (90s, 3m, 2h), instead of the suite's own for each kernel
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     time: Option<Duration>,
 
@@ -115,20 +121,45 @@ enum Format {
     Github,
 }
 
+/// [`FrontEnd`], as the command line takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FrontEndName {
+    Blk,
+    BlkFull,
+    Scsi,
+}
+
+impl From<FrontEndName> for FrontEnd {
+    fn from(name: FrontEndName) -> FrontEnd {
+        match name {
+            FrontEndName::Blk => FrontEnd::Blk,
+            FrontEndName::BlkFull => FrontEnd::BlkFull,
+            FrontEndName::Scsi => FrontEnd::Scsi,
+        }
+    }
+}
+
 impl RunArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
         let interrupted = signals::watch()?;
         check_writable(self.json.iter().chain(&self.junit))?;
         let suites = self.load()?;
-        let lanes = select(&suites, &self.lane)?;
-        if self.modules.is_some() && self.kernel.is_none() {
-            bail!("--modules belongs to a kernel that is given as a file: add --kernel FILE");
+        let mut lanes = select(&suites, &self.lane)?;
+        if self.modules.is_some() && self.kernel.len() != 1 {
+            bail!("--modules belongs to one kernel that is given as a file: add --kernel FILE");
+        }
+        if let Some(front_end) = self.front_end {
+            put_on(front_end.into(), &mut lanes)?;
         }
         if let Some(profile) = &self.profile {
             check_profile(profile, &lanes)?;
         }
-        self.develop.check(lanes.len(), self.cut.is_some(), self.kernel.as_deref())?;
-        let settings = self.settings(&suites);
+        self.develop.check(lanes.len(), self.cut.is_some(), &self.kernel)?;
+        // Before hours of work: a kernel that is none.
+        for kernel in &self.kernel {
+            kernel.parse::<KernelSource>()?;
+        }
+        let settings = self.settings(&suites, self.kernel.first().cloned());
         if let Some(cut) = settings.only.filter(|cut| *cut > settings.cuts) {
             bail!(
                 "--cut {cut}: there are the cuts 0 (the control) to {}; a cut is placed by how many \
@@ -138,70 +169,137 @@ impl RunArgs {
         }
         let look = Look::detect();
         let debugger = self.develop.debugger(&settings.guest);
-        let mut live = if debugger.is_some() { Live::lines(look) } else { Live::new(look) };
-        let mut lab = lab(&settings.guest, &mut |text| live.note(text), &interrupted)?;
-        lab.debugger = debugger;
+        let live = if debugger.is_some() { Live::lines(look) } else { Live::new(look) };
         if self.develop.shell {
+            let mut lab = lab(&settings.guest, &mut |text| live.note(text), &interrupted)?;
+            lab.debugger = debugger;
             let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
             return session::run(&mut lab, &lanes[0], &settings, folder, &interrupted, &live);
         }
-        if lab.debugger.is_none() {
-            lab.prepare(&mut |text| live.note(text))?;
-        }
-        let folder = RunFolder::create(self.out.as_deref(), self.seed)?;
-        let (major, minor, micro) = lab.qemu.version();
-        let mut report = RunReport {
+        let mut matrix = Matrix { lanes: &lanes, debugger, interrupted, live, folder: None };
+        let start = Instant::now();
+        let report = RunReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             suites: suites.iter().map(|s| s.name.clone()).collect(),
             options: self.options(),
             seed: self.seed,
-            accelerator: lab.accel.to_string(),
-            qemu: format!("{major}.{minor}.{micro}"),
-            kernel: lab.image.release.clone(),
-            seconds: 0.0,
-            exit: 2,
-            folder: Some(folder.path().to_owned()),
-            lanes: Vec::new(),
+            ..RunReport::default()
         };
-        say!(
-            "{}, QEMU {}, kernel {}, seed {}: {}, {} each",
-            report.accelerator,
-            report.qemu,
-            report.kernel,
-            report.seed,
-            counted(lanes.len() as u64, "lane"),
-            counted(if settings.only.is_some() { 1 } else { settings.cuts.into() }, "cut"),
-        );
-        let start = Instant::now();
-        let ran = run_lanes(&mut lab, &lanes, &settings, &folder, &interrupted, &mut live);
-        live.finish();
-        // A guest that was started ahead has its console in the run's folder.
-        drop(lab);
-        report.lanes = match ran {
-            Ok(lanes) => lanes,
+        let ran = self.on_each(&mut matrix, &suites, report);
+        matrix.live.finish();
+        let Matrix { folder, .. } = matrix;
+        let mut report = match ran {
+            Ok(report) => report,
             Err(error) => {
-                let logs = self.leave(folder, &error);
-                return match logs {
-                    Some(path) => Err(anyhow::Error::from(error)
-                        .context(format!("nothing could be run (logs in {})", path.display()))),
-                    None => Err(error.into()),
-                };
+                let logs = folder.and_then(|folder| self.leave(folder, &error));
+                return Err(match logs {
+                    Some(path) => {
+                        error.context(format!("nothing could be run (logs in {})", path.display()))
+                    }
+                    None => error,
+                });
             }
         };
         report.seconds = start.elapsed().as_secs_f64();
-        report.exit = RunReport::exit_code(&report.lanes);
+        report.exit = RunReport::exit_code(&report.lanes, &report.kernels);
         let keep = self.keep || self.out.is_some() || worth_keeping(&report.lanes);
-        if !keep {
-            report.folder = None;
-        }
-        let kept = if keep {
-            let path = folder.path().join("report.json");
-            write(&report, &path, json::write)
-        } else {
-            folder.remove_all();
-            Ok(())
+        let folder = match folder {
+            Some(folder) if !keep => {
+                folder.remove_all();
+                None
+            }
+            kept => kept,
+        };
+        report.folder = folder.map(|folder| folder.path().to_owned());
+        let kept = match &report.folder {
+            Some(folder) => write(&report, &folder.join("report.json"), json::write),
+            None => Ok(()),
         };
         told(kept.and(self.tell(&report, look)), report.exit)
+    }
+
+    /// Runs the lanes on each kernel. One that cannot be had or booted is told and passed over, where
+    /// there are others.
+    fn on_each(
+        &self,
+        matrix: &mut Matrix<'_>,
+        suites: &[Suite],
+        mut report: RunReport,
+    ) -> anyhow::Result<RunReport> {
+        let kernels: Vec<Option<String>> = match self.kernel.as_slice() {
+            [] => vec![None],
+            given => given.iter().cloned().map(Some).collect(),
+        };
+        let many = kernels.len() > 1;
+        for kernel in kernels {
+            let settings = self.settings(suites, kernel.clone());
+            let given = kernel.unwrap_or_else(|| tornblk_image::DEFAULT_KERNEL.to_owned());
+            match self.on_kernel(matrix, &settings, many.then_some(given.as_str()), &mut report) {
+                Ok(()) => {}
+                Err(error) if !many || super::interrupted(&error) => return Err(error),
+                Err(error) => {
+                    let error = super::sentence(&error);
+                    note!("kernel {given}: {error}");
+                    report.kernels.push(KernelRun {
+                        given,
+                        release: String::new(),
+                        error: Some(error),
+                    });
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// `given`: the kernel's name, where it is one of several.
+    fn on_kernel(
+        &self,
+        matrix: &mut Matrix<'_>,
+        settings: &Settings,
+        given: Option<&str>,
+        report: &mut RunReport,
+    ) -> anyhow::Result<()> {
+        let Matrix { lanes, debugger, interrupted, live, folder } = matrix;
+        let mut lab = lab(&settings.guest, &mut |text| live.note(text), interrupted)?;
+        if let Some(lane) = lanes.iter().find(|(_, l)| l.front_end == FrontEnd::BlkFull)
+            && !lab.qemu.has_test_device()
+        {
+            bail!("lane {}: {}", lane.1.name, crate::vm::VmError::NoTestDevice);
+        }
+        lab.debugger.clone_from(debugger);
+        if lab.debugger.is_none() {
+            lab.prepare(&mut |text| live.note(text))?;
+        }
+        let all = match folder {
+            Some(folder) => folder,
+            None => folder.insert(RunFolder::create(self.out.as_deref(), self.seed)?),
+        };
+        let release = lab.image.release.clone();
+        let own = given.map(|_| all.below(&release)).transpose()?;
+        let (major, minor, micro) = lab.qemu.version();
+        report.accelerator = lab.accel.to_string();
+        report.qemu = format!("{major}.{minor}.{micro}");
+        let cuts = if settings.only.is_some() { 1 } else { settings.cuts.into() };
+        say!(
+            "{}, QEMU {}, kernel {release}, seed {}: {}, {} each",
+            report.accelerator,
+            report.qemu,
+            report.seed,
+            counted(lanes.len() as u64, "lane"),
+            counted(cuts, "cut"),
+        );
+        let ran =
+            run_lanes(&mut lab, lanes, settings, own.as_ref().unwrap_or(all), interrupted, live);
+        // A guest that was started ahead has its console in the run's folder.
+        drop(lab);
+        let mut ran = ran?;
+        ran.iter_mut().for_each(|lane| lane.kernel.clone_from(&release));
+        report.lanes.extend(ran);
+        report.kernel += if report.kernel.is_empty() { "" } else { ", " };
+        report.kernel += &release;
+        let given = given.unwrap_or_default().to_owned();
+        report.kernels.push(KernelRun { given, release, error: None });
+        Ok(())
     }
 
     /// What was given, but for what a command that is shown says by itself.
@@ -211,7 +309,8 @@ impl RunArgs {
         let paths =
             paths.map(|(name, path)| (name, path.as_ref().map(|p| p.display().to_string())));
         let texts = [
-            ("--kernel", self.kernel.clone()),
+            ("--kernel", (!self.kernel.is_empty()).then(|| self.kernel.join(","))),
+            ("--front-end", self.front_end.map(|name| FrontEnd::from(name).to_string())),
             ("--profile", self.profile.clone()),
             ("--append", self.develop.append.clone()),
         ];
@@ -236,7 +335,8 @@ impl RunArgs {
         self.suites.iter().map(|name| Ok(suite::load(name)?)).collect()
     }
 
-    fn settings(&self, suites: &[Suite]) -> Settings {
+    /// On one of the kernels.
+    fn settings(&self, suites: &[Suite], kernel: Option<String>) -> Settings {
         let budget = |s: &Suite| if self.soak { s.soak } else { s.quick };
         let cuts = suites.iter().map(|s| budget(s).cuts).max().unwrap_or(1);
         let time = suites.iter().map(|s| budget(s).time).sum();
@@ -244,7 +344,11 @@ impl RunArgs {
             seed: self.seed,
             cuts: self.crashes.unwrap_or(cuts),
             // Who asks for a number of cuts wants them all.
-            time: self.time.or(self.crashes.is_none().then_some(time)),
+            time: match self.time {
+                Some(all) => Some(all / self.kernel.len().max(1) as u32),
+                None => self.crashes.is_none().then_some(time),
+            },
+            front_end: self.front_end.map(FrontEnd::from),
             only: self.cut,
             faults: self.fault.clone(),
             profile: self.profile.clone(),
@@ -257,7 +361,7 @@ impl RunArgs {
                 .map(|(given, suite)| (suite.name.clone(), given.clone()))
                 .collect(),
             guest: GuestArgs {
-                kernel: self.kernel.clone(),
+                kernel,
                 modules: self.modules.clone(),
                 qemu: self.qemu.clone(),
                 append: self.develop.append.clone(),
@@ -266,11 +370,11 @@ impl RunArgs {
     }
 
     /// After an error: the folder goes, unless there is something in it to look at.
-    fn leave(&self, folder: RunFolder, error: &RunError) -> Option<PathBuf> {
+    fn leave(&self, folder: RunFolder, error: &anyhow::Error) -> Option<PathBuf> {
         if self.keep || self.out.is_some() {
             return Some(folder.path().to_owned());
         }
-        if matches!(error, RunError::Interrupted) {
+        if super::interrupted(error) {
             folder.remove_all();
             return None;
         }
@@ -286,6 +390,32 @@ impl RunArgs {
         }
         json.unwrap_or(Ok(())).and(junit.unwrap_or(Ok(())))
     }
+}
+
+/// What is the same on every kernel, and what outlives each.
+struct Matrix<'a> {
+    lanes: &'a [(String, Lane)],
+    debugger: Option<Debugger>,
+    interrupted: Arc<AtomicBool>,
+    live: Live,
+    /// Made when there is something to put in.
+    folder: Option<RunFolder>,
+}
+
+/// Gives the lanes another front-end.
+fn put_on(front_end: FrontEnd, lanes: &mut [(String, Lane)]) -> anyhow::Result<()> {
+    for (_, lane) in lanes {
+        if front_end != FrontEnd::Scsi && lane.profile.starts_with("explicit") {
+            bail!(
+                "--front-end {front_end}: the disk of lane {} ({}) keeps whole what is sent as atomic, \
+                 which virtio-blk cannot say: choose other lanes with --lane",
+                lane.name,
+                lane.profile
+            );
+        }
+        lane.front_end = front_end;
+    }
+    Ok(())
 }
 
 fn write(
@@ -394,21 +524,44 @@ mod tests {
         let args = parse("").unwrap();
         let suites = args.load().unwrap();
         assert_eq!(suites[0].name, "direct-atomic");
-        let settings = args.settings(&suites);
+        let settings = args.settings(&suites, None);
         assert_eq!((settings.seed, settings.cuts), (DEFAULT_SEED, suites[0].quick.cuts));
         assert_eq!(settings.time, Some(suites[0].quick.time));
         assert!(settings.faults.is_empty() && settings.only.is_none());
     }
 
     #[test]
+    fn several_kernels_share_the_time_that_was_given_and_each_has_the_suites_own() {
+        let suites = [suite::load("direct-atomic").unwrap()];
+        let args = parse("--kernel 6.12,7.2,7.3 --time 3m").unwrap();
+        assert_eq!(args.kernel, ["6.12", "7.2", "7.3"]);
+        let settings = args.settings(&suites, Some("7.2".into()));
+        assert_eq!(settings.time, Some(Duration::from_secs(60)));
+        assert_eq!(settings.guest.kernel.as_deref(), Some("7.2"));
+        assert_eq!(args.options(), " --kernel '6.12,7.2,7.3'");
+        let args = parse("--kernel 6.12 --kernel 7.3").unwrap();
+        assert_eq!(args.settings(&suites, None).time, Some(suites[0].quick.time));
+    }
+
+    #[test]
+    fn what_is_sent_as_atomic_is_for_scsi() {
+        let mut lanes = select(&[suite::load("direct-atomic").unwrap()], &["raw".into()]).unwrap();
+        put_on(FrontEnd::Scsi, &mut lanes).unwrap();
+        assert_eq!(lanes[0].1.front_end, FrontEnd::Scsi);
+        lanes[0].1.profile = "explicit64k".into();
+        let error = put_on(FrontEnd::Blk, &mut lanes).unwrap_err().to_string();
+        assert!(error.contains("lane raw") && error.contains("--lane"), "{error}");
+    }
+
+    #[test]
     fn options_change_the_budget() {
         let suites = [suite::load("direct-atomic").unwrap()];
-        let soak = parse("--soak").unwrap().settings(&suites);
+        let soak = parse("--soak").unwrap().settings(&suites, None);
         assert_eq!((soak.cuts, soak.time), (suites[0].soak.cuts, Some(suites[0].soak.time)));
-        let some = parse("--crashes 9 --cut 0 --seed 3").unwrap().settings(&suites);
+        let some = parse("--crashes 9 --cut 0 --seed 3").unwrap().settings(&suites, None);
         assert_eq!((some.cuts, some.only, some.seed), (9, Some(0), 3));
         assert_eq!(some.time, None);
-        let timed = parse("--crashes 9 --time 2m").unwrap().settings(&suites);
+        let timed = parse("--crashes 9 --time 2m").unwrap().settings(&suites, None);
         assert_eq!(timed.time, Some(Duration::from_secs(120)));
     }
 

@@ -6,7 +6,9 @@ use std::io::{self, Write};
 
 pub fn write(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
     for lane in &report.lanes {
-        let title = format!("{} {}", lane.suite, lane.name);
+        let on =
+            if report.kernels.len() > 1 { format!(" on {}", lane.kernel) } else { String::new() };
+        let title = format!("{} {}{on}", lane.suite, lane.name);
         let why = lane.why.clone().unwrap_or_default();
         match lane.verdict {
             Verdict::Passed => {}
@@ -25,6 +27,11 @@ pub fn write(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
             }
             Verdict::Inconclusive | Verdict::Error => line(out, "error", &title, &why)?,
             Verdict::Unsupported | Verdict::KnownRed => line(out, "notice", &title, &why)?,
+        }
+    }
+    for kernel in &report.kernels {
+        if let Some(error) = &kernel.error {
+            line(out, "error", &format!("kernel {}", kernel.given), error)?;
         }
     }
     Ok(())

@@ -24,6 +24,16 @@ fn render(report: &RunReport) -> io::Result<String> {
         }
         out.add_test_suite(suite);
     }
+    let missing = report.kernels.iter().filter_map(|k| Some((&k.given, k.error.as_ref()?)));
+    let mut suite = TestSuite::new("kernels");
+    for (given, error) in missing {
+        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+        status.set_message(error.as_str());
+        suite.add_test_case(TestCase::new(given.as_str(), status));
+    }
+    if suite.tests > 0 {
+        out.add_test_suite(suite);
+    }
     out.to_string().map_err(io::Error::other)
 }
 
@@ -63,11 +73,14 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
         }
     };
     let mut case = TestCase::new(lane.name.as_str(), status);
-    case.set_classname(format!("tornblk.{}", lane.suite));
+    let kernel =
+        if report.kernels.len() > 1 { lane.kernel.replace('.', "_") } else { String::new() };
+    let kernel = if kernel.is_empty() { kernel } else { format!(".{kernel}") };
+    case.set_classname(format!("tornblk.{}{kernel}", lane.suite));
     case.set_time(Duration::from_secs_f64(lane.seconds));
     case.set_system_out(format!(
         "kernel {}, {} of {} cuts, profile {}, seed {}, {} eligible, {} not eligible",
-        report.kernel,
+        if lane.kernel.is_empty() { &report.kernel } else { &lane.kernel },
         lane.cuts,
         lane.planned,
         lane.profile,

@@ -1,6 +1,7 @@
 //! What the user sees.
 //!
 //! - [`terminal`]: progress while it works, then the table and the findings.
+//! - `matrix`: the table of several kernels.
 //! - [`json`]: everything, for programs.
 //! - [`junit`]: for CI servers.
 //! - [`github`]: annotations on a workflow's page.
@@ -10,6 +11,7 @@ pub mod explore;
 pub mod github;
 pub mod json;
 pub mod junit;
+mod matrix;
 pub mod strip;
 pub mod terminal;
 
@@ -114,6 +116,8 @@ pub(crate) mod testing {
             name: name.into(),
             about: String::new(),
             profile: "req64k".into(),
+            front_end: Default::default(),
+            kernel: "7.2.12".into(),
             verdict,
             why: why.map(str::to_owned),
             cuts: 4,
@@ -151,8 +155,9 @@ pub(crate) mod testing {
             accelerator: "tcg".into(),
             qemu: "7.2.0".into(),
             kernel: "7.2.12".into(),
+            kernels: Vec::new(),
             seconds: 75.0,
-            exit: RunReport::exit_code(&lanes),
+            exit: RunReport::exit_code(&lanes, &[]),
             folder: Some("/tmp/run".into()),
             lanes,
         }

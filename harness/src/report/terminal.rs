@@ -157,10 +157,20 @@ pub(super) fn duration(time: Duration) -> String {
 
 /// Everything that is known at the end.
 pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "{}", table(report, look))?;
+    if report.kernels.len() > 1 {
+        writeln!(out, "{}", super::matrix::table(report, look))?;
+        for kernel in &report.kernels {
+            if let Some(error) = &kernel.error {
+                writeln!(out, "kernel {}: could not be run - {error}", kernel.given)?;
+            }
+        }
+    } else {
+        writeln!(out, "{}", table(report, look))?;
+    }
     for lane in &report.lanes {
+        let name = lane_name(report, lane);
         if let Some(why) = &lane.why {
-            writeln!(out, "{}: {} - {}", lane.name, lane.verdict, reason(lane.verdict, why))?;
+            writeln!(out, "{name}: {} - {}", lane.verdict, reason(lane.verdict, why))?;
         }
         if lane.cuts < lane.planned && lane.verdict != Verdict::Unsupported {
             let (cuts, planned) = (lane.cuts, lane.planned);
@@ -168,7 +178,7 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
             let died = lane.verdict == Verdict::Violated && lane.violations == 0;
             let ended = lane.verdict == Verdict::Error || died;
             let what = if ended { "it ended" } else { "the time was over" };
-            writeln!(out, "{}: {what} after {cuts} of {planned} cuts", lane.name)?;
+            writeln!(out, "{name}: {what} after {cuts} of {planned} cuts")?;
         }
         if lane.complaints_again > 0 {
             writeln!(
@@ -187,11 +197,11 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         }
     }
     for lane in report.lanes.iter().filter(|l| l.violations > 0) {
-        write_findings(lane, look, out)?;
+        write_findings(report, lane, look, out)?;
     }
     for lane in &report.lanes {
         if let Some(explored) = &lane.explored {
-            writeln!(out, "{}: the crash states of its last recording", lane.name)?;
+            writeln!(out, "{}: the crash states of its last recording", lane_name(report, lane))?;
             super::explore::write(explored, look, out)?;
         }
     }
@@ -199,6 +209,15 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         writeln!(out, "kept in {}", folder.display())?;
     }
     writeln!(out, "next: {}", typed(&next(report)))
+}
+
+/// Where there are several kernels, a lane is told with its own.
+fn lane_name(report: &RunReport, lane: &LaneReport) -> String {
+    if report.kernels.len() > 1 {
+        format!("{} on {}", lane.name, lane.kernel)
+    } else {
+        lane.name.clone()
+    }
 }
 
 /// A command as the user can type it here: a program that was called by its path is not in `PATH`.
@@ -252,25 +271,30 @@ fn table(report: &RunReport, look: Look) -> String {
     painted.collect::<Vec<_>>().join("\n")
 }
 
-fn paint_last(line: &str, plain: &str, painted: &str) -> String {
+pub(super) fn paint_last(line: &str, plain: &str, painted: &str) -> String {
     match line.rfind(plain) {
         Some(at) => format!("{}{painted}{}", &line[..at], &line[at + plain.len()..]),
         None => line.to_owned(),
     }
 }
 
-fn write_findings(lane: &LaneReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
+fn write_findings(
+    report: &RunReport,
+    lane: &LaneReport,
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let mut told = 0;
     let mut last = None;
     for (cut, finding) in findings(lane).take(TOLD) {
         told += 1;
-        write_finding(lane, cut, finding, look, out)?;
+        write_finding(&lane_name(report, lane), cut, finding, look, out)?;
         last = Some(cut);
     }
     let explored = lane.explored.as_ref().map_or(0, |e| e.failures.len() as u64);
     let rest = lane.violations.saturating_sub(told as u64 + explored);
     if rest > 0 {
-        writeln!(out, "  and {rest} more in lane {}", lane.name)?;
+        writeln!(out, "  and {rest} more in lane {}", lane_name(report, lane))?;
     }
     if let Some(cut) = last {
         for command in cut.again.iter().filter(|c| c.len() <= LONGEST * 2) {
@@ -281,13 +305,13 @@ fn write_findings(lane: &LaneReport, look: Look, out: &mut dyn Write) -> io::Res
 }
 
 fn write_finding(
-    lane: &LaneReport,
+    lane: &str,
     cut: &CutReport,
     finding: &Finding,
     look: Look,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let title = format!("{} cut {}: {}", lane.name, cut.number, headline(finding));
+    let title = format!("{lane} cut {}: {}", cut.number, headline(finding));
     writeln!(out, "{}", look.paint(&title, "1"))?;
     writeln!(out, "  {}", text(finding))?;
     if !finding.call.is_empty() {
@@ -332,7 +356,10 @@ fn next(report: &RunReport) -> String {
     // Red without a finding: its guest's kernel died.
     if let Some(lane) = red.or_else(|| report.lanes.iter().find(stuck)) {
         let folder = match &report.folder {
-            Some(folder) => word(&folder.join(&lane.name).display().to_string()),
+            Some(folder) => {
+                let kernel = if report.kernels.len() > 1 { lane.kernel.as_str() } else { "" };
+                word(&folder.join(kernel).join(&lane.name).display().to_string())
+            }
             None => "the lane's folder".to_owned(),
         };
         return match lane.verdict {

@@ -47,6 +47,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// A part of it, with lanes of its own.
+    pub fn below(&self, name: &str) -> Result<RunFolder, RunError> {
+        Ok(RunFolder { path: make(self.path.join(name))?, parent: None })
+    }
+
     /// A lane's own folder.
     pub fn lane(&self, lane: &str) -> Result<PathBuf, RunError> {
         make(self.path.join(lane))

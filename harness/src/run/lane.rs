@@ -8,6 +8,7 @@ use crate::explore::ExploreReport;
 use crate::oracle::{Clause, Counts, Finding};
 use crate::splat::Desk;
 use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
+use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -57,6 +58,11 @@ pub struct LaneReport {
     pub name: String,
     pub about: String,
     pub profile: String,
+    #[serde(default)]
+    pub front_end: FrontEnd,
+    /// Release of the guest's kernel.
+    #[serde(default)]
+    pub kernel: String,
     pub verdict: Verdict,
     /// Why, where the verdict alone does not say it.
     pub why: Option<String>,
@@ -153,6 +159,8 @@ impl LaneReport {
             name: lane.name.clone(),
             about: lane.about.clone(),
             profile: settings.profile.clone().unwrap_or_else(|| lane.profile.clone()),
+            front_end: lane.front_end,
+            kernel: String::new(),
             verdict: Verdict::Inconclusive,
             why: None,
             cuts: 0,
@@ -410,6 +418,9 @@ impl LaneRun<'_> {
             self.settings.cuts,
             report.number
         );
+        if let Some(front_end) = self.settings.front_end {
+            run += &format!(" --front-end {front_end}");
+        }
         if let Some(profile) = &self.settings.profile {
             run += &format!(" --profile {profile}");
         }

@@ -206,6 +206,8 @@ pub struct Settings {
     pub only: Option<u32>,
     /// Broken on purpose: every cut is placed on a write, and no control is run.
     pub faults: Vec<Fault>,
+    /// Instead of the lanes' own; the lanes have it already.
+    pub front_end: Option<FrontEnd>,
     /// Instead of the lanes' own.
     pub profile: Option<String>,
     /// Keep recordings and consoles of cuts that passed.
@@ -265,8 +267,20 @@ pub fn check(interrupted: &AtomicBool) -> Result<(), RunError> {
     if interrupted.load(Ordering::Relaxed) { Err(RunError::Interrupted) } else { Ok(()) }
 }
 
+/// One kernel of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRun {
+    /// As it was named, where there are several.
+    pub given: String,
+    /// As `uname -r` tells it; empty where there is none.
+    pub release: String,
+    /// Why nothing could be run on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// The whole run, as `--json` writes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
     pub version: String,
     pub suites: Vec<String>,
@@ -277,7 +291,10 @@ pub struct RunReport {
     pub seed: u64,
     pub accelerator: String,
     pub qemu: String,
+    /// The kernels' releases; each lane has its own.
     pub kernel: String,
+    #[serde(default)]
+    pub kernels: Vec<KernelRun>,
     pub seconds: f64,
     /// 0 as expected, 1 a violation, 2 could not run, 3 inconclusive.
     pub exit: u8,
@@ -288,13 +305,13 @@ pub struct RunReport {
 
 impl RunReport {
     /// 1 before 2 before 3 before 0.
-    pub fn exit_code(lanes: &[LaneReport]) -> u8 {
+    pub fn exit_code(lanes: &[LaneReport], kernels: &[KernelRun]) -> u8 {
         let any = |v: Verdict| lanes.iter().any(|l| l.verdict == v);
         let all_unsupported =
             !lanes.is_empty() && lanes.iter().all(|l| l.verdict == Verdict::Unsupported);
         if any(Verdict::Violated) {
             1
-        } else if any(Verdict::Error) {
+        } else if any(Verdict::Error) || kernels.iter().any(|kernel| kernel.error.is_some()) {
             2
         } else if any(Verdict::Inconclusive) || all_unsupported || lanes.is_empty() {
             3

@@ -69,6 +69,7 @@ pub(super) fn settings() -> Settings {
         time: None,
         only: None,
         faults: Vec::new(),
+        front_end: None,
         profile: None,
         keep: false,
         explore: Vec::new(),
@@ -118,7 +119,7 @@ fn a_good_disk_passes_and_its_controls_are_caught() {
         assert!(report.counts.durable > 0 && report.reports.is_empty());
     }
     assert!(reports[0].counts.eligible > 0 && reports[0].counts.at_risk > 0);
-    assert_eq!(RunReport::exit_code(&reports), 0);
+    assert_eq!(RunReport::exit_code(&reports, &[]), 0);
     assert!(!ran.dir.path().join("run/raw/cut-001").exists(), "what passed is not kept");
     assert!(ran.lab.asked.borrow().iter().any(|c| c == "Exec"), "the file system was made");
 }
@@ -128,7 +129,7 @@ fn a_disk_that_tears_is_named_with_the_write() {
     let ran = run_with(Bug::Tears, &lanes()[..1], &settings(), false);
     let reports = ran.result.unwrap();
     assert_eq!(verdicts(&reports), [Verdict::Violated]);
-    assert_eq!(RunReport::exit_code(&reports), 1);
+    assert_eq!(RunReport::exit_code(&reports, &[]), 1);
     let cut = &reports[0].reports[0];
     let finding = &cut.judgement.findings[0];
     assert_eq!(finding.clause, Clause::Torn);
@@ -145,7 +146,7 @@ fn a_control_that_is_not_caught_proves_nothing() {
     let reports = run(Bug::DeafToFaults);
     assert_eq!(verdicts(&reports), [Verdict::Inconclusive; 2]);
     assert!(reports[0].why.as_ref().unwrap().contains("found nothing to break"));
-    assert_eq!(RunReport::exit_code(&reports), 3);
+    assert_eq!(RunReport::exit_code(&reports, &[]), 3);
 }
 
 #[test]
@@ -165,7 +166,7 @@ fn what_the_kernel_cannot_do_is_unsupported_in_its_own_words() {
     let reports = run(Bug::Unsupported);
     assert_eq!(verdicts(&reports), [Verdict::Unsupported; 2]);
     assert_eq!(reports[0].why.as_deref(), Some("RWF_ATOMIC: not supported"));
-    assert_eq!(RunReport::exit_code(&reports), 3, "all of them: nothing was tried");
+    assert_eq!(RunReport::exit_code(&reports, &[]), 3, "all of them: nothing was tried");
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn a_guest_that_hangs_at_once_stops_the_run_and_later_only_its_lane() {
     let reports = ran.result.unwrap();
     assert_eq!(verdicts(&reports), [Verdict::Passed, Verdict::Error]);
     assert!(reports[1].why.as_ref().unwrap().contains("too small"), "{:?}", reports[1].why);
-    assert_eq!(RunReport::exit_code(&reports), 2);
+    assert_eq!(RunReport::exit_code(&reports, &[]), 2);
 }
 
 #[test]
@@ -266,7 +267,7 @@ fn a_fault_of_the_users_is_found_on_the_same_write_each_time() {
         assert_eq!(verdicts(&reports), [Verdict::Violated, Verdict::Inconclusive]);
         assert!(reports[1].why.as_ref().unwrap().contains("nothing to break"));
         assert!(reports[0].control.is_none());
-        assert_eq!(RunReport::exit_code(&reports), 1, "1 before 3");
+        assert_eq!(RunReport::exit_code(&reports, &[]), 1, "1 before 3");
         let cuts = &reports[0].reports;
         let findings = cuts.iter().flat_map(|c| &c.judgement.findings);
         findings.map(|f| (f.clause, f.file, f.unit, f.generation)).collect::<Vec<_>>()
@@ -285,7 +286,7 @@ fn an_expected_red_is_known_and_an_unexpected_green_is_told() {
     let ran = run_with(Bug::Tears, &lanes, &settings(), false);
     let reports = ran.result.unwrap();
     assert_eq!(verdicts(&reports), [Verdict::KnownRed]);
-    assert_eq!(RunReport::exit_code(&reports), 0);
+    assert_eq!(RunReport::exit_code(&reports, &[]), 0);
     let ran = run_with(Bug::None, &lanes, &settings(), false);
     let reports = ran.result.unwrap();
     assert_eq!(verdicts(&reports), [Verdict::Inconclusive]);
@@ -408,7 +409,7 @@ fn exit_codes_rank() {
     let lane =
         |verdict| LaneReport { verdict, ..crate::report::testing::report().lanes[0].clone() };
     let code = |verdicts: &[Verdict]| {
-        RunReport::exit_code(&verdicts.iter().map(|v| lane(*v)).collect::<Vec<_>>())
+        RunReport::exit_code(&verdicts.iter().map(|v| lane(*v)).collect::<Vec<_>>(), &[])
     };
     use Verdict::*;
     assert_eq!(code(&[Passed, KnownRed, Unsupported]), 0);
@@ -417,4 +418,8 @@ fn exit_codes_rank() {
     assert_eq!(code(&[Passed, Inconclusive]), 3);
     assert_eq!(code(&[Unsupported]), 3);
     assert_eq!(code(&[]), 3);
+    let error = Some("no such kernel".to_owned());
+    let missing = [KernelRun { given: "9.9".into(), release: String::new(), error }];
+    assert_eq!(RunReport::exit_code(&[lane(Passed)], &missing), 2);
+    assert_eq!(RunReport::exit_code(&[lane(Violated)], &missing), 1);
 }
