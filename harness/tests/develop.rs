@@ -153,3 +153,45 @@ fn what_cannot_be_done_is_said_before_anything_is_made() {
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_kernel_that_does_not_boot_is_skipped_with_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = tornblk_image::build(
+        &tornblk_image::Request::new(tornblk_image::DEFAULT_KERNEL.parse().unwrap()),
+        &mut |_| {},
+    );
+    let kernel = image.unwrap().kernel;
+    // Without its initramfs it finds nothing to run.
+    let never = ["run", "--lane", "raw", "--append", "initcall_blacklist=populate_rootfs"];
+    let kernel = ["--bisect", "--kernel", kernel.to_str().unwrap()];
+    let text = expect(&tornblk(&[&never[..], &kernel].concat(), dir.path()), 125);
+    assert!(
+        text.contains("the guest's kernel does not boot: the guest's kernel panicked"),
+        "{text}"
+    );
+    assert!(text.contains("VFS: Unable to mount root fs"), "{text}");
+    assert!(!dir.path().join("tornblk-out").exists(), "nothing is left");
+}
+
+#[test]
+fn a_shell_has_the_lanes_disk_and_its_session_is_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("typed"), "echo kept > /mnt/a && sync; df /mnt | tail -1\n")
+        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_tornblk"))
+        .args(["run", "--lane", "buffered-ext4", "--shell", "--out", "out"])
+        .stdin(std::fs::File::open(dir.path().join("typed")).unwrap())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let text = expect(&output, 0);
+    assert!(text.contains("/dev/vda") && text.contains("mounted on /mnt"), "{text}");
+    // What it says can be done with it can be done.
+    let command = text.lines().find(|l| l.contains("recording export")).unwrap().trim();
+    let (_, arguments) = command.split_once(" recording export ").unwrap();
+    let arguments: Vec<&str> = arguments.split(' ').map(|a| a.trim_matches('\'')).collect();
+    expect(&tornblk(&[&["recording", "export"][..], &arguments].concat(), dir.path()), 0);
+    let image = std::fs::read(dir.path().join("disk.img")).unwrap();
+    assert!(image.chunks(512).any(|sector| sector.starts_with(b"kept\n")), "it was written");
+}
