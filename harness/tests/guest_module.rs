@@ -1,7 +1,8 @@
 //! The guest module on stock kernels: the limits that a disk has in byte 33 of its configuration
 //! space become queue limits, and what cannot be is refused with an errno and a sentence.
 //!
-//! The default kernel; `$TORNBLK_KERNELS` (such as `6.12,7.3`) names more. Needs QEMU, and guest
+//! With a QEMU that lets all of a device through (from 10.2 on), the fields behind the feature bit
+//! are tried, too. The default kernel; `$TORNBLK_KERNELS` (such as `6.12,7.3`) names more. Needs QEMU, and guest
 //! images, which are built where missing.
 
 #![allow(clippy::unwrap_used)]
@@ -62,11 +63,9 @@ impl Guest {
         self.vm.call(command, &mut NoHost, deadline).unwrap()
     }
 
-    fn attach(&mut self, dir: &Path, serial: &str, device: &str) {
-        let disk = self
-            .vm
-            .attach_disk(&dir.join(format!("{serial}.sock")), serial, 1, FrontEnd::Blk)
-            .unwrap();
+    fn attach(&mut self, dir: &Path, serial: &str, front_end: FrontEnd, device: &str) {
+        let socket = dir.join(format!("{serial}.sock"));
+        let disk = self.vm.attach_disk(&socket, serial, 1, front_end).unwrap();
         assert_eq!(disk.device, format!("/dev/{device}"));
         assert_eq!(disk.info["queue"]["atomic_write_unit_max_bytes"], 0, "before the module");
     }
@@ -138,6 +137,7 @@ fn on(kernel: &str) {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let qemu = Qemu::find().unwrap();
+    let whole = qemu.has_test_device();
     let accel = Accel::probe(&qemu, &image, tornblk_image::cache::default_dir().ok().as_deref());
     let vm = Vm::start(&VmConfig {
         image: &image,
@@ -159,13 +159,21 @@ fn on(kernel: &str) {
     let _second = Backend::start(dir, "second", &options);
     let _plain = Backend::start(dir, "plain", &[]);
     for (serial, device) in [("first", "vda"), ("second", "vdb"), ("plain", "vdc")] {
-        guest.attach(dir, serial, device);
+        guest.attach(dir, serial, FrontEnd::Blk, device);
     }
     guest.said();
 
     limits_are_set(&mut guest);
     a_boundary_is_a_parameter(&mut guest);
     what_cannot_be_is_refused(&mut guest);
+    if whole {
+        let options = "--atomic-unit-min 4k --atomic-unit-max 16k --atomic-max-bytes 32k \
+                       --atomic-boundary 64k";
+        let options: Vec<&str> = options.split_whitespace().collect();
+        let _full = Backend::start(dir, "full", &options);
+        guest.attach(dir, "full", FrontEnd::BlkFull, "vdd");
+        fields_come_first(&mut guest);
+    }
     // None of that has changed what was set.
     assert_eq!(guest.limits("vda"), [512, 65536, 65536, 0]);
     let (_, log) = guest.sh("dmesg -r | grep -E '^<[0-4]>.*(WARNING|BUG|Oops)'");
@@ -215,6 +223,17 @@ fn a_boundary_is_a_parameter(guest: &mut Guest) {
     }
     guest.set("boundary", "0").unwrap();
     assert_eq!(guest.limits("vdb"), [4096, 16384, 16384, 0]);
+}
+
+/// Byte 33 of this disk has neither its longest request nor its boundary.
+fn fields_come_first(guest: &mut Guest) {
+    guest.set("boundary", "131072").unwrap();
+    guest.set("disk", "vdd").unwrap();
+    assert_eq!(guest.limits("vdd"), [4096, 16384, 32768, 65536]);
+    let said = guest.said();
+    assert!(said.contains("vdd: boundary=131072 is not used"), "{said}");
+    assert_eq!(guest.write("vdd", "16k").0, 0);
+    assert_ne!(guest.write("vdd", "32k").0, 0);
 }
 
 fn what_cannot_be_is_refused(guest: &mut Guest) {
