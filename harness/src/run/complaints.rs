@@ -1,7 +1,7 @@
 //! What the kernels of a lane's guests complained about: findings of its cuts.
 
 use super::cut::CutReport;
-use super::lane::{LaneReport, LaneRun, Verdict};
+use super::lane::{LaneRun, Verdict};
 use super::{GuestArgs, RunError};
 use crate::oracle::{Clause, Finding, Judgement};
 use crate::splat::{Around, Desk, Guest, find, harmless};
@@ -25,11 +25,6 @@ pub(super) fn ended(error: &RunError, dir: &Path) -> bool {
         }
         _ => false,
     }
-}
-
-/// Is one of them a finding of the lane's cuts?
-pub(super) fn are_in(report: &LaneReport) -> bool {
-    crate::report::findings(report).any(|(_, f)| f.clause == Clause::KernelWarning)
 }
 
 /// Of the guest that recovers a kept cut again, whose folder is in `dir`.

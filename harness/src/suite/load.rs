@@ -102,6 +102,7 @@ struct LaneText {
     control: Option<ControlText>,
     exercise: Option<Vec<Exercise>>,
     expect: Option<ExpectText>,
+    expect_as: Option<Vec<Clause>>,
 }
 
 #[derive(Clone, Deserialize)]
@@ -289,7 +290,8 @@ impl LaneText {
             target,
             control,
             exercise,
-            expect
+            expect,
+            expect_as
         ))
     }
 
@@ -365,6 +367,7 @@ impl LaneText {
                 ExpectText::Passed => Expect::Passed,
                 ExpectText::Violated(why) => Expect::Violated(why),
             },
+            expect_as: self.expect_as.clone().unwrap_or_default(),
         })
     }
 

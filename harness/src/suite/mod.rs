@@ -76,6 +76,9 @@ pub struct Lane {
     /// What must have been put to the test, or the lane is inconclusive.
     pub exercise: Vec<Exercise>,
     pub expect: Expect,
+    /// A violation that is expected shows as these, and as nothing else; empty: as anything but a
+    /// complaint of the guest's kernel.
+    pub expect_as: Vec<Clause>,
 }
 
 /// The guest's kernel is told the disk's atomic limits, and must show them.
@@ -128,6 +131,15 @@ pub enum Place {
 }
 
 impl Lane {
+    /// Does the suite expect a violation to show like that?
+    pub fn expects(&self, clause: Clause) -> bool {
+        match (&self.expect, self.expect_as.as_slice()) {
+            (Expect::Passed, _) => false,
+            (Expect::Violated(_), []) => clause != Clause::KernelWarning,
+            (Expect::Violated(_), only) => only.contains(&clause),
+        }
+    }
+
     pub fn is_raw(&self) -> bool {
         self.mkfs.is_empty()
     }
