@@ -4,7 +4,7 @@
 //! - [`scsi`]: the virtio-scsi device.
 //! - [`limits`]: block sizes and atomic-write limits, checked once, before anything is offered.
 //! - [`size`]: sizes as users write them.
-//! - [`chain`], `spans`, `queue`, `complaints`: what devices have in common.
+//! - [`chain`], [`spans`], `queue`: what devices have in common.
 //!
 //! A transport knows a [`Device`] and its [`DeviceQueue`]s, and no more.
 
@@ -24,6 +24,9 @@ use virtio_queue::Queue;
 
 /// The guest's memory, as the front-end shares it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// Entries that any ring may have. A front-end may make them longer than the device asked for.
+pub const RING_SIZE_MAX: u16 = 1024;
 
 /// What a disk is to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

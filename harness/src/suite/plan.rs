@@ -132,10 +132,14 @@ impl Plan {
 /// Cut `number` of `of` (from 1): spread evenly over the workload, at random inside of its part.
 pub fn plan_cut(lane: &Lane, seed: u64, number: u32, of: u32) -> Cut {
     let mut rng = Rng::new(seed, &["cut", &lane.name], u64::from(number));
-    // The last tenth is left, so that the requests that the cut waits for still come.
-    let writes = u64::from(lane.writes * 9 / 10).max(1);
+    // The last tenth is left, so that the requests that the cut waits for still come; and as many as
+    // can begin at once, before which nothing was acknowledged.
+    let last = u64::from(lane.writes * 9 / 10).max(1);
+    let at_once: u64 = lane.targets.iter().map(|t| u64::from(t.threads * t.depth)).sum();
+    let first = at_once.min(last / 2);
     let (number64, of) = (u64::from(number.max(1)) - 1, u64::from(of.max(number).max(1)));
-    let (from, to) = (writes * number64 / of, writes * (number64 + 1) / of);
+    let part = |n: u64| first + (last - first) * n / of;
+    let (from, to) = (part(number64), part(number64 + 1));
     let write = (from + rng.below((to - from).max(1))) as u32 + 1;
     let flushes =
         lane.sync_every > 0 || lane.targets.iter().flat_map(|t| &t.flags).any(|f| f.dsync);

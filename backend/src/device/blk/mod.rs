@@ -25,6 +25,7 @@ pub use config::{ATOMIC_CONFIG_BYTES, CONFIG_BYTES};
 pub use features::VIRTIO_BLK_F_ATOMIC;
 pub use queue::{BlkQueue, BlkRequests};
 
+use super::RING_SIZE_MAX;
 use super::limits::Limits;
 use crate::store::Store;
 use std::fmt;
@@ -37,8 +38,8 @@ use tornblk_proto::DEVICE_ID_BYTES;
 pub const DISCARD_MAX_SECTORS: u32 = 131_072;
 /// Segments that a DISCARD or WRITE_ZEROES may have.
 pub const DISCARD_MAX_SEGMENTS: u32 = 32;
-/// Entries that a queue may have. The most is what `preadv` takes of pieces (IOV_MAX).
-pub const QUEUE_SIZE: std::ops::RangeInclusive<u16> = 8..=1024;
+/// Entries that a queue is offered with. The most is what `preadv` takes of pieces (IOV_MAX).
+pub const QUEUE_SIZE: std::ops::RangeInclusive<u16> = 8..=RING_SIZE_MAX;
 /// Queues that a device may have (a mask of 64 bits in vhost-user-backend).
 pub const QUEUES: std::ops::RangeInclusive<u16> = 1..=64;
 
