@@ -177,7 +177,11 @@ mod tests {
             },
             programs: vec![package("fio")],
             agent_sha256: String::new(),
-            guest_module: None,
+            guest_module: Some(ModuleLock {
+                key: format!("module-{kernel}"),
+                path: Ok(String::new()),
+                packages: vec![package("gcc"), package(&format!("headers-{kernel}"))],
+            }),
         }
     }
 
@@ -191,7 +195,10 @@ mod tests {
         let kernel = cache.path(&["kernels", key]);
         fs::create_dir_all(&kernel).unwrap();
         cache.write_json(&kernel.join("lock.json"), &lock.kernel).unwrap();
-        for package in lock.programs.iter().chain(&lock.kernel.packages) {
+        let module = lock.guest_module.as_ref().unwrap();
+        fs::create_dir_all(cache.path(&["modules", &module.key])).unwrap();
+        let all = [&lock.programs[..], &lock.kernel.packages, &module.packages].concat();
+        for package in all {
             fs::write(cache.path(&["packages", &format!("{}.deb", package.sha256)]), "x").unwrap();
         }
     }
@@ -205,19 +212,28 @@ mod tests {
         add(&cache, "other", &lock("7.3.4", "k34"), 500);
         add(&cache, "used", &lock("7.3.4", "k34-before"), 900);
         fs::write(cache.path(&["packages", "nobodys.deb"]), "x").unwrap();
+        for gcc in ["gcc", "older-gcc"] {
+            let dir = cache.path(&["toolchains", gcc]);
+            fs::create_dir(&dir).unwrap();
+            let lock = ToolchainLock { packages: vec![package(gcc)] };
+            cache.write_json(&dir.join("lock.json"), &lock).unwrap();
+        }
         let image = initrd::open(&cache, "used").unwrap().unwrap();
         let listed: Vec<String> =
             list(Some(tmp.path())).unwrap().into_iter().map(|l| l.key).collect();
         // Opening it was a use.
         assert_eq!(listed, ["used", "new", "other", "old"]);
         let collected = gc(Some(tmp.path()), &mut |_| ()).unwrap();
-        assert_eq!((collected.images, collected.packages), (2, 2));
+        assert_eq!((collected.images, collected.packages), (2, 3));
         assert!(collected.freed >= 2000, "{collected:?}");
         let left = |sub| -> Vec<String> {
             folders(&cache, sub).unwrap().into_iter().map(|(name, _)| name).collect()
         };
         assert_eq!(left("images"), ["new", "used"]);
-        assert_eq!(left("packages"), ["fio-hash.deb", "k12-hash.deb", "k34-before-hash.deb"]);
+        let packages = left("packages").join(" ").replace("-hash.deb", "");
+        assert_eq!(packages, "fio gcc headers-k12 headers-k34-before k12 k34-before");
+        assert_eq!(left("modules"), ["module-k12", "module-k34-before"]);
+        assert_eq!(left("toolchains"), ["gcc"]);
         drop(image);
         assert_eq!(gc(Some(tmp.path()), &mut |_| ()).unwrap(), Collected::default());
     }
