@@ -113,13 +113,17 @@ static int limits_of_byte(struct gendisk *disk, struct virtio_device *vdev,
 
 	if (config_has(vdev, offset + sizeof(byte)))
 		virtio_cread_bytes(vdev, offset, &byte, sizeof(byte));
-	if (!(byte >> 4) || byte == 0xff) {
+	if (byte >> 4 && byte != 0xff) {
+		limits->unit_min = SZ_512 << (byte & 0xf);
+		limits->unit_max = SZ_512 << ((byte >> 4) - 1);
+	}
+	/* Anything else that makes no sense means none, too. */
+	if (!limits->unit_max || limits->unit_min > limits->unit_max ||
+	    limits->unit_min < queue_logical_block_size(disk->queue)) {
 		pr_err("%s: the device gives no atomic-write limits (byte %u of its configuration space is 0x%02x)\n",
 		       disk->disk_name, offset, byte);
 		return -EOPNOTSUPP;
 	}
-	limits->unit_min = SZ_512 << (byte & 0xf);
-	limits->unit_max = SZ_512 << ((byte >> 4) - 1);
 	limits->max_bytes = limits->unit_max;
 	/* There is no room for one in a byte. */
 	limits->boundary = boundary;
@@ -140,6 +144,8 @@ static int check_limits(struct block_device *bdev,
 		why = "unit_min is larger than unit_max";
 	else if (limits->unit_max > limits->max_bytes)
 		why = "unit_max is larger than max_bytes";
+	else if (limits->max_bytes % bdev_logical_block_size(bdev))
+		why = "max_bytes is no multiple of a logical block";
 	else if (limits->boundary && !is_power_of_2(limits->boundary))
 		why = "the boundary must be a power of two";
 	else if (limits->boundary && limits->boundary < limits->max_bytes)
@@ -191,7 +197,7 @@ static int set_limits(struct block_device *bdev,
 	    queue_atomic_write_unit_max_bytes(q) != limits->unit_max ||
 	    queue_atomic_write_max_bytes(q) != limits->max_bytes ||
 	    queue_atomic_write_boundary_bytes(q) != limits->boundary)
-		pr_warn("%s: the kernel made the limits smaller (unit_min %u, unit_max %u, max_bytes %u, boundary %u): a request has at most %u segments\n",
+		pr_warn("%s: that is less than the device gives (unit_min %u, unit_max %u, max_bytes %u, boundary %u): the kernel has at most %u segments in a request\n",
 			name, limits->unit_min, limits->unit_max,
 			limits->max_bytes, limits->boundary,
 			queue_max_segments(q));
@@ -254,7 +260,7 @@ out:
 static int apply(const char *name)
 {
 	char path[sizeof("/dev/") + DISK_NAME_LEN];
-	struct atomic_limits limits;
+	struct atomic_limits limits = {};
 	struct block_device *bdev;
 	struct file *file;
 	int err;

@@ -63,7 +63,7 @@ impl ImageCommand {
                 };
                 let image = tornblk_image::build(&request, &mut |text| note!("{text}"))?;
                 if let KernelSource::BuildTree(tree) = &kernel {
-                    tell_missing(tree)?;
+                    tell_missing(tree);
                 }
                 say!("kernel {} in {}", image.release, image.dir.display());
                 match image.guest_module() {
@@ -99,8 +99,11 @@ impl ImageCommand {
 }
 
 /// The options of a kernel of the user's own that guests want and it has not.
-fn tell_missing(tree: &std::path::Path) -> anyhow::Result<()> {
-    let missing = kconfig::missing_in(tree)?;
+fn tell_missing(tree: &std::path::Path) {
+    let missing = match kconfig::missing_in(tree) {
+        Ok(missing) => missing,
+        Err(e) => return note!("whether the kernel has all that guests want is not known: {e}"),
+    };
     for option in &missing {
         let weight = if option.need == Need::Guest { "needed" } else { "wanted" };
         note!("{weight}: {option}");
@@ -108,7 +111,6 @@ fn tell_missing(tree: &std::path::Path) -> anyhow::Result<()> {
     if !missing.is_empty() {
         note!("`tornblk image kconfig` prints all options that guests want");
     }
-    Ok(())
 }
 
 fn ago(time: SystemTime) -> String {

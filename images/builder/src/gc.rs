@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::cache::{Cache, open_lock, read_json, remove};
 use crate::guest_module::ToolchainLock;
 use crate::initrd::IN_USE;
+use crate::kernel::Resolved;
 use crate::programs::ProgramsLock;
 use crate::{At, ImageError, KernelLock, Lock, ModuleLock, cache};
 
@@ -89,11 +90,17 @@ pub fn gc(dir: Option<&Path>, progress: &mut dyn FnMut(&str)) -> Result<Collecte
             remove(&dir)?;
         }
     }
-    for (_, dir) in folders(&cache, "toolchains")? {
+    // Of two that were made of the same packages, the newer one is used.
+    let resolved: BTreeSet<String> = folders(&cache, "resolved")?
+        .into_iter()
+        .filter_map(|(_, path)| Some(read_json::<Resolved>(&path)?.key))
+        .collect();
+    for (key, dir) in folders(&cache, "toolchains")? {
         let lock = read_json::<ToolchainLock>(&dir.join("lock.json"));
         let made_by =
             |m: &ModuleLock, l: &ToolchainLock| l.packages.iter().all(|p| m.packages.contains(p));
-        if lock.is_none_or(|lock| !guest_modules.iter().any(|m| made_by(m, &lock))) {
+        let used = |lock| guest_modules.iter().any(|m| made_by(m, &lock));
+        if !resolved.contains(&key) || !lock.is_some_and(used) {
             collected.freed += size(&dir);
             remove(&dir)?;
         }
@@ -177,7 +184,11 @@ mod tests {
             },
             programs: vec![package("fio")],
             agent_sha256: String::new(),
-            guest_module: None,
+            guest_module: Some(ModuleLock {
+                key: format!("module-{kernel}"),
+                path: Ok(String::new()),
+                packages: vec![package("gcc"), package(&format!("headers-{kernel}"))],
+            }),
         }
     }
 
@@ -191,7 +202,10 @@ mod tests {
         let kernel = cache.path(&["kernels", key]);
         fs::create_dir_all(&kernel).unwrap();
         cache.write_json(&kernel.join("lock.json"), &lock.kernel).unwrap();
-        for package in lock.programs.iter().chain(&lock.kernel.packages) {
+        let module = lock.guest_module.as_ref().unwrap();
+        fs::create_dir_all(cache.path(&["modules", &module.key])).unwrap();
+        let all = [&lock.programs[..], &lock.kernel.packages, &module.packages].concat();
+        for package in all {
             fs::write(cache.path(&["packages", &format!("{}.deb", package.sha256)]), "x").unwrap();
         }
     }
@@ -205,19 +219,33 @@ mod tests {
         add(&cache, "other", &lock("7.3.4", "k34"), 500);
         add(&cache, "used", &lock("7.3.4", "k34-before"), 900);
         fs::write(cache.path(&["packages", "nobodys.deb"]), "x").unwrap();
+        for (key, gcc) in [("toolchain", "gcc"), ("made-before", "gcc"), ("older", "older-gcc")] {
+            let dir = cache.path(&["toolchains", key]);
+            fs::create_dir(&dir).unwrap();
+            let lock = ToolchainLock { packages: vec![package(gcc)] };
+            cache.write_json(&dir.join("lock.json"), &lock).unwrap();
+            if key != "made-before" {
+                let resolved = Resolved { format: String::new(), key: key.to_owned() };
+                let path = cache.path(&["resolved", &format!("toolchain-{gcc}.json")]);
+                cache.write_json(&path, &resolved).unwrap();
+            }
+        }
         let image = initrd::open(&cache, "used").unwrap().unwrap();
         let listed: Vec<String> =
             list(Some(tmp.path())).unwrap().into_iter().map(|l| l.key).collect();
         // Opening it was a use.
         assert_eq!(listed, ["used", "new", "other", "old"]);
         let collected = gc(Some(tmp.path()), &mut |_| ()).unwrap();
-        assert_eq!((collected.images, collected.packages), (2, 2));
+        assert_eq!((collected.images, collected.packages), (2, 3));
         assert!(collected.freed >= 2000, "{collected:?}");
         let left = |sub| -> Vec<String> {
             folders(&cache, sub).unwrap().into_iter().map(|(name, _)| name).collect()
         };
         assert_eq!(left("images"), ["new", "used"]);
-        assert_eq!(left("packages"), ["fio-hash.deb", "k12-hash.deb", "k34-before-hash.deb"]);
+        let packages = left("packages").join(" ").replace("-hash.deb", "");
+        assert_eq!(packages, "fio gcc headers-k12 headers-k34-before k12 k34-before");
+        assert_eq!(left("modules"), ["module-k12", "module-k34-before"]);
+        assert_eq!(left("toolchains"), ["toolchain"]);
         drop(image);
         assert_eq!(gc(Some(tmp.path()), &mut |_| ()).unwrap(), Collected::default());
     }
