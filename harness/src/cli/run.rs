@@ -182,6 +182,7 @@ impl RunArgs {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             suites: suites.iter().map(|s| s.name.clone()).collect(),
             options: self.options(),
+            chosen: self.lane.iter().map(|lane| format!(" --lane {}", word(lane))).collect(),
             seed: self.seed,
             ..RunReport::default()
         };

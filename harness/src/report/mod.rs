@@ -151,6 +151,7 @@ pub(crate) mod testing {
             version: "0.1.0".into(),
             suites: vec!["direct-atomic".into()],
             options: " direct-atomic".into(),
+            chosen: String::new(),
             seed: 1,
             accelerator: "tcg".into(),
             qemu: "7.2.0".into(),

@@ -196,7 +196,9 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
             )?;
         }
     }
-    for lane in report.lanes.iter().filter(|l| l.violations > 0) {
+    // Of what is known to be red, the reason is enough: `--json` has the rest.
+    let told = |l: &&LaneReport| l.violations > 0 && l.verdict != Verdict::KnownRed;
+    for lane in report.lanes.iter().filter(told) {
         write_findings(report, lane, look, out)?;
     }
     for lane in &report.lanes {
@@ -369,7 +371,8 @@ fn next(report: &RunReport) -> String {
     }
     if report.exit == 0 {
         return format!(
-            "{again} --fault tear-atomic (see it notice), or --soak --seed {}",
+            "{again}{} --fault tear-atomic (see it notice), or --soak --seed {}",
+            report.chosen,
             report.seed.wrapping_add(1)
         );
     }

@@ -288,6 +288,9 @@ pub struct RunReport {
     /// a space before each.
     #[serde(default)]
     pub options: String,
+    /// The lanes that were chosen, likewise.
+    #[serde(default)]
+    pub chosen: String,
     pub seed: u64,
     pub accelerator: String,
     pub qemu: String,

@@ -144,6 +144,8 @@ impl Vm {
             } },
         }))?;
         self.qmp_execute(&add).map_err(failed)?;
+        // Nobody tells the driver that there are fewer than the device offers: it takes one a CPU.
+        let queues = if front_end == FrontEnd::BlkFull { queues.max(self.cpus) } else { queues };
         let mut plug = front_end.driver(queues);
         plug["id"] = id.as_str().into();
         plug["bus"] = slot_name(slot).into();

@@ -195,6 +195,7 @@ pub struct Vm {
     /// Of the image, with what they need: the front-ends' drivers.
     drivers: Vec<(FrontEnd, Vec<String>)>,
     has_test_device: bool,
+    cpus: u16,
     release: String,
     /// No deadline holds: see [`VmConfig::gdb`].
     patient: bool,
@@ -270,6 +271,7 @@ impl Vm {
             slots: disk::Slots::default(),
             drivers: drivers(config.image),
             has_test_device: config.qemu.has_test_device(),
+            cpus: config.cpus,
             release: config.image.release.clone(),
             patient: config.gdb.is_some(),
             stop: config.stop.clone(),
