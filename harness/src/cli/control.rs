@@ -2,12 +2,13 @@
 
 use super::signals;
 use crate::out::{note, say};
+use crate::report::named_in_words;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tornblk_proto::{Client, Match, NamedWrites, OpKind, Range, StallWhen, Trigger};
+use tornblk_proto::{Client, Match, OpKind, Range, StallWhen, Trigger};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ControlCommand {
@@ -192,7 +193,7 @@ impl ControlCommand {
                 let status = socket.connect()?.status()?;
                 print(&status)?;
                 // Beside the answer, which is for programs, too.
-                if let Some(text) = in_words(&status.named) {
+                if let Some(text) = named_in_words(&status.named) {
                     note!("{text}");
                 }
             }
@@ -251,28 +252,6 @@ impl StallArgs {
     }
 }
 
-/// What came of the writes that say what they are; `None`: there was none.
-fn in_words(named: &NamedWrites) -> Option<String> {
-    if named.writes == 0 {
-        return None;
-    }
-    let counts = [
-        (named.whole, "as they were sent"),
-        (named.merged, "merged with others, within the limit"),
-        (named.split, "split"),
-        (named.merged_beyond_limit, "merged beyond the limit"),
-        (named.misaligned, "misaligned"),
-        (named.across_boundary, "across a boundary"),
-    ];
-    let counts: Vec<String> =
-        counts.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{n} {how}")).collect();
-    let mut text = format!("named writes: {} arrived: {}", named.writes, counts.join(", "));
-    if let Some(first) = named.first.first() {
-        text = format!("{text}; the first that is wrong: {first}");
-    }
-    Some(text)
-}
-
 fn print<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write the answer")?;
     say!("{text}");
@@ -309,22 +288,6 @@ mod tests {
         assert_eq!(trigger(line).unwrap(), Trigger::Submit(which));
         let error = trigger("--op write").unwrap_err().to_string();
         assert!(error.contains("--at submit"), "{error}");
-    }
-
-    #[test]
-    fn named_writes_are_told_in_a_line() {
-        assert_eq!(in_words(&NamedWrites::default()), None);
-        let well = NamedWrites { writes: 5, whole: 3, merged: 2, ..NamedWrites::default() };
-        let text = in_words(&well).unwrap();
-        assert_eq!(
-            text,
-            "named writes: 5 arrived: 3 as they were sent, 2 merged with others, within the limit"
-        );
-        let first = vec!["split: of a write".to_owned(), "second".to_owned()];
-        let torn = NamedWrites { writes: 2, whole: 1, split: 1, first, ..NamedWrites::default() };
-        let text = in_words(&torn).unwrap();
-        assert!(text.contains("1 split; the first that is wrong: split: of a write"), "{text}");
-        assert!(!text.contains("second") && !text.contains("merged"), "{text}");
     }
 
     #[test]

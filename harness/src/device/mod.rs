@@ -176,10 +176,25 @@ impl Device {
         self.process.check()
     }
 
+    /// What it said since it was asked last of writes that did not arrive as they should: split,
+    /// merged, misaligned, across a boundary, or refused.
+    pub fn said_of_writes(&mut self) -> Vec<String> {
+        self.process.new_lines().iter().filter_map(|line| of_writes(line)).collect()
+    }
+
     /// Ends it in order, so that everything it has is written.
     pub fn stop(mut self) -> Result<(), DeviceError> {
         self.process.stop()
     }
+}
+
+/// A warning of the device's log about how a write arrived, without its head.
+fn of_writes(line: &str) -> Option<String> {
+    const BEGIN: [&str; 4] =
+        ["split: ", "merged-beyond-limit: ", "misaligned: ", "across-boundary: "];
+    let text = line.split_once(" WARN ] ")?.1;
+    let refused = text.contains("WRITE ATOMIC of ") && text.contains(" is refused");
+    (refused || BEGIN.iter().any(|begin| text.starts_with(begin))).then(|| text.to_owned())
 }
 
 /// Does somebody listen at this path? A socket has its name a moment before that. Connecting would
@@ -202,6 +217,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+    #[test]
+    fn what_the_device_says_of_writes_is_told_and_nothing_else() {
+        let head = "[2026-01-31T23:59:59Z WARN ] ";
+        for text in [
+            "split: of a write of 16384 bytes, named 0, only 4096 bytes at offset 0 arrived",
+            "queue 2: WRITE ATOMIC of 128k at byte 0 is refused: its atomic boundary, 128k, is more",
+        ] {
+            assert_eq!(of_writes(&format!("{head}{text}")).as_deref(), Some(text));
+        }
+        assert_eq!(of_writes(&format!("{head}2 requests were in flight when it went away")), None);
+        assert_eq!(of_writes("[2026-01-31T23:59:59Z INFO ] split: "), None);
+    }
 
     #[test]
     fn a_socket_is_ready_when_it_is_listened_at_not_when_it_has_its_name() {

@@ -52,6 +52,8 @@ fn find(
 pub(super) struct Process {
     child: Child,
     log: PathBuf,
+    /// Bytes of the log that were read by [`Process::new_lines`].
+    read: u64,
 }
 
 impl Process {
@@ -68,9 +70,11 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file.try_clone().map_err(io)?)
             .stderr(file);
+        // What others said there before is none of its own.
+        let read = log.metadata().map_or(0, |meta| meta.len());
         let child = crate::vm::process::spawn(command, &[])
             .map_err(|source| DeviceError::Spawn { program: program.to_owned(), source })?;
-        Ok(Process { child, log: log.to_owned() })
+        Ok(Process { child, log: log.to_owned(), read })
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -121,6 +125,22 @@ impl Process {
         log::warn!("tornblkd did not end within {} s and is killed", STOP.as_secs());
         self.kill();
         Ok(())
+    }
+
+    /// The whole lines that it said since this was asked last.
+    pub(super) fn new_lines(&mut self) -> Vec<String> {
+        let mut text = Vec::new();
+        let read = File::open(&self.log).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut text)
+        });
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if read.is_err() {
+            return Vec::new();
+        }
+        self.read += whole as u64;
+        let text = String::from_utf8_lossy(&text[..whole]);
+        text.lines().map(str::to_owned).collect()
     }
 
     fn kill(&mut self) {
@@ -180,6 +200,30 @@ mod tests {
         assert!(matches!(error, DeviceError::Slow { .. }));
         drop(process);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn each_line_is_read_once_and_no_half_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        std::fs::write(&log, "of another\n").unwrap();
+        let mut process = sh("echo one; printf two; sleep 1000", &log);
+        let line = |p: &mut Process| Ok(p.new_lines().into_iter().next());
+        let start = Instant::now();
+        let first = loop {
+            match line(&mut process).unwrap_or_else(|e: DeviceError| panic!("{e}")) {
+                None if start.elapsed() < START_LIMIT => std::thread::sleep(POLL),
+                found => break found,
+            }
+        };
+        assert_eq!(first.as_deref(), Some("one"));
+        while !std::fs::read_to_string(&log).unwrap().ends_with("two") {
+            std::thread::sleep(POLL);
+        }
+        assert!(process.new_lines().is_empty(), "half a line");
+        let mut file = std::fs::OpenOptions::new().append(true).open(&log).unwrap();
+        std::io::Write::write_all(&mut file, b"\n").unwrap();
+        assert_eq!(process.new_lines(), ["two"]);
     }
 
     #[test]

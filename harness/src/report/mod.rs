@@ -19,6 +19,7 @@ use crate::oracle::{Clause, Finding};
 use crate::run::{CutReport, LaneReport};
 use std::io;
 use std::path::Path;
+use tornblk_proto::NamedWrites;
 
 /// Whole or not at all: half a report would be taken for one.
 fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -36,6 +37,28 @@ pub fn findings(lane: &LaneReport) -> impl Iterator<Item = (&CutReport, &Finding
         .iter()
         .filter(|cut| cut.number != 0)
         .flat_map(|cut| cut.judgement.findings.iter().map(move |finding| (cut, finding)))
+}
+
+/// What came of the writes that say what they are; `None`: there was none.
+pub fn named_in_words(named: &NamedWrites) -> Option<String> {
+    if named.writes == 0 {
+        return None;
+    }
+    let counts = [
+        (named.whole, "as they were sent"),
+        (named.merged, "merged with others, within the limit"),
+        (named.split, "split"),
+        (named.merged_beyond_limit, "merged beyond the limit"),
+        (named.misaligned, "misaligned"),
+        (named.across_boundary, "across a boundary"),
+    ];
+    let counts: Vec<String> =
+        counts.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{n} {how}")).collect();
+    let mut text = format!("named writes: {} arrived: {}", named.writes, counts.join(", "));
+    if let Some(first) = named.first.first() {
+        text = format!("{text}; the first that is wrong: {first}");
+    }
+    Some(text)
 }
 
 /// "torn: /mnt/a unit 3 (bytes 49152..65536), generation 7", or what the kernel said
@@ -103,6 +126,7 @@ pub(crate) mod testing {
             volatile_writes: 4,
             faults: Vec::new(),
             write: Some((1, 3, 7)),
+            named: Default::default(),
             judgement: Judgement { findings, ..Judgement::default() },
             folder: Some("/tmp/run/raw/cut-002".into()),
             again: vec!["tornblk repro '/tmp/run/raw/cut-002'".into()],
@@ -133,6 +157,7 @@ pub(crate) mod testing {
             }),
             seconds: 12.5,
             reports: if red { vec![cut(vec![finding()])] } else { Vec::new() },
+            named: Default::default(),
             explored: None,
         }
     }
@@ -162,5 +187,27 @@ pub(crate) mod testing {
             folder: Some("/tmp/run".into()),
             lanes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn named_writes_are_told_in_a_line() {
+        assert_eq!(named_in_words(&NamedWrites::default()), None);
+        let well = NamedWrites { writes: 5, whole: 3, merged: 2, ..NamedWrites::default() };
+        let text = named_in_words(&well).unwrap();
+        assert_eq!(
+            text,
+            "named writes: 5 arrived: 3 as they were sent, 2 merged with others, within the limit"
+        );
+        let first = vec!["split: of a write".to_owned(), "second".to_owned()];
+        let torn = NamedWrites { writes: 2, whole: 1, split: 1, first, ..NamedWrites::default() };
+        let text = named_in_words(&torn).unwrap();
+        assert!(text.contains("1 split; the first that is wrong: split: of a write"), "{text}");
+        assert!(!text.contains("second") && !text.contains("merged"), "{text}");
     }
 }

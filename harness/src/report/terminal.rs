@@ -114,6 +114,11 @@ impl Progress for Live {
         }
     }
 
+    fn seen(&mut self, lane: &str, cut: u32, text: &str) {
+        let cut = if cut == 0 { "control".to_owned() } else { format!("cut {cut}") };
+        self.say(&format!("{lane}, {cut}: {text}"));
+    }
+
     fn cut(&mut self, lane: &str, report: &CutReport) {
         if report.number == 0 {
             return;
@@ -194,6 +199,13 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
                 "{}: {rest} of {cuts} cuts were made at rest: their moment never came",
                 lane.name
             )?;
+        }
+    }
+    for lane in &report.lanes {
+        let n = &lane.named;
+        let wrong = n.split + n.merged_beyond_limit + n.misaligned + n.across_boundary > 0;
+        if let Some(text) = super::named_in_words(n).filter(|_| wrong) {
+            writeln!(out, "{}: {text}", lane_name(report, lane))?;
         }
     }
     // Of what is known to be red, the reason is enough: `--json` has the rest.

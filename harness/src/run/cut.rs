@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use tornblk_agent::channel::{Command, Outcome, Readback, Workload};
 use tornblk_model::crash::Profile;
+use tornblk_proto::NamedWrites;
 
 /// As the guest finds it: 20 bytes, of which the device may need the last 8.
 pub(super) const SERIAL: &str = "tornblk";
@@ -38,6 +39,9 @@ pub struct CutReport {
     pub faults: Vec<String>,
     /// The write that the plan began at: (file, unit, generation).
     pub write: Option<(u32, u64, u32)>,
+    /// How the writes arrived that say how long they are.
+    #[serde(default)]
+    pub named: NamedWrites,
     pub judgement: Judgement,
     /// `None` where it was not kept.
     pub folder: Option<PathBuf>,
@@ -55,6 +59,14 @@ pub enum Judged {
     Done(Box<CutReport>),
     /// The kernel or the file system cannot do it, in its own words.
     Unsupported(String),
+}
+
+/// What is told while a cut is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Told<'a> {
+    Phase(&'a str),
+    /// What the device says of writes that arrived otherwise than they should.
+    Seen(&'a str),
 }
 
 /// Once a lane is enough.
@@ -126,9 +138,9 @@ impl Setting<'_> {
         dir: &Path,
         next: Option<&Path>,
         look: LookAtLimits,
-        phase: &mut dyn FnMut(&str),
+        tell: &mut dyn FnMut(Told<'_>),
     ) -> Result<Judged, RunError> {
-        phase("starting a guest");
+        tell(Told::Phase("starting a guest"));
         let recording = dir.join("disk.recording");
         let mut disk = lab.disk(&self.spec(dir, cut.seed, Some(recording.clone())))?;
         let mut guest = self.volume.guest(lab, disk.as_ref(), dir, "before", self.interrupted)?;
@@ -148,7 +160,8 @@ impl Setting<'_> {
         self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
         lab.expect(&make(dir, "after")?);
 
-        phase("writing");
+        tell(Told::Phase("writing"));
+        let mut seen = |text: &str| tell(Told::Seen(text));
         let mut relay = Relay::new(
             disk.as_mut(),
             &workload,
@@ -156,6 +169,7 @@ impl Setting<'_> {
             &self.volume.profile,
             cut,
             self.interrupted,
+            &mut seen,
         );
         let command = Command::Workload { workload: workload.clone() };
         let ended = guest.machine.call(command, &mut relay, LONG);
@@ -175,20 +189,23 @@ impl Setting<'_> {
         if relay.crashed.is_none() {
             relay.cut_now()?;
         }
+        relay.look_at_the_wire();
+        let named = relay.named()?;
         let (write, fired) = (relay.write(), relay.fired);
         let (batches, crashed) = (std::mem::take(&mut relay.batches), relay.crashed.take());
         let Some(crashed) = crashed else {
             return Err(RunError::Bad("the device did not say that the power was cut".into()));
         };
-        phase("cutting the power");
+        tell(Told::Phase("cutting the power"));
         guest.machine.kill();
 
-        phase("recovering");
-        let mut way = Way { dir, next, interrupted: self.interrupted, phase: &mut *phase };
+        tell(Told::Phase("recovering"));
+        let mut phase = |text: &str| tell(Told::Phase(text));
+        let mut way = Way { dir, next, interrupted: self.interrupted, phase: &mut phase };
         let (readback, broken) = self.volume.recover(lab, disk.as_mut(), &workload, &mut way)?;
         disk.stop()?;
 
-        phase("judging");
+        tell(Told::Phase("judging"));
         let evidence = Evidence {
             guest: self.guest.clone(),
             volume: self.volume.clone(),
@@ -219,6 +236,7 @@ impl Setting<'_> {
             volatile_writes: crashed.volatile_writes,
             faults: crashed.faults,
             write: write.map(|k: Key| (k.file, k.unit, k.r#gen)),
+            named,
             judgement,
             folder: Some(dir.to_owned()),
             again: Vec::new(),

@@ -1,6 +1,6 @@
 //! A lane: its base disk, its negative control, its cuts, its verdict.
 
-use super::cut::{CutReport, Judged, LookAtLimits, Setting, save};
+use super::cut::{CutReport, Judged, LookAtLimits, Setting, Told, save};
 use super::explored::{Asked, explored};
 use super::volume::Volume;
 use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_model::crash::{Fault, FaultKind};
+use tornblk_proto::NamedWrites;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -73,6 +74,9 @@ pub struct LaneReport {
     #[serde(default)]
     pub at_rest: u32,
     pub counts: Counts,
+    /// How the writes of its cuts arrived that say how long they are.
+    #[serde(default)]
+    pub named: NamedWrites,
     /// Findings of all cuts.
     pub violations: u64,
     /// Complaints of the guests' kernels that came before in this run, and are no findings again.
@@ -167,6 +171,7 @@ impl LaneReport {
             planned: if settings.only.is_some() { 1 } else { settings.cuts },
             at_rest: 0,
             counts: Counts::default(),
+            named: NamedWrites::default(),
             violations: 0,
             complaints_again: 0,
             control: None,
@@ -310,6 +315,7 @@ impl LaneRun<'_> {
                 self.report.cuts += 1;
                 self.report.at_rest += u32::from(!report.fired);
                 self.report.counts += report.judgement.counts;
+                add(&mut self.report.named, &report.named);
                 self.report.violations += report.judgement.findings.len() as u64;
             }
             self.keep(report)?;
@@ -382,12 +388,15 @@ impl LaneRun<'_> {
         self.looked |= look;
         let (of, left) = (self.report.planned, self.clock.left());
         let (lane, progress) = (self.lane, &mut self.progress);
-        let mut phase = |what: &str| {
-            log::debug!("{}, cut {number}: {what}", lane.name);
-            progress.phase(&Phase { lane: &lane.name, what, cut: number, of, left });
+        let mut tell = |told: Told<'_>| match told {
+            Told::Phase(what) => {
+                log::debug!("{}, cut {number}: {what}", lane.name);
+                progress.phase(&Phase { lane: &lane.name, what, cut: number, of, left });
+            }
+            Told::Seen(text) => progress.seen(&lane.name, number, text),
         };
         let look = if look { LookAtLimits::Yes } else { LookAtLimits::No };
-        match setting.run(lab, &cut, &dir, next.as_deref(), look, &mut phase)? {
+        match setting.run(lab, &cut, &dir, next.as_deref(), look, &mut tell)? {
             Judged::Done(mut report) => {
                 self.hear(&dir, &mut report)?;
                 report.again = self.again(&report);
@@ -559,6 +568,20 @@ impl LaneRun<'_> {
         };
         report.why = why;
     }
+}
+
+fn add(all: &mut NamedWrites, more: &NamedWrites) {
+    let NamedWrites { writes, whole, split, merged, .. } = more;
+    let NamedWrites { merged_beyond_limit, misaligned, across_boundary, first, .. } = more;
+    all.writes += writes;
+    all.whole += whole;
+    all.split += split;
+    all.merged += merged;
+    all.merged_beyond_limit += merged_beyond_limit;
+    all.misaligned += misaligned;
+    all.across_boundary += across_boundary;
+    let room = NamedWrites::FIRST.saturating_sub(all.first.len());
+    all.first.extend(first.iter().take(room).cloned());
 }
 
 /// For a shell.

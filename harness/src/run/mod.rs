@@ -56,7 +56,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_model::crash::{Fault, Strategy};
-use tornblk_proto::{Crashed, Trigger};
+use tornblk_proto::{Crashed, NamedWrites, Trigger};
 
 /// Why something could not be run. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +141,15 @@ pub trait Disk {
     fn arm(&mut self, cut: &Arm) -> Result<(), RunError>;
     /// Was the power cut? Waits that long for it.
     fn crashed(&mut self, wait: Duration) -> Result<Option<Crashed>, RunError>;
+    /// What it said since it was asked last of writes that arrived otherwise than they should. Costs
+    /// next to nothing.
+    fn seen(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+    /// How the writes arrived that say how long they are.
+    fn named(&mut self) -> Result<NamedWrites, RunError> {
+        Ok(NamedWrites::default())
+    }
     /// Whatever was armed is off, unless the power was cut before that: then how.
     fn disarm(&mut self) -> Result<Option<Crashed>, RunError>;
     fn stop(self: Box<Self>) -> Result<(), RunError>;
@@ -246,6 +255,8 @@ impl GuestArgs {
 pub trait Progress {
     fn lane(&mut self, _name: &str, _cuts: u32) {}
     fn phase(&mut self, _at: &Phase<'_>) {}
+    /// A write arrived at the device otherwise than it should.
+    fn seen(&mut self, _lane: &str, _cut: u32, _text: &str) {}
     fn cut(&mut self, _lane: &str, _report: &CutReport) {}
     fn lane_done(&mut self, _report: &LaneReport) {}
 }

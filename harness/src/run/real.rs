@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::Image;
-use tornblk_proto::{Client, ClientError, Crashed, Pending, RefusalKind};
+use tornblk_proto::{Client, ClientError, Crashed, NamedWrites, Pending, RefusalKind};
 
 /// For what was armed before to be forgotten.
 const DISARM: Duration = Duration::from_secs(5);
@@ -244,6 +244,17 @@ impl RealDisk {
 impl Disk for RealDisk {
     fn socket(&self) -> PathBuf {
         self.device.socket()
+    }
+
+    fn seen(&mut self) -> Vec<String> {
+        self.device.said_of_writes()
+    }
+
+    fn named(&mut self) -> Result<NamedWrites, RunError> {
+        match self.device.client().status() {
+            Ok(status) => Ok(status.named),
+            Err(error) => Err(self.explain(error)),
+        }
     }
 
     fn mark(&mut self, line: &str) -> Result<Option<u64>, RunError> {

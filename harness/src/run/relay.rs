@@ -5,10 +5,10 @@ use super::{Arm, Disk, Host, RunError};
 use crate::oracle::{Key, LedgerBuilder};
 use crate::suite::{Cut, CutKind, Place, Plan};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tornblk_agent::channel::{MarkText, Target, Workload};
 use tornblk_model::crash::{Fault, FaultKind};
-use tornblk_proto::{Crashed, Match, OpKind, Range, Trigger};
+use tornblk_proto::{Crashed, Match, NamedWrites, OpKind, Range, Trigger};
 
 /// Marks with the events that recorded them, batch by batch.
 pub(crate) type Batches = Vec<Vec<(u64, MarkText)>>;
@@ -30,7 +30,12 @@ pub(super) struct Relay<'a> {
     /// The power was cut where the plan says, not at rest after the workload.
     pub(super) fired: bool,
     pub(super) error: Option<RunError>,
+    seen: &'a mut dyn FnMut(&str),
+    looked: Instant,
 }
+
+/// How often the device's log is looked at.
+const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -61,6 +66,7 @@ impl<'a> Relay<'a> {
         profile: &'a str,
         cut: &'a Cut,
         interrupted: &'a AtomicBool,
+        seen: &'a mut dyn FnMut(&str),
     ) -> Relay<'a> {
         Relay {
             disk,
@@ -77,7 +83,22 @@ impl<'a> Relay<'a> {
             crashed: None,
             fired: true,
             error: None,
+            seen,
+            looked: Instant::now(),
         }
+    }
+
+    /// Tells what the device says of writes that arrived otherwise than they should.
+    pub(super) fn look_at_the_wire(&mut self) {
+        for text in self.disk.seen() {
+            (self.seen)(&text);
+        }
+        self.looked = Instant::now();
+    }
+
+    /// How the writes arrived that say how long they are.
+    pub(super) fn named(&mut self) -> Result<NamedWrites, RunError> {
+        self.disk.named()
     }
 
     /// The write that the plan began at.
@@ -244,6 +265,9 @@ impl Host for Relay<'_> {
     }
 
     fn stop(&mut self) -> bool {
+        if self.looked.elapsed() > LOOK {
+            self.look_at_the_wire();
+        }
         if self.crashed.is_none() && self.error.is_none() && self.stage == Stage::Armed {
             match self.disk.crashed(Duration::ZERO) {
                 Ok(crashed) => self.crashed = crashed,
