@@ -30,7 +30,7 @@ fn recorded(lb_size: u32, writes: &[(u64, u32, bool, Then)]) -> Recorded {
     for (unit, r#gen, atomic, then) in writes.iter().copied() {
         let flags = WriteFlags { direct: true, atomic, ..WriteFlags::default() };
         let offset = target.offset_of(unit);
-        disk.mark(&[MarkText::Intent { file: 1, unit, r#gen, offset, len: UNIT, flags }]);
+        disk.mark(&[MarkText::Intent { file: 1, unit, r#gen, offset, len: UNIT, flags, at: None }]);
         let mut bytes = vec![0; UNIT as usize];
         payload::fill(&mut bytes, stamp(&target, unit, r#gen));
         let write = disk.write(offset, &bytes, atomic);

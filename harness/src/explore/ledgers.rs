@@ -281,7 +281,7 @@ mod tests {
                         let flags =
                             WriteFlags { dsync: rng.below(3) == 0, ..WriteFlags::default() };
                         let (offset, len) = (unit * 4096, 4096);
-                        MarkText::Intent { file, unit, r#gen: *r#gen, offset, len, flags }
+                        MarkText::Intent { file, unit, r#gen: *r#gen, offset, len, flags, at: None }
                     }
                     2 if !out_there.is_empty() => {
                         let at = rng.below(out_there.len() as u64) as usize;

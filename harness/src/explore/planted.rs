@@ -326,7 +326,15 @@ fn random_workload(seed: u64) -> Recorded {
                     protocol: false,
                 };
                 let offset = target.offset_of(unit);
-                disk.mark(&[MarkText::Intent { file: 1, unit, r#gen, offset, len: 8192, flags }]);
+                disk.mark(&[MarkText::Intent {
+                    file: 1,
+                    unit,
+                    r#gen,
+                    offset,
+                    len: 8192,
+                    flags,
+                    at: None,
+                }]);
                 let mut bytes = vec![0; 8192];
                 payload::fill(&mut bytes, stamp(&target, unit, r#gen));
                 match disk.rng.below(12) {

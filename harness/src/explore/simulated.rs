@@ -218,7 +218,15 @@ impl Simulated {
         thread.steps.reverse();
         (thread.unit, thread.r#gen) = (unit, r#gen);
         let (offset, len) = (target.offset_of(unit), target.unit);
-        self.mark(&[MarkText::Intent { file: 1, unit, r#gen, offset, len, flags: FLAGS }]);
+        self.mark(&[MarkText::Intent {
+            file: 1,
+            unit,
+            r#gen,
+            offset,
+            len,
+            flags: FLAGS,
+            at: None,
+        }]);
     }
 
     fn step(&mut self, thread: &mut Thread, target: &Target) {

@@ -98,7 +98,8 @@ impl Recorded {
         say(&mut recorded, MarkText::Phase { name: "load-done".into() });
         for unit in 0..n {
             let offset = FIRST + unit * 16384;
-            let intent = MarkText::Intent { file: 1, unit, r#gen: 1, offset, len: 16384, flags };
+            let intent =
+                MarkText::Intent { file: 1, unit, r#gen: 1, offset, len: 16384, flags, at: None };
             say(&mut recorded, intent);
             let mut bytes = vec![0; 16384];
             let stamp = Stamp { nonce: 7, unit, file: 1, generation: 1, sector: 0, sectors: 0 };

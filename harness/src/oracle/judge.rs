@@ -475,7 +475,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::oracle) fn intent(unit: u64, r#gen: u32, flags: WriteFlags) -> MarkText {
-        MarkText::Intent { file: 1, unit, r#gen, offset: unit * 16384, len: 16384, flags }
+        MarkText::Intent { file: 1, unit, r#gen, offset: unit * 16384, len: 16384, flags, at: None }
     }
 
     /// Generation 1 of unit 0 durable, generation 2 in flight.

@@ -111,7 +111,7 @@ impl<'a> LedgerBuilder<'a> {
 
     fn mark(&mut self, event: u64, mark: MarkText) {
         match mark {
-            MarkText::Intent { file, unit, r#gen, offset, len, flags } => {
+            MarkText::Intent { file, unit, r#gen, offset, len, flags, .. } => {
                 let load = self.workload.load && self.ledger.load_done.is_none();
                 self.ledger.writes += u64::from(!load);
                 let asked = Asked { offset, len, flags, event, result: None, load };

@@ -144,12 +144,12 @@ impl<'a> Relay<'a> {
 
     fn look(&mut self, mark: &MarkText) -> Result<(), RunError> {
         match (self.stage, mark) {
-            (Stage::Before, MarkText::Intent { file, unit, r#gen, .. })
+            (Stage::Before, MarkText::Intent { file, unit, r#gen, at, .. })
                 if self.live.ledger().load_done.is_some() =>
             {
                 self.intents += 1;
                 if self.intents >= self.cut.plan.write() {
-                    self.begin(*file, *unit, *r#gen)?;
+                    self.begin(Key { file: *file, unit: *unit, r#gen: *r#gen }, *at)?;
                 }
             }
             (
@@ -172,8 +172,10 @@ impl<'a> Relay<'a> {
     }
 
     /// The write that the plan begins at is about to be asked for.
-    fn begin(&mut self, file: u32, unit: u64, r#gen: u32) -> Result<(), RunError> {
-        self.write = Some(Key { file, unit, r#gen });
+    /// `at`: where its file system says that it lies on the disk.
+    fn begin(&mut self, write: Key, at: Option<u64>) -> Result<(), RunError> {
+        self.write = Some(write);
+        let Key { file, unit, r#gen } = write;
         let op = |op, nth| Match { op: Some(op), nth: Some(nth), ..Match::default() };
         let trigger = match &self.cut.plan {
             Plan::Spread { kind, .. } => match kind {
@@ -187,7 +189,7 @@ impl<'a> Relay<'a> {
                 }
             },
             Plan::Placed { fault, .. } => {
-                let range = self.range(file, unit);
+                let range = self.range(file, unit, at);
                 let spec = placed(&fault.fault, range);
                 self.disk.fault(&spec.to_string())?;
                 if fault.place == Place::Acknowledged {
@@ -205,9 +207,10 @@ impl<'a> Relay<'a> {
     }
 
     /// Where a unit lies on the disk, if that is known.
-    fn range(&self, file: u32, unit: u64) -> Option<(u64, u64)> {
+    fn range(&self, file: u32, unit: u64, at: Option<u64>) -> Option<(u64, u64)> {
         let target: &Target = self.workload.files.iter().find(|t| t.file == file)?;
-        self.raw.then(|| (target.disk_offset_of(unit), u64::from(target.unit)))
+        let begin = if self.raw { Some(target.disk_offset_of(unit)) } else { at };
+        begin.map(|begin| (begin, u64::from(target.unit)))
     }
 
     fn arm(&mut self, at: Trigger) -> Result<(), RunError> {

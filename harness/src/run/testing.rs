@@ -421,7 +421,7 @@ impl FakeMachine {
             *r#gen += 1;
             let (file, len, offset) = (target.file, target.unit, target.offset_of(unit));
             let r#gen = *r#gen;
-            host.marks(&[MarkText::Intent { file, unit, r#gen, offset, len, flags }])
+            host.marks(&[MarkText::Intent { file, unit, r#gen, offset, len, flags, at: None }])
                 .map_err(|_| CallError::Stopped)?;
             self.state().write(file, unit, r#gen, len);
             if flags.dsync {

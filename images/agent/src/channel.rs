@@ -69,7 +69,18 @@ pub enum ToHost {
 #[serde(tag = "m", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum MarkText {
     /// A write of generation `gen` to `unit` of `file` is about to be asked for.
-    Intent { file: u32, unit: u64, r#gen: u32, offset: u64, len: u32, flags: WriteFlags },
+    /// `at`: where on the disk the unit lies (bytes), of a file where the file system says so before the
+    /// write; only of targets that are `named`.
+    Intent {
+        file: u32,
+        unit: u64,
+        r#gen: u32,
+        offset: u64,
+        len: u32,
+        flags: WriteFlags,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<u64>,
+    },
     /// It returned: `result` is bytes or a negative errno.
     Done { file: u32, unit: u64, r#gen: u32, result: i64 },
     /// fsync or fdatasync of `file` returned `result`: what was done before it *began* must last.
@@ -694,7 +705,15 @@ mod tests {
     fn marks_survive_their_line() {
         let flags = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
         for mark in [
-            MarkText::Intent { file: 1, unit: 2, r#gen: 3, offset: 4096, len: 16384, flags },
+            MarkText::Intent {
+                file: 1,
+                unit: 2,
+                r#gen: 3,
+                offset: 4096,
+                len: 16384,
+                flags,
+                at: None,
+            },
             MarkText::Done { file: 1, unit: 2, r#gen: 3, result: -5 },
             MarkText::Synced { file: 1, since: 17, result: 0 },
             MarkText::Phase { name: "load-done".into() },

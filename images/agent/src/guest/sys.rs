@@ -106,6 +106,42 @@ pub fn scsi_read(device: &File, cdb: &[u8], data: &mut [u8]) -> io::Result<usize
     Ok(data.len().saturating_sub(header.resid.max(0) as usize))
 }
 
+/// `FS_IOC_FIEMAP` of `linux/fs.h`, of the head of its structure.
+const FS_IOC_FIEMAP: Opcode = opcode::read_write::<[u64; 4]>(b'f', 11);
+/// `FIEMAP_EXTENT_UNKNOWN` and `FIEMAP_EXTENT_ENCODED` of `linux/fiemap.h`: no place that could be told.
+const NOWHERE: u32 = 0x2 | 0x8;
+
+/// `struct fiemap` of `linux/fiemap.h` with room for one extent.
+#[repr(C)]
+#[derive(Default)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    logical: u64,
+    physical: u64,
+    extent_length: u64,
+    reserved64: [u64; 2],
+    extent_flags: u32,
+    reserved32: [u32; 3],
+}
+
+/// Where on its disk the bytes `offset..offset + len` of a file lie, where that is one place.
+pub fn place_of(file: &File, offset: u64, len: u64) -> Option<u64> {
+    let mut map = Fiemap { start: offset, length: len, extent_count: 1, ..Fiemap::default() };
+    // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as it
+    // says there is room for: one.
+    unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Fiemap>::new(&mut map)) }.ok()?;
+    let inside = map.mapped_extents == 1
+        && map.extent_flags & NOWHERE == 0
+        && map.logical <= offset
+        && offset + len <= map.logical + map.extent_length;
+    inside.then(|| map.physical + (offset - map.logical))
+}
+
 /// Shares a range (bytes) of `from` with `to`, at the same offset.
 pub fn clone_range(from: &File, to: &File, offset: u64, len: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;

@@ -55,7 +55,7 @@ pub fn run(
         if shared.is_over() {
             break;
         }
-        let batch = tally.mark(vec![intent(target, &commit)]);
+        let batch = tally.mark(vec![intent(target, opened, &commit)]);
         // Nothing is in flight: every commit ends by waiting.
         let stamp = stamp(target, shared.workload, commit.unit, commit.generation);
         fill(ring.page.bytes_mut(), stamp);

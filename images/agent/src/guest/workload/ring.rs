@@ -73,7 +73,8 @@ fn feed(
     loop {
         let starting = if shared.is_over() { Vec::new() } else { ring.take_startable(&mut plan) };
         if !starting.is_empty() {
-            let batch = tally.mark(starting.iter().map(|(_, step)| intent(target, step)).collect());
+            let batch =
+                tally.mark(starting.iter().map(|(_, step)| intent(target, opened, step)).collect());
             for (slot, step) in &starting {
                 let bytes = ring.slots[*slot].buffer.bytes_mut();
                 fill(bytes, stamp(target, shared.workload, step.unit, step.generation));

@@ -9,7 +9,7 @@ use super::plan::{Plan, Step};
 use super::prepare::stamp;
 use super::{Opened, Shared, describe, rwf};
 use crate::channel::{MarkText, Target};
-use crate::guest::{Error, Result, explain};
+use crate::guest::{Error, Result, explain, sys};
 use crate::payload::fill;
 
 /// So many failed writes in a row, and the disk is taken for gone.
@@ -24,7 +24,7 @@ pub fn run(shared: &Shared<'_>, target: &Target, opened: &Opened, plan: Plan) ->
             break;
         }
         let file = opened.file(step.flags)?;
-        let batch = tally.mark(vec![intent(target, &step)]);
+        let batch = tally.mark(vec![intent(target, opened, &step)]);
         // Meanwhile.
         fill(buffer.bytes_mut(), stamp(target, shared.workload, step.unit, step.generation));
         shared.outbox.wait(batch)?;
@@ -47,12 +47,15 @@ pub fn run(shared: &Shared<'_>, target: &Target, opened: &Opened, plan: Plan) ->
     Ok(())
 }
 
-pub fn intent(target: &Target, step: &Step) -> MarkText {
+pub fn intent(target: &Target, opened: &Opened, step: &Step) -> MarkText {
+    let offset = target.offset_of(step.unit);
+    let file = opened.file(step.flags).ok().filter(|_| target.named);
     MarkText::Intent {
+        at: file.and_then(|file| sys::place_of(file, offset, target.unit.into())),
         file: target.file,
         unit: step.unit,
         r#gen: step.generation,
-        offset: target.offset_of(step.unit),
+        offset,
         len: target.unit,
         flags: step.flags,
     }
