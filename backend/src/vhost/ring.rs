@@ -170,8 +170,15 @@ impl VringT<Space> for Vring {
         }
     }
 
+    /// The front-end does not wait for this message: what was signalled through the old descriptor
+    /// until now may be lost, as QEMU unmasks its interrupts right after it has enabled the rings.
+    /// So the guest is told once more, and looks at its used ring; at worst in vain.
     fn set_call(&self, file: Option<File>) {
         self.inner.set_call(file);
+        let runs = self.inner.get_ref().get_queue().ready();
+        if runs && let Err(error) = self.inner.signal_used_queue() {
+            log::warn!("the guest cannot be told where it has just asked for it: {error}");
+        }
     }
 
     fn set_err(&self, file: Option<File>) {

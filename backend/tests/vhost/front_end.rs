@@ -64,6 +64,27 @@ fn a_front_end_reads_and_writes_through_several_queues() {
 }
 
 #[test]
+fn what_was_answered_before_the_call_was_replaced_is_told_again() {
+    let server = Server::new(1);
+    let mut guest = Guest::ready(&server.path(), 1);
+    let sent = guest.queues[0].driver.wants(VIRTIO_BLK_T_IN, 5, 512);
+    guest.queues[0].driver.ask_to_be_told();
+    guest.kick(0);
+    let mut used = Vec::new();
+    until(|| {
+        used.extend(guest.queues[0].driver.take_used());
+        !used.is_empty()
+    });
+    assert_eq!(used[0].0, sent.head);
+    // As QEMU does it while its guest drives the disk already.
+    assert_eq!(guest.replace_call(0), 1);
+    assert_eq!(guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 6, 512)).1, OK);
+    // A queue that does not run has nothing to tell.
+    guest.frontend.get_vring_base(0).unwrap();
+    assert_eq!(guest.replace_call(0), 0);
+}
+
+#[test]
 fn a_batch_in_one_kick_is_answered_whole() {
     let server = Server::new(1);
     let mut guest = Guest::ready(&server.path(), 1);

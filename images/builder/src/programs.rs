@@ -65,7 +65,7 @@ const PROGRAMS: [(&str, &[&str]); 7] = [
             "usr/bin/sg_write_x",
         ],
     ),
-    ("util-linux", &["usr/bin/lsblk"]),
+    ("util-linux", &["usr/bin/lsblk", "usr/sbin/blkid"]),
     ("fdisk", &["usr/sbin/sfdisk"]),
 ];
 
@@ -80,11 +80,10 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// The applets that get a name of their own; all are there as `busybox NAME`.
-const APPLETS: [&str; 60] = [
+const APPLETS: [&str; 59] = [
     "awk",
     "basename",
     "blkdiscard",
-    "blkid",
     "blockdev",
     "cat",
     "chmod",
