@@ -99,7 +99,7 @@ impl ImageCommand {
 }
 
 /// The options of a kernel of the user's own that guests want and it has not.
-fn tell_missing(tree: &std::path::Path) {
+pub(super) fn tell_missing(tree: &std::path::Path) {
     let missing = match kconfig::missing_in(tree) {
         Ok(missing) => missing,
         Err(e) => return note!("whether the kernel has all that guests want is not known: {e}"),

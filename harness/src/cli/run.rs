@@ -7,8 +7,8 @@ use crate::out::{Stdout, note, say};
 use crate::report::terminal::{Live, Look};
 use crate::report::{github, json, junit, terminal};
 use crate::run::{
-    Debugger, GuestArgs, KernelRun, LaneReport, RealLab, RunFolder, RunReport, Settings, Verdict,
-    run_lanes, word,
+    Debugger, GuestArgs, KernelRun, Lab as _, LaneReport, RealLab, RunFolder, RunReport, Settings,
+    Verdict, run_lanes, word,
 };
 use crate::suite::{self, Lane, Suite, parse_time};
 use crate::vm::{Accel, FrontEnd, Qemu};
@@ -262,10 +262,9 @@ impl RunArgs {
     ) -> anyhow::Result<()> {
         let Matrix { lanes, debugger, interrupted, live, folder } = matrix;
         let mut lab = lab(&settings.guest, &mut |text| live.note(text), interrupted)?;
-        if let Some(lane) = lanes.iter().find(|(_, l)| l.front_end == FrontEnd::BlkFull)
-            && !lab.qemu.has_test_device()
-        {
-            bail!("lane {}: {}", lane.1.name, crate::vm::VmError::NoTestDevice);
+        let asked = self.front_end.map(FrontEnd::from);
+        if let Some(why) = asked.and_then(|front_end| lab.cannot_attach(front_end)) {
+            bail!("--front-end: {why}");
         }
         lab.debugger.clone_from(debugger);
         if lab.debugger.is_none() {
@@ -450,6 +449,10 @@ pub(super) fn lab(
     };
     let kernel = guest.kernel.as_deref().unwrap_or(tornblk_image::DEFAULT_KERNEL);
     let kernel: KernelSource = kernel.parse()?;
+    if let KernelSource::BuildTree(tree) = &kernel {
+        // Before a boot that fails for it.
+        super::image::tell_missing(tree);
+    }
     let (modules, until) = (guest.modules.clone(), Some(Arc::clone(stop)));
     let request = Request { modules, stop: until, ..Request::new(kernel) };
     let image =

@@ -18,6 +18,8 @@ pub struct Asked {
     pub result: Option<i64>,
     /// It belongs to the load, before the workload proper.
     pub load: bool,
+    /// Where on the disk its bytes lay before (bytes), where that was said.
+    pub at: Option<u64>,
 }
 
 impl Asked {
@@ -111,10 +113,10 @@ impl<'a> LedgerBuilder<'a> {
 
     fn mark(&mut self, event: u64, mark: MarkText) {
         match mark {
-            MarkText::Intent { file, unit, r#gen, offset, len, flags, .. } => {
+            MarkText::Intent { file, unit, r#gen, offset, len, flags, at } => {
                 let load = self.workload.load && self.ledger.load_done.is_none();
                 self.ledger.writes += u64::from(!load);
-                let asked = Asked { offset, len, flags, event, result: None, load };
+                let asked = Asked { offset, len, flags, event, result: None, load, at };
                 self.unit(file, unit, r#gen).writes.insert(r#gen, asked);
             }
             MarkText::Done { file, unit, r#gen, result } => {
@@ -175,6 +177,7 @@ impl<'a> LedgerBuilder<'a> {
                     event,
                     result: done.then_some(i64::from(target.unit)),
                     load: true,
+                    at: None,
                 };
                 let known = self.unit(target.file, unit, 0).writes.entry(0).or_insert(asked);
                 if known.result.is_none() {

@@ -221,6 +221,9 @@ pub struct Counts {
     /// Writes with RWF_ATOMIC that reached the disk inside one atomic request each.
     #[serde(default)]
     pub atomic: u64,
+    /// Requests that held more than one of them.
+    #[serde(default)]
+    pub merged: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -233,6 +236,7 @@ impl std::ops::AddAssign for Counts {
         self.durable += o.durable;
         self.legal_tears += o.legal_tears;
         self.atomic += o.atomic;
+        self.merged += o.merged;
     }
 }
 

@@ -5,8 +5,9 @@
 //! copy-on-write) sends ordinary requests, and makes the write whole by itself. Which of the two a
 //! lane is about is its suite's to say: on the wire of virtio-blk they look alike.
 
-use super::{Carrier, Clause, Finding, Key, Ledger, Wire, call};
+use super::{Asked, Carrier, Clause, Finding, Key, Ledger, Wire, call};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use tornblk_agent::channel::Workload;
 use tornblk_model::crash::{AtomicMode, Profile};
 
@@ -28,6 +29,8 @@ pub enum OnWire {
 pub struct Reached {
     /// Inside one atomic request each.
     pub atomic: u64,
+    /// Requests that held more than one of these.
+    pub merged: u64,
     /// The others, where none may be.
     pub findings: Vec<Finding>,
 }
@@ -41,12 +44,22 @@ pub fn on_wire(
     how: OnWire,
 ) -> Reached {
     let mut reached = Reached::default();
+    let mut requests: HashMap<u64, u64> = HashMap::new();
     for (&(file, unit), of) in &ledger.units {
         for (&r#gen, asked) in of.writes.iter().filter(|(_, a)| a.flags.atomic && !a.load) {
             let carriers = wire.carriers(Key { file, unit, r#gen });
-            let Some(why) = why_not(carriers, profile) else {
-                reached.atomic += u64::from(!carriers.is_empty());
-                continue;
+            let why = match carriers.first() {
+                // Its request had to be answered before it returned.
+                None if asked.complete() => "it returned, and no request carried it".to_owned(),
+                None => continue,
+                Some(first) => match why_not(carriers, profile) {
+                    Some(why) => why,
+                    None => {
+                        *requests.entry(first.request).or_default() += 1;
+                        reached.atomic += u64::from(by_the_disk(first, asked, how));
+                        continue;
+                    }
+                },
             };
             if how != OnWire::Atomic {
                 continue;
@@ -69,15 +82,25 @@ pub fn on_wire(
             });
         }
     }
+    reached.merged = requests.values().filter(|writes| **writes > 1).count() as u64;
     reached
+}
+
+/// Was it the disk that had to keep it whole? Where a file system may do it by itself, an ordinary
+/// request looks the same on virtio-blk, but then it goes to another place than the one that the
+/// write was for.
+fn by_the_disk(carrier: &Carrier, asked: &Asked, how: OnWire) -> bool {
+    how == OnWire::Atomic || carrier.atomic || asked.at == Some(carrier.at)
 }
 
 /// `None`: it was one request that the disk keeps whole, or none yet.
 fn why_not(carriers: &[Carrier], profile: &Profile) -> Option<String> {
-    let [carrier] = carriers else {
-        let n = carriers.len();
-        return (n > 0).then(|| format!("it came in {n} requests, {}", list(carriers)));
-    };
+    let carrier = carriers.first()?;
+    // One that failed is sent again as it was: a driver may do that.
+    let again = |c: &Carrier| c.whole && (c.offset, c.len) == (carrier.offset, carrier.len);
+    if !carriers.iter().all(again) && carriers.len() > 1 {
+        return Some(format!("it came in {} requests, {}", carriers.len(), list(carriers)));
+    }
     let Carrier { offset, len, .. } = *carrier;
     let request = format!("a request of {len} bytes at {offset}");
     if !carrier.whole {
@@ -113,7 +136,7 @@ mod tests {
     use super::super::judge::tests::{intent, workload};
     use super::super::{LedgerBuilder, WireBuilder};
     use super::*;
-    use tornblk_agent::channel::WriteFlags;
+    use tornblk_agent::channel::{MarkText, WriteFlags};
     use tornblk_agent::payload::{self, Stamp};
     use tornblk_model::event::Seq;
 
@@ -133,7 +156,13 @@ mod tests {
         let atomic = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
         let w = workload();
         let mut ledger = LedgerBuilder::new(&w);
-        ledger.batch([(1, intent(0, 1, atomic)), (2, intent(1, 1, atomic))]);
+        let placed = |unit: u64| match intent(unit, 1, atomic) {
+            MarkText::Intent { file, unit, r#gen, offset, len, flags, .. } => {
+                MarkText::Intent { file, unit, r#gen, offset, len, flags, at: Some(offset) }
+            }
+            other => other,
+        };
+        ledger.batch([(1, placed(0)), (2, placed(1))]);
         let mut wire = WireBuilder::new(7, 512);
         for (seq, (offset, bytes, sent)) in (10..).zip(requests.iter().copied()) {
             if sent {
@@ -160,8 +189,45 @@ mod tests {
             let reached = reached(profile, OnWire::Atomic, &each);
             assert_eq!((reached.atomic, reached.findings.len()), (2, 0), "{profile}");
         }
-        let reached = reached("explicit64k", OnWire::Atomic, &[(0, &both, true)]);
-        assert_eq!((reached.atomic, reached.findings.len()), (2, 0));
+        let merged = reached("explicit64k", OnWire::Atomic, &[(0, &both, true)]);
+        assert_eq!((merged.atomic, merged.merged, merged.findings.len()), (2, 1, 0));
+        assert_eq!(reached("req16k", OnWire::Atomic, &each).merged, 0);
+    }
+
+    #[test]
+    fn a_request_that_is_sent_again_as_it_was_is_no_other() {
+        let a = bytes(0);
+        let twice: [(u64, &[u8], bool); 2] = [(0, &a, true), (0, &a, true)];
+        for profile in ["req16k", "explicit16k"] {
+            assert_eq!(said(profile, &twice), "", "{profile}");
+        }
+        let other: [(u64, &[u8], bool); 2] = [(0, &a, true), (65536, &a, true)];
+        assert!(said("req16k", &other).contains("came in 2 requests"));
+    }
+
+    #[test]
+    fn what_a_file_system_may_do_by_itself_counts_only_in_its_place() {
+        let a = bytes(0);
+        // On virtio-blk, in the place that it was for, or by copy-on-write elsewhere.
+        assert_eq!(reached("req16k", OnWire::Either, &[(0, &a, false)]).atomic, 1);
+        assert_eq!(reached("req16k", OnWire::Either, &[(1 << 20, &a, false)]).atomic, 0);
+        assert_eq!(reached("explicit16k", OnWire::Either, &[(1 << 20, &a, true)]).atomic, 1);
+    }
+
+    #[test]
+    fn a_write_that_returned_without_a_request_is_named() {
+        let w = workload();
+        let atomic = WriteFlags { direct: true, atomic: true, ..WriteFlags::default() };
+        let mut ledger = LedgerBuilder::new(&w);
+        ledger.batch([(1, intent(0, 1, atomic))]);
+        let profile: Profile = "req16k".parse().unwrap();
+        let look = |ledger: &Ledger| {
+            on_wire(&w, ledger, &Wire::default(), &profile, OnWire::Atomic).findings.len()
+        };
+        assert_eq!(look(ledger.ledger()), 0, "not yet");
+        let done = MarkText::Done { file: 1, unit: 0, r#gen: 1, result: UNIT as i64 };
+        ledger.batch([(2, done)]);
+        assert_eq!(look(ledger.ledger()), 1);
     }
 
     #[test]

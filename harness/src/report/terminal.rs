@@ -337,7 +337,9 @@ fn write_finding(
         writeln!(out, "  blocks {strip}  ({new} new, {old} old)")?;
     }
     writeln!(out, "  cut    {}, event {}", cut.plan, cut.event)?;
-    writeln!(out, "  state  {}", shortened(&cut.state))?;
+    if !cut.state.is_empty() {
+        writeln!(out, "  state  {}", shortened(&cut.state))?;
+    }
     for fault in &cut.faults {
         writeln!(out, "  fault  {}", shortened(fault))?;
     }

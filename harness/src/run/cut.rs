@@ -53,6 +53,28 @@ fn yes() -> bool {
     true
 }
 
+impl CutReport {
+    /// What was found before any cut.
+    pub(super) fn before_any(seed: u64, findings: Vec<Finding>) -> CutReport {
+        CutReport {
+            number: 1,
+            plan: "before any: what the guest's kernel shows and refuses".to_owned(),
+            fired: true,
+            seed,
+            nonce: 0,
+            event: 0,
+            state: String::new(),
+            volatile_writes: 0,
+            faults: Vec::new(),
+            write: None,
+            named: NamedWrites::default(),
+            judgement: Judgement { findings, ..Judgement::default() },
+            folder: None,
+            again: Vec::new(),
+        }
+    }
+}
+
 /// How a cut ended.
 #[derive(Clone, Debug)]
 pub enum Judged {
@@ -67,13 +89,6 @@ pub(super) enum Told<'a> {
     Phase(&'a str),
     /// What the device says of writes that arrived otherwise than they should.
     Seen(&'a str),
-}
-
-/// Once a lane is enough.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LookAtLimits {
-    Yes,
-    No,
 }
 
 /// All that is the same for the cuts of a lane.
@@ -137,7 +152,6 @@ impl Setting<'_> {
         cut: &Cut,
         dir: &Path,
         next: Option<&Path>,
-        look: LookAtLimits,
         tell: &mut dyn FnMut(Told<'_>),
     ) -> Result<Judged, RunError> {
         tell(Told::Phase("starting a guest"));
@@ -153,10 +167,7 @@ impl Setting<'_> {
                 cut.plan.placed_writes(),
             ),
         };
-        let limits = match self.ready(lab, &mut guest, look)? {
-            Shown::Otherwise(findings) => findings,
-            Shown::Unsupported(message) => return Ok(Judged::Unsupported(message)),
-        };
+        self.ready(lab, &mut guest)?;
         self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
         lab.expect(&make(dir, "after")?);
 
@@ -212,7 +223,7 @@ impl Setting<'_> {
             workload,
             batches,
             readback,
-            broken: limits.into_iter().chain(broken).collect(),
+            broken,
         };
         save(&dir.join("evidence.json"), &evidence)?;
         let judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
@@ -269,18 +280,38 @@ impl Setting<'_> {
         Ok(())
     }
 
-    /// The disk as the workload wants it, and what is wrong with the limits that the guest shows.
-    fn ready(
+    /// What the guest's kernel shows of the disk's atomic limits, and keeps to: before any cut, on a
+    /// disk that goes no further. `None`: the lane does not ask.
+    pub(super) fn look_at_limits(
         &self,
         lab: &mut dyn Lab,
-        guest: &mut Guest<'_>,
-        look: LookAtLimits,
-    ) -> Result<Shown, RunError> {
+        dir: &Path,
+    ) -> Result<Option<Shown>, RunError> {
+        let Some(atomic) = &self.lane.atomic else { return Ok(None) };
+        let dir = make(dir, "limits")?;
+        let recording = dir.join("disk.recording");
+        let disk = lab.disk(&self.spec(&dir, 0, Some(recording)))?;
+        let mut guest = self.volume.guest(lab, disk.as_ref(), &dir, "guest", self.interrupted)?;
+        if let Err(error) = limits::show(&mut guest, lab, &self.volume) {
+            return error.unsupported().map(Some);
+        }
+        if !self.lane.is_raw() {
+            let mount = self.volume.mount(&guest.device);
+            guest.ask("the first mount", mount, SHORT)?;
+        }
+        let shown = limits::look(&mut guest, self.lane, &self.volume, atomic)?;
+        guest.machine.kill();
+        drop(disk);
+        // What it says is in the findings.
+        let _ = std::fs::remove_dir_all(&dir);
+        Ok(Some(shown))
+    }
+
+    /// The disk as the workload wants it.
+    fn ready(&self, lab: &mut dyn Lab, guest: &mut Guest<'_>) -> Result<(), RunError> {
         if self.volume.shows_limits {
             // Before anything is opened or mounted: what they are is asked then.
-            if let Err(error) = limits::show(guest, lab, &self.volume) {
-                return error.unsupported();
-            }
+            limits::show(guest, lab, &self.volume)?;
         }
         let set = self.lane.tuning(&guest.device);
         if !set.is_empty() {
@@ -290,12 +321,7 @@ impl Setting<'_> {
             let mount = self.volume.mount(&guest.device);
             guest.ask("the first mount", mount, SHORT)?;
         }
-        match &self.lane.atomic {
-            Some(atomic) if look == LookAtLimits::Yes => {
-                limits::look(guest, self.lane, &self.volume, atomic)
-            }
-            _ => Ok(Shown::Otherwise(Vec::new())),
-        }
+        Ok(())
     }
 }
 
@@ -340,7 +366,7 @@ impl Evidence {
         let profile: Profile =
             self.volume.profile.parse().map_err(|e| RunError::Bad(format!("{e}")))?;
         let reached = on_wire(&self.workload, &ledger, &wire, &profile, self.volume.on_wire);
-        judgement.counts.atomic = reached.atomic;
+        (judgement.counts.atomic, judgement.counts.merged) = (reached.atomic, reached.merged);
         judgement.findings.extend(reached.findings);
         for (file, result) in &ledger.failed_syncs {
             let error = std::io::Error::from_raw_os_error(-*result as i32);

@@ -1,7 +1,8 @@
 //! A lane: its base disk, its negative control, its cuts, its verdict.
 
-use super::cut::{CutReport, Judged, LookAtLimits, Setting, Told, save};
+use super::cut::{CutReport, Judged, Setting, Told, save};
 use super::explored::{Asked, explored};
+use super::limits::Shown;
 use super::volume::Volume;
 use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
 use crate::explore::ExploreReport;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use tornblk_agent::channel::{AtomicLimits, Target};
 use tornblk_model::crash::{Fault, FaultKind};
 use tornblk_proto::NamedWrites;
 
@@ -120,7 +122,7 @@ pub fn run_lanes(
             desk: &mut desk,
             report: LaneReport::new(suite, lane, settings),
             supported: None,
-            looked: false,
+            statx: None,
             last: None,
             at: None,
         };
@@ -260,8 +262,8 @@ pub(super) struct LaneRun<'a> {
     pub(super) report: LaneReport,
     /// What the guest said it cannot do.
     supported: Option<String>,
-    /// The limits that the guest's kernel shows were looked at.
-    looked: bool,
+    /// What the guest's kernel says that it takes; `None`: it was not asked.
+    statx: Option<AtomicLimits>,
     /// The folder of the cut that is being made.
     pub(super) at: Option<PathBuf>,
     /// The folder of the last cut, and whether it goes once it was explored.
@@ -272,6 +274,11 @@ impl LaneRun<'_> {
     fn all(&mut self, lab: &mut dyn Lab) -> Result<(), RunError> {
         let planned = self.report.planned;
         self.progress.lane(&self.lane.name, planned);
+        if let Some(why) = lab.cannot_attach(self.lane.front_end) {
+            self.report.verdict = Verdict::Unsupported;
+            self.report.why = Some(why);
+            return Ok(());
+        }
         let dir = self.folder.lane(&self.lane.name)?;
         let base = dir.join("base.img");
         let profile = self.report.profile.clone();
@@ -288,6 +295,20 @@ impl LaneRun<'_> {
         self.phase(what, 0);
         setting.make_base(lab, &dir)?;
         self.hear_mkfs(&dir)?;
+        if self.lane.atomic.is_some() {
+            self.phase("looking at the limits", 0);
+        }
+        match setting.look_at_limits(lab, &dir)? {
+            None => {}
+            Some(Shown::Unsupported(why)) => {
+                self.unsupported(why);
+                return Ok(());
+            }
+            Some(Shown::Looked { findings, statx }) => {
+                self.statx = Some(statx);
+                self.found_before(findings);
+            }
+        }
         let mut applied = false;
         let numbers: Vec<u32> = match self.settings.only {
             Some(number) => vec![number],
@@ -304,8 +325,9 @@ impl LaneRun<'_> {
             }
             let next = numbers.get(i + 1).copied();
             let Some(report) = self.cut(lab, &setting, number, next)? else {
-                self.report.verdict = Verdict::Unsupported;
-                self.report.why = self.supported.clone();
+                let why = self.supported.clone().unwrap_or_default();
+                self.refused(&why);
+                self.unsupported(why);
                 return Ok(());
             };
             applied |= !report.faults.is_empty();
@@ -324,6 +346,39 @@ impl LaneRun<'_> {
         self.explore(lab)?;
         self.judge(applied);
         Ok(())
+    }
+
+    /// What the kernel or file system cannot do ends the lane; what was found before that stands.
+    fn unsupported(&mut self, why: String) {
+        let red = self.report.violations > 0;
+        self.report.verdict = if red { Verdict::Violated } else { Verdict::Unsupported };
+        self.report.why = Some(why);
+    }
+
+    /// What was found before any cut.
+    fn found_before(&mut self, findings: Vec<Finding>) {
+        if findings.is_empty() {
+            return;
+        }
+        self.report.violations += findings.len() as u64;
+        let mut report = CutReport::before_any(self.settings.seed, findings);
+        report.again = self.again(&report);
+        self.progress.cut(&self.lane.name, &report);
+        self.report.reports.push(report);
+    }
+
+    /// A write was refused that the kernel says it takes: that is no lack.
+    fn refused(&mut self, why: &str) {
+        let Some(statx) = &self.statx else { return };
+        let taken = |t: &Target| {
+            let atomic = t.flags.iter().any(|flags| flags.atomic);
+            atomic && (statx.unit_min..=statx.unit_max).contains(&t.unit)
+        };
+        let asked = || self.lane.targets.iter().filter(|t| t.flags.iter().any(|f| f.atomic));
+        if asked().count() > 0 && asked().all(taken) {
+            let text = format!("statx says that such a write is taken, and {why}");
+            self.found_before(vec![Finding::new(Clause::Limits, text)]);
+        }
     }
 
     /// Explores the last cut's recording, where that was asked for.
@@ -383,9 +438,6 @@ impl LaneRun<'_> {
         let dir = self.folder.cut(&self.lane.name, number)?;
         self.at = Some(dir.clone());
         let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
-        // Not in the control: what is found there is no violation.
-        let look = number > 0 && !self.looked;
-        self.looked |= look;
         let (of, left) = (self.report.planned, self.clock.left());
         let (lane, progress) = (self.lane, &mut self.progress);
         let mut tell = |told: Told<'_>| match told {
@@ -395,8 +447,7 @@ impl LaneRun<'_> {
             }
             Told::Seen(text) => progress.seen(&lane.name, number, text),
         };
-        let look = if look { LookAtLimits::Yes } else { LookAtLimits::No };
-        match setting.run(lab, &cut, &dir, next.as_deref(), look, &mut tell)? {
+        match setting.run(lab, &cut, &dir, next.as_deref(), &mut tell)? {
             Judged::Done(mut report) => {
                 self.hear(&dir, &mut report)?;
                 report.again = self.again(&report);
@@ -624,6 +675,9 @@ fn missing(lane: &Lane, counts: &Counts) -> Option<&'static str> {
             "no write with RWF_ATOMIC reached the disk as one atomic request: nothing is proved of \
              the hardware's part",
         ),
+        Exercise::Merged if counts.merged == 0 => {
+            Some("no request held more than one write with RWF_ATOMIC: nothing was merged")
+        }
         Exercise::Durable if counts.durable == 0 => {
             Some("nothing had to survive: nothing is proved")
         }

@@ -17,8 +17,12 @@ use tornblk_model::crash::Profile;
 /// What became of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Shown {
-    /// What is not as the device says; empty: all is.
-    Otherwise(Vec<Finding>),
+    Looked {
+        /// What is not as the device says; empty: all is.
+        findings: Vec<Finding>,
+        /// What the kernel says that it takes.
+        statx: AtomicLimits,
+    },
     /// This kernel or file system knows no such limits: its own answer.
     Unsupported(String),
 }
@@ -118,7 +122,8 @@ pub(super) fn show(
     if Queue::read(&guest.describe()?).is_none() {
         return Err(NotShown::Unsupported(no_files()));
     }
-    let module = lab.guest_module().map_err(NotShown::Unsupported)?;
+    // The host's or the image's fault, not the kernel's.
+    let module = lab.guest_module().map_err(RunError::Guest)?;
     let load = telling(volume, &guest.device, module)?;
     guest.ask(TELLING, load, SHORT)?;
     Ok(())
@@ -158,7 +163,7 @@ pub(super) fn look(
         findings.push(about(&guest.device, Clause::Limits, otherwise(queue, expected)));
         if queue.unit_max == 0 {
             // Nothing to go beyond.
-            return Ok(Shown::Otherwise(findings));
+            return Ok(Shown::Looked { findings, statx: AtomicLimits::default() });
         }
     }
     let (path, refused) = match (lane.is_raw(), lane.partition) {
@@ -181,24 +186,38 @@ pub(super) fn look(
             volume.fstype, queue.unit_max
         )));
     }
-    let wanted = atomic.statx.clone().unwrap_or(AtomicLimits {
-        unit_min: queue.unit_min as u32,
-        unit_max: queue.unit_max as u32,
-        ..AtomicLimits::default()
-    });
+    let wanted = wanted(atomic, &queue);
     findings.extend(statx_finding(&path, &stat, &wanted));
     if stat.unit_max > 0 {
         let ask = Command::AtomicRefusals {
             path: refused.clone(),
             offset: scratch(lane, &stat),
-            limits: stat,
+            limits: stat.clone(),
             block: volume.logical_block_size,
         };
         let answers = guest.ask("writes that must be refused", ask, SHORT)?;
         let answers: Vec<Refusal> = understood(answers)?;
         findings.extend(answers.iter().filter_map(|answer| refusal_finding(&refused, answer)));
     }
-    Ok(Shown::Otherwise(findings))
+    Ok(Shown::Looked { findings, statx: stat })
+}
+
+/// What statx must say: what the suite does, or what the disk itself does.
+fn wanted(atomic: &Atomic, queue: &Queue) -> AtomicLimits {
+    let disk = queue.unit_max as u32;
+    match &atomic.statx {
+        Some(statx) => AtomicLimits {
+            unit_min: statx.unit_min,
+            unit_max: statx.unit_max.of(disk),
+            unit_max_opt: statx.unit_max_opt.map_or(0, |bound| bound.of(disk)),
+            ..AtomicLimits::default()
+        },
+        None => AtomicLimits {
+            unit_min: queue.unit_min as u32,
+            unit_max: disk,
+            ..AtomicLimits::default()
+        },
+    }
 }
 
 /// Where a raw disk's or partition's targets never are: its end.
@@ -206,8 +225,9 @@ fn scratch(lane: &Lane, limits: &AtomicLimits) -> u64 {
     if !lane.is_raw() {
         return 0;
     }
-    let unit = u64::from(limits.unit_max);
-    (lane.capacity - lane.partition) / unit * unit - limits.refusal_bytes()
+    let unit = 2 * u64::from(limits.unit_max);
+    let end = (lane.capacity - lane.partition) / unit * unit;
+    end.saturating_sub(limits.refusal_bytes())
 }
 
 fn understood<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, RunError> {

@@ -187,6 +187,11 @@ pub trait Lab {
         Ok(Box::new(Units::of(opened, subject)?))
     }
 
+    /// Why no guest here can be given a disk like that; `None`: it can.
+    fn cannot_attach(&self, _front_end: FrontEnd) -> Option<String> {
+        None
+    }
+
     /// Where in the guest the module is that tells its kernel a virtio-blk disk's atomic limits.
     ///
     /// # Errors

@@ -187,6 +187,11 @@ impl Lab for RealLab {
         drop(self.take_spare(Path::new("")));
     }
 
+    fn cannot_attach(&self, front_end: FrontEnd) -> Option<String> {
+        let missing = front_end == FrontEnd::BlkFull && !self.qemu.has_test_device();
+        missing.then(|| VmError::NoTestDevice.to_string())
+    }
+
     fn guest_module(&self) -> Result<String, String> {
         self.image.guest_module().map(str::to_owned).map_err(str::to_owned)
     }

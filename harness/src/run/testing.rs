@@ -373,17 +373,20 @@ impl FakeMachine {
         let known = u64::from(state.knows_limits);
         let half = if state.bug == Bug::ShowsOtherLimits { 2 } else { 1 };
         let scsi = self.attached == Some(FrontEnd::Scsi);
+        let byte = self.attached == Some(FrontEnd::Blk);
         serde_json::json!({
             "atomic_write_unit_min_bytes": known * 512,
             "atomic_write_unit_max_bytes": known * p.unit_max / half,
-            "atomic_write_max_bytes": known * if scsi { p.max_bytes } else { p.unit_max },
+            "atomic_write_max_bytes": known * if byte { p.unit_max } else { p.max_bytes },
             "atomic_write_boundary_bytes": known * if scsi { 0 } else { p.boundary },
         })
     }
 
     fn statx(&self) -> AtomicLimits {
         let state = self.state();
-        let (disk, none) = (state.profile.unit_max as u32, state.bug == Bug::NoAtomicFiles);
+        let half = if state.bug == Bug::ShowsOtherLimits { 2 } else { 1 };
+        let disk = state.profile.unit_max as u32 / half;
+        let none = state.bug == Bug::NoAtomicFiles;
         let of = |unit_min, unit_max, unit_max_opt| AtomicLimits {
             unit_min,
             unit_max,
@@ -391,7 +394,6 @@ impl FakeMachine {
             segments_max: 1,
         };
         match self.fstype.as_str() {
-            "" if state.bug == Bug::ShowsOtherLimits => of(512, disk / 2, 0),
             "" => of(512, disk, 0),
             _ if none => AtomicLimits::default(),
             "xfs" => of(4096, 2 << 20, disk),
@@ -563,6 +565,12 @@ impl Machine for FakeMachine {
             }
             Command::Workload { .. } if bug == Bug::HangsAtWork => {
                 Err(CallError::Failed(RunError::Hung("no answer within 300 s".into())))
+            }
+            Command::Workload { workload }
+                if self.state().knows_limits
+                    && workload.files.iter().any(|t| t.unit > self.statx().unit_max) =>
+            {
+                Ok(Outcome::Unsupported { message: "RWF_ATOMIC: EINVAL".into() })
             }
             Command::Workload { workload } => self.workload(&workload, host),
             Command::Readback { workload } => {

@@ -6,8 +6,7 @@ use super::testing::{Bug, FakeLab};
 use super::*;
 use crate::oracle::Clause;
 use crate::oracle::OnWire;
-use crate::suite::{Atomic, Exercise, Expect, Lane, load, parse};
-use tornblk_agent::channel::AtomicLimits;
+use crate::suite::{Atomic, Bound, Exercise, Expect, Lane, Statx, load, parse};
 
 const SUITE: &str = r#"
     name = "s"
@@ -314,8 +313,10 @@ fn no_cut_begins_after_the_time_is_over() {
 #[test]
 fn the_built_in_suites_run_in_the_simulation() {
     let lanes: Vec<_> = load("direct-atomic").unwrap().lanes;
-    // The simulated kernel has no bug that a lane is red for.
-    let green = lanes.into_iter().filter(|lane| lane.expect == Expect::Passed);
+    // The simulated kernel has no bug that a lane is red for, and merges nothing.
+    let green = lanes
+        .into_iter()
+        .filter(|lane| lane.expect == Expect::Passed && !lane.exercise.contains(&Exercise::Merged));
     let lanes: Vec<_> = green.map(|lane| ("direct-atomic".to_owned(), lane)).collect();
     let ran = run_with(Bug::None, &lanes, &settings(), false);
     let reports = ran.result.unwrap();
@@ -331,7 +332,7 @@ fn atomic_lanes() -> Vec<(String, Lane)> {
         lane.targets[0].flags.iter_mut().for_each(|flags| flags.atomic = true);
         lane.exercise.push(Exercise::Atomic);
     }
-    let statx = AtomicLimits { unit_min: 4096, unit_max: 65536, ..AtomicLimits::default() };
+    let statx = Statx { unit_min: 4096, unit_max: Bound::Disk, unit_max_opt: None };
     lanes[1].1.atomic.as_mut().unwrap().statx = Some(statx);
     lanes
 }
@@ -360,7 +361,7 @@ fn a_kernel_that_shows_other_limits_is_violated_once() {
     let reports = run_atomic(Bug::ShowsOtherLimits);
     assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
     assert!(reports.iter().all(|r| clauses(r) == [Clause::Limits]), "{reports:#?}");
-    assert_eq!(reports[1].violations, 1, "one cut looks at it");
+    assert_eq!(reports[1].violations, 1, "it is looked at once");
     let again = reports[1].reports[0].again.last().unwrap();
     assert!(again.ends_with("--cut 1"), "{again}");
 }
@@ -381,12 +382,43 @@ fn an_atomic_write_in_more_or_less_than_one_request_is_named() {
 
 #[test]
 fn what_kernel_or_image_cannot_do_is_unsupported_in_their_words() {
-    let reports = run_atomic(Bug::NoGuestModule);
-    assert_eq!(verdicts(&reports), [Verdict::Unsupported; 2]);
-    assert_eq!(reports[0].why.as_deref(), Some("the image has no module"));
+    // A fault of the image is none of the kernel's.
+    let ran = run_with(Bug::NoGuestModule, &atomic_lanes(), &settings(), false);
+    assert!(ran.result.unwrap_err().to_string().contains("the image has no module"));
     let reports = run_atomic(Bug::NoAtomicFiles);
     assert_eq!(verdicts(&reports), [Verdict::Passed, Verdict::Unsupported]);
     assert!(reports[1].why.as_ref().unwrap().contains("unit_max 0"), "{:?}", reports[1].why);
+}
+
+#[test]
+fn a_write_that_statx_says_is_taken_must_be_taken() {
+    let reports = run_atomic(Bug::Unsupported);
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
+    assert!(reports.iter().all(|r| clauses(r) == [Clause::Limits]), "{reports:#?}");
+    // Where nobody asked what it says, it is what it says itself.
+    assert_eq!(verdicts(&run(Bug::Unsupported)), [Verdict::Unsupported; 2]);
+}
+
+#[test]
+fn wrong_limits_count_even_where_the_lane_cannot_go_on() {
+    // 32 KiB are shown of 64, and the lane writes 64.
+    let mut lanes = atomic_lanes();
+    lanes.truncate(1);
+    (lanes[0].1.targets[0].unit, lanes[0].1.capacity) = (65536, 2 << 20);
+    let ran = run_with(Bug::ShowsOtherLimits, &lanes, &settings(), false);
+    let report = ran.result.unwrap().swap_remove(0);
+    assert_eq!((report.verdict, report.cuts), (Verdict::Violated, 0), "{report:#?}");
+    assert_eq!(clauses(&report), [Clause::Limits]);
+}
+
+#[test]
+fn a_lane_that_is_to_be_merged_must_have_been() {
+    let mut lanes = atomic_lanes();
+    lanes[0].1.exercise = vec![Exercise::Merged];
+    let ran = run_with(Bug::None, &lanes[..1], &settings(), false);
+    let report = ran.result.unwrap().swap_remove(0);
+    assert_eq!(report.verdict, Verdict::Inconclusive);
+    assert!(report.why.unwrap().contains("nothing was merged"));
 }
 
 #[test]

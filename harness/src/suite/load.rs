@@ -1,6 +1,8 @@
 //! Reads suites, and refuses what cannot work before anything is started.
 
-use super::{Atomic, Budget, Control, Exercise, Expect, Lane, Place, Suite, parse_flags};
+use super::{
+    Atomic, Bound, Budget, Control, Exercise, Expect, Lane, Place, Statx, Suite, parse_flags,
+};
 use crate::oracle::{Clause, OnWire};
 use crate::vm::FrontEnd;
 use serde::Deserialize;
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tornblk_agent::channel::{AtomicLimits, Prepare, Target, Workload};
 use tornblk_agent::planted::{self, Planted};
-use tornblk_model::crash::{Fault, FaultKind, Profile};
+use tornblk_model::crash::{AtomicMode, Fault, FaultKind, Profile};
 use tornblk_model::event::Disk;
 
 #[derive(Debug, thiserror::Error)]
@@ -118,9 +120,28 @@ struct AtomicText {
 #[serde(deny_unknown_fields)]
 struct StatxText {
     unit_min: Size,
-    unit_max: Size,
-    #[serde(default)]
-    unit_max_opt: Size,
+    unit_max: BoundText,
+    unit_max_opt: Option<BoundText>,
+}
+
+/// Bytes, or `"disk"`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "SizeText")]
+struct BoundText(Bound);
+
+impl TryFrom<SizeText> for BoundText {
+    type Error = String;
+
+    fn try_from(text: SizeText) -> Result<BoundText, String> {
+        match text {
+            SizeText::Text(text) if text == "disk" => Ok(BoundText(Bound::Disk)),
+            other => Ok(BoundText(Bound::Bytes(bytes(Size::try_from(other)?)?))),
+        }
+    }
+}
+
+fn bytes(size: Size) -> Result<u32, String> {
+    u32::try_from(size.0).map_err(|_| "[atomic] `statx`: below 4g".to_owned())
 }
 
 #[derive(Clone, Deserialize)]
@@ -331,16 +352,18 @@ impl LaneText {
         }
         let raw = mkfs.is_empty();
         let partition = self.partition.unwrap_or_default().0;
-        if partition > 0 && (!raw || !partition.is_multiple_of(1 << 16)) {
-            return Err(
-                "`partition` is where the partition of a raw disk begins: a multiple of 64k, \
-                        on a lane without `mkfs`"
-                    .into(),
-            );
+        let grid = profile.unit_max.max(profile.boundary).max(1 << 16);
+        if partition > 0 && (!raw || !partition.is_multiple_of(grid)) {
+            return Err(format!(
+                "`partition` is where the partition of a raw disk begins, on a lane without `mkfs`: a \
+                 multiple of {grid}, or nothing in it is where the disk keeps it whole"
+            ));
         }
+        let front_end = self.front_end.unwrap_or_default();
+        fits(front_end, &profile)?;
         let atomic = self.atomic.clone().map(AtomicText::build).transpose()?;
         // The end of a raw disk is where writes are tried that must be refused.
-        let tried = if raw && atomic.is_some() { 2 * profile.unit_max } else { 0 };
+        let tried = if raw && atomic.is_some() { tried_at_the_end(&profile) } else { 0 };
         let ground = Ground { raw, partition, usable: capacity.saturating_sub(tried) };
         Ok(Lane {
             name: self.name.clone(),
@@ -348,7 +371,7 @@ impl LaneText {
             profile: named,
             capacity,
             logical_block_size: lb,
-            front_end: self.front_end.unwrap_or_default(),
+            front_end,
             partition,
             atomic,
             survives: self.survives()?,
@@ -394,6 +417,29 @@ impl LaneText {
             Some((a, b)) => Err(format!("targets {a} and {b} overlap")),
             None => Ok(targets),
         }
+    }
+}
+
+/// Bytes at the end of a raw disk where writes are tried that must be refused.
+pub fn tried_at_the_end(profile: &Profile) -> u64 {
+    let unit_max = u32::try_from(profile.unit_max).unwrap_or(u32::MAX);
+    let limits = AtomicLimits { unit_max, ..AtomicLimits::default() };
+    // It begins at a multiple of what is tried.
+    limits.refusal_bytes() + 2 * u64::from(unit_max)
+}
+
+/// Can such a disk be had through this front-end?
+pub fn fits(front_end: FrontEnd, profile: &Profile) -> Result<(), String> {
+    match (front_end, profile.mode) {
+        (FrontEnd::Blk | FrontEnd::BlkFull, AtomicMode::Explicit) => Err(format!(
+            "a disk of profile {profile} keeps whole what is sent as atomic, which virtio-blk cannot \
+             say: use the front-end scsi"
+        )),
+        (FrontEnd::Scsi, AtomicMode::Implicit) if profile.boundary > 0 => Err(format!(
+            "a SCSI disk has no boundary on its own grid, as profile {profile} has: use one that \
+             begins with explicit"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -460,14 +506,11 @@ impl AtomicText {
 }
 
 impl StatxText {
-    fn build(self) -> Result<AtomicLimits, String> {
-        let bytes =
-            |size: Size| u32::try_from(size.0).map_err(|_| "[atomic] `statx`: below 4g".to_owned());
-        Ok(AtomicLimits {
+    fn build(self) -> Result<Statx, String> {
+        Ok(Statx {
             unit_min: bytes(self.unit_min)?,
-            unit_max: bytes(self.unit_max)?,
-            unit_max_opt: bytes(self.unit_max_opt)?,
-            ..AtomicLimits::default()
+            unit_max: self.unit_max.0,
+            unit_max_opt: self.unit_max_opt.map(|bound| bound.0),
         })
     }
 }

@@ -10,18 +10,15 @@
 mod load;
 mod plan;
 
-pub use load::{SuiteError, builtin, load, parse, parse_time};
+pub use load::{SuiteError, builtin, fits, load, parse, parse_time, tried_at_the_end};
 pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut};
 
 use crate::oracle::{Clause, OnWire};
 use crate::vm::FrontEnd;
 use serde::Deserialize;
 use std::time::Duration;
-use tornblk_agent::channel::{AtomicLimits, Target, Workload, WriteFlags};
+use tornblk_agent::channel::{Target, Workload, WriteFlags};
 use tornblk_model::crash::{Fault, FaultKind};
-
-/// In which a partition table counts, on disks of whatever logical block (they are 512 here).
-const SECTOR: u64 = 512;
 
 /// Where a lane's file system is mounted in the guest.
 pub const MOUNT: &str = "/mnt";
@@ -86,9 +83,33 @@ pub struct Lane {
 pub struct Atomic {
     /// How a write with RWF_ATOMIC must reach the disk.
     pub on_wire: OnWire,
-    /// What statx(2) must say of a file; `None`: what the disk itself does. `unit_max_opt` 0: not
-    /// looked at.
-    pub statx: Option<AtomicLimits>,
+    /// What statx(2) must say of a file; `None`: what the disk itself does.
+    pub statx: Option<Statx>,
+}
+
+/// By the names of statx(2), without `stx_atomic_write_`; bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statx {
+    pub unit_min: u32,
+    pub unit_max: Bound,
+    /// `None`: not looked at.
+    pub unit_max_opt: Option<Bound>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    Bytes(u32),
+    /// The disk's own `unit_max`.
+    Disk,
+}
+
+impl Bound {
+    pub fn of(self, disk: u32) -> u32 {
+        match self {
+            Bound::Bytes(bytes) => bytes,
+            Bound::Disk => disk,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -100,6 +121,8 @@ pub enum Exercise {
     Durable,
     /// A write with RWF_ATOMIC reached the disk as one atomic request.
     Atomic,
+    /// One request held more than one of them.
+    Merged,
 }
 
 /// What the lane's authors say it does today.
@@ -180,7 +203,8 @@ impl Lane {
 
     /// Makes the partition table; `None`: the disk has none.
     pub fn partition_command(&self, device: &str) -> Option<Vec<String>> {
-        let start = self.partition / SECTOR;
+        // A DOS table counts logical blocks.
+        let start = self.partition / u64::from(self.logical_block_size);
         let script = format!("echo 'start={start}, type=83' | sfdisk --quiet --label dos {device}");
         (start > 0).then(|| ["sh".to_owned(), "-c".to_owned(), script].to_vec())
     }
