@@ -10,6 +10,7 @@ mod recording;
 mod report;
 mod repro;
 mod run;
+mod select;
 mod session;
 mod signals;
 

@@ -1,6 +1,7 @@
 //! `tornblk run`
 
 use super::develop::{self, DevelopOptions};
+use super::select::{check_disk, check_profile, select};
 use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, note, say};
@@ -19,11 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_image::{KernelSource, Request};
-use tornblk_model::crash::{Fault, Profile, Strategy};
-use tornblk_model::event::Disk;
+use tornblk_model::crash::{Fault, Strategy};
 
 /// So that two people see the same.
 const DEFAULT_SEED: u64 = 1;
+
+/// Something of it could not be run.
+const CANNOT_RUN: u8 = 2;
 
 #[derive(Debug, Args)]
 #[command(after_help = develop::EXAMPLES)]
@@ -149,10 +152,13 @@ impl RunArgs {
             bail!("--modules belongs to one kernel that is given as a file: add --kernel FILE");
         }
         if let Some(front_end) = self.front_end {
-            put_on(front_end.into(), &mut lanes)?;
+            lanes.iter_mut().for_each(|(_, lane)| lane.front_end = front_end.into());
         }
         if let Some(profile) = &self.profile {
             check_profile(profile, &lanes)?;
+        }
+        for (_, lane) in &lanes {
+            check_disk(lane, self.profile.as_deref().unwrap_or(&lane.profile))?;
         }
         self.develop.check(lanes.len(), self.cut.is_some(), &self.kernel)?;
         // Before hours of work: a kernel that is none.
@@ -178,7 +184,7 @@ impl RunArgs {
         }
         let mut matrix = Matrix { lanes: &lanes, debugger, interrupted, live, folder: None };
         let start = Instant::now();
-        let report = RunReport {
+        let mut report = RunReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             suites: suites.iter().map(|s| s.name.clone()).collect(),
             options: self.options(),
@@ -186,11 +192,15 @@ impl RunArgs {
             seed: self.seed,
             ..RunReport::default()
         };
-        let ran = self.on_each(&mut matrix, &suites, report);
+        let ran = self.on_each(&mut matrix, &suites, &mut report);
         matrix.live.finish();
         let Matrix { folder, .. } = matrix;
-        let mut report = match ran {
-            Ok(report) => report,
+        report.seconds = start.elapsed().as_secs_f64();
+        report.exit = RunReport::exit_code(&report.lanes, &report.kernels);
+        let ended = match ran {
+            Ok(()) => None,
+            // What was found before that is not lost.
+            Err(error) if !report.lanes.is_empty() => Some(error),
             Err(error) => {
                 let logs = folder.and_then(|folder| self.leave(folder, &error));
                 return Err(match logs {
@@ -201,9 +211,15 @@ impl RunArgs {
                 });
             }
         };
-        report.seconds = start.elapsed().as_secs_f64();
-        report.exit = RunReport::exit_code(&report.lanes, &report.kernels);
-        let keep = self.keep || self.out.is_some() || worth_keeping(&report.lanes);
+        if let Some(error) = &ended
+            && report.exit != 1
+        {
+            report.exit = if super::interrupted(error) { signals::INTERRUPTED } else { CANNOT_RUN };
+        }
+        let interrupted = ended.as_ref().is_some_and(super::interrupted);
+        let keep = self.keep
+            || self.out.is_some()
+            || if interrupted { report.exit == 1 } else { worth_keeping(&report) };
         let folder = match folder {
             Some(folder) if !keep => {
                 folder.remove_all();
@@ -216,7 +232,15 @@ impl RunArgs {
             Some(folder) => write(&report, &folder.join("report.json"), json::write),
             None => Ok(()),
         };
-        told(kept.and(self.tell(&report, look)), report.exit)
+        let done = told(kept.and(self.tell(&report, look)), report.exit);
+        match ended {
+            Some(error) if report.exit != 1 => Err(error),
+            Some(error) => {
+                note!("tornblk: {}", super::sentence(&error));
+                done
+            }
+            None => done,
+        }
     }
 
     /// Runs the lanes on each kernel. One that cannot be had or booted is told and passed over, where
@@ -225,8 +249,8 @@ impl RunArgs {
         &self,
         matrix: &mut Matrix<'_>,
         suites: &[Suite],
-        mut report: RunReport,
-    ) -> anyhow::Result<RunReport> {
+        report: &mut RunReport,
+    ) -> anyhow::Result<()> {
         let kernels: Vec<Option<String>> = match self.kernel.as_slice() {
             [] => vec![None],
             given => given.iter().cloned().map(Some).collect(),
@@ -235,21 +259,24 @@ impl RunArgs {
         for kernel in kernels {
             let settings = self.settings(suites, kernel.clone());
             let given = kernel.unwrap_or_else(|| tornblk_image::DEFAULT_KERNEL.to_owned());
-            match self.on_kernel(matrix, &settings, many.then_some(given.as_str()), &mut report) {
+            match self.on_kernel(matrix, &settings, many.then_some(given.as_str()), report) {
                 Ok(()) => {}
                 Err(error) if !many || super::interrupted(&error) => return Err(error),
                 Err(error) => {
                     let error = super::sentence(&error);
                     note!("kernel {given}: {error}");
-                    report.kernels.push(KernelRun {
-                        given,
-                        release: String::new(),
-                        error: Some(error),
-                    });
+                    match report.kernels.iter_mut().find(|kernel| kernel.given == given) {
+                        Some(kernel) => kernel.error = Some(error),
+                        None => report.kernels.push(KernelRun {
+                            given,
+                            release: String::new(),
+                            error: Some(error),
+                        }),
+                    }
                 }
             }
         }
-        Ok(report)
+        Ok(())
     }
 
     /// `given`: the kernel's name, where it is one of several.
@@ -274,7 +301,7 @@ impl RunArgs {
             Some(folder) => folder,
             None => folder.insert(RunFolder::create(self.out.as_deref(), self.seed)?),
         };
-        let release = lab.image.release.clone();
+        let release = report.label(&lab.image.release, given);
         let own = given.map(|_| all.below(&release)).transpose()?;
         let (major, minor, micro) = lab.qemu.version();
         report.accelerator = lab.accel.to_string();
@@ -288,17 +315,21 @@ impl RunArgs {
             counted(lanes.len() as u64, "lane"),
             counted(cuts, "cut"),
         );
-        let ran =
-            run_lanes(&mut lab, lanes, settings, own.as_ref().unwrap_or(all), interrupted, live);
+        let mut done = Vec::new();
+        let own = own.as_ref().unwrap_or(all);
+        let ran = run_lanes(&mut lab, lanes, settings, own, interrupted, live, &mut done);
         // A guest that was started ahead has its console in the run's folder.
         drop(lab);
-        let mut ran = ran?;
-        ran.iter_mut().for_each(|lane| lane.kernel.clone_from(&release));
-        report.lanes.extend(ran);
-        report.kernel += if report.kernel.is_empty() { "" } else { ", " };
-        report.kernel += &release;
-        let given = given.unwrap_or_default().to_owned();
-        report.kernels.push(KernelRun { given, release, error: None });
+        done.iter_mut().for_each(|lane| lane.kernel.clone_from(&release));
+        let some = !done.is_empty();
+        report.lanes.extend(done);
+        if ran.is_ok() || some {
+            report.kernel += if report.kernel.is_empty() { "" } else { ", " };
+            report.kernel += &release;
+            let given = given.unwrap_or_default().to_owned();
+            report.kernels.push(KernelRun { given, release, error: None });
+        }
+        ran?;
         Ok(())
     }
 
@@ -402,22 +433,6 @@ struct Matrix<'a> {
     folder: Option<RunFolder>,
 }
 
-/// Gives the lanes another front-end.
-fn put_on(front_end: FrontEnd, lanes: &mut [(String, Lane)]) -> anyhow::Result<()> {
-    for (_, lane) in lanes {
-        if front_end != FrontEnd::Scsi && lane.profile.starts_with("explicit") {
-            bail!(
-                "--front-end {front_end}: the disk of lane {} ({}) keeps whole what is sent as atomic, \
-                 which virtio-blk cannot say: choose other lanes with --lane",
-                lane.name,
-                lane.profile
-            );
-        }
-        lane.front_end = front_end;
-    }
-    Ok(())
-}
-
 fn write(
     report: &RunReport,
     path: &Path,
@@ -432,8 +447,9 @@ fn counted(n: u64, what: &str) -> String {
 }
 
 /// Everything that is not a plain success leaves something to look at.
-fn worth_keeping(lanes: &[LaneReport]) -> bool {
-    lanes.iter().any(|l| !matches!(l.verdict, Verdict::Passed | Verdict::Unsupported))
+fn worth_keeping(report: &RunReport) -> bool {
+    let bad = |l: &LaneReport| !matches!(l.verdict, Verdict::Passed | Verdict::Unsupported);
+    report.lanes.iter().any(bad) || report.kernels.iter().any(|kernel| kernel.error.is_some())
 }
 
 /// Finds all programs and builds the image, before anything is made.
@@ -463,49 +479,6 @@ pub(super) fn lab(
     let mut lab = RealLab::new(tornblkd, image, qemu, accel, cpus).until(Arc::clone(stop));
     lab.append = guest.append.clone().filter(|append| !append.is_empty());
     Ok(lab)
-}
-
-/// The lanes that are meant, with their suites' names.
-fn select(suites: &[Suite], names: &[String]) -> anyhow::Result<Vec<(String, Lane)>> {
-    let all: Vec<(String, Lane)> = suites
-        .iter()
-        .flat_map(|s| s.lanes.iter().map(|lane| (s.name.clone(), lane.clone())))
-        .collect();
-    if names.is_empty() {
-        return Ok(all);
-    }
-    let meant = |lane: &Lane, name: &String| {
-        lane.name == *name || lane.name.strip_prefix(name).is_some_and(|r| r.starts_with('-'))
-    };
-    for name in names {
-        if !all.iter().any(|(_, lane)| meant(lane, name)) {
-            let known: Vec<&str> = all.iter().map(|(_, lane)| lane.name.as_str()).collect();
-            bail!("there is no lane \"{name}\"; there are {}", known.join(", "));
-        }
-    }
-    Ok(all.into_iter().filter(|(_, lane)| names.iter().any(|n| meant(lane, n))).collect())
-}
-
-fn check_profile(name: &str, lanes: &[(String, Lane)]) -> anyhow::Result<()> {
-    let profile: Profile = name.parse()?;
-    for (_, lane) in lanes {
-        let disk = Disk { capacity: lane.capacity, lb_size: lane.logical_block_size };
-        if let Err(error) = profile.check(&disk) {
-            let fits = |l: &&(String, Lane)| {
-                let disk = Disk { capacity: l.1.capacity, lb_size: l.1.logical_block_size };
-                profile.check(&disk).is_ok()
-            };
-            let fitting: Vec<String> =
-                lanes.iter().filter(fits).map(|(_, l)| format!("--lane {}", l.name)).collect();
-            let hint = if fitting.is_empty() {
-                "no lane that was asked for has such a disk".to_owned()
-            } else {
-                format!("with {} it fits", fitting.join(" "))
-            };
-            bail!("--profile on lane {}: {error}; {hint}", lane.name);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -548,16 +521,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_as_atomic_is_for_scsi() {
-        let mut lanes = select(&[suite::load("direct-atomic").unwrap()], &["raw".into()]).unwrap();
-        put_on(FrontEnd::Scsi, &mut lanes).unwrap();
-        assert_eq!(lanes[0].1.front_end, FrontEnd::Scsi);
-        lanes[0].1.profile = "explicit64k".into();
-        let error = put_on(FrontEnd::Blk, &mut lanes).unwrap_err().to_string();
-        assert!(error.contains("lane raw") && error.contains("--lane"), "{error}");
-    }
-
-    #[test]
     fn options_change_the_budget() {
         let suites = [suite::load("direct-atomic").unwrap()];
         let soak = parse("--soak").unwrap().settings(&suites, None);
@@ -578,38 +541,10 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_selected_by_name_or_by_how_they_begin() {
-        let suites = [suite::load("direct-atomic").unwrap()];
-        let names = |given: &[&str]| {
-            let given: Vec<String> = given.iter().map(|s| (*s).to_owned()).collect();
-            select(&suites, &given)
-                .map(|lanes| lanes.into_iter().map(|(_, lane)| lane.name).collect::<Vec<_>>())
-        };
-        assert_eq!(names(&["raw"]).unwrap(), ["raw"]);
-        assert_eq!(
-            names(&["xfs-cow"]).unwrap(),
-            ["xfs-cow-lb512", "xfs-cow-lb4k", "xfs-cow-above"]
-        );
-        assert_eq!(names(&[]).unwrap().len(), suites[0].lanes.len());
-        let error = names(&["ra"]).unwrap_err().to_string();
-        assert!(error.contains("there are raw, "), "{error}");
-    }
-
-    #[test]
-    fn a_profile_that_does_not_fit_is_refused_with_the_lane() {
-        let suites = [suite::load("direct-atomic").unwrap()];
-        let lanes = select(&suites, &[]).unwrap();
-        assert!(check_profile("req16k", &lanes).is_ok());
-        assert!(check_profile("nonsense", &lanes).is_err());
-        let error = format!("{:#}", check_profile("lb4k", &lanes).unwrap_err());
-        assert!(error.contains("--profile on lane raw"), "{error}");
-    }
-
-    #[test]
     fn folders_are_kept_unless_all_is_well() {
         let mut lanes = crate::report::testing::report().lanes;
-        assert!(worth_keeping(&lanes));
+        assert!(worth_keeping(&RunReport { lanes: lanes.clone(), ..RunReport::default() }));
         lanes.retain(|l| matches!(l.verdict, Verdict::Passed | Verdict::Unsupported));
-        assert!(!worth_keeping(&lanes));
+        assert!(!worth_keeping(&RunReport { lanes: lanes.clone(), ..RunReport::default() }));
     }
 }

@@ -1,7 +1,7 @@
 //! The table of several kernels: a lane a row, a kernel a column.
 
 use super::terminal::{Look, paint_last};
-use crate::run::{RunReport, Verdict};
+use crate::run::{LaneReport, RunReport, Verdict};
 use comfy_table::Table;
 use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, UTF8_FULL_CONDENSED};
 
@@ -18,14 +18,16 @@ pub(super) fn table(report: &RunReport, look: Look) -> String {
     let mut header = vec!["lane".to_owned()];
     header.extend(report.kernels.iter().map(head));
     table.set_header(header);
-    let mut names: Vec<&str> = Vec::new();
+    // Two suites may have lanes of one name.
+    let mut names: Vec<(&str, &str)> = Vec::new();
     for lane in &report.lanes {
-        if !names.contains(&lane.name.as_str()) {
-            names.push(&lane.name);
+        let name = (lane.suite.as_str(), lane.name.as_str());
+        if !names.contains(&name) {
+            names.push(name);
         }
     }
-    let rows: Vec<Vec<Option<Verdict>>> = names.iter().map(|name| row(report, name)).collect();
-    for (name, row) in names.iter().zip(&rows) {
+    let rows: Vec<Vec<Option<Verdict>>> = names.iter().map(|name| row(report, *name)).collect();
+    for ((_, name), row) in names.iter().zip(&rows) {
         let cells = row.iter().map(|v| v.map_or(NOT_RUN.to_owned(), |v| v.to_string()));
         table.add_row(std::iter::once((*name).to_owned()).chain(cells));
     }
@@ -40,12 +42,13 @@ pub(super) fn table(report: &RunReport, look: Look) -> String {
 }
 
 /// By kernel.
-fn row(report: &RunReport, name: &str) -> Vec<Option<Verdict>> {
+fn row(report: &RunReport, (suite, name): (&str, &str)) -> Vec<Option<Verdict>> {
     let on = |release: &str| {
-        let lane = report.lanes.iter().find(|l| l.name == name && l.kernel == release);
+        let is = |l: &&LaneReport| l.suite == suite && l.name == name && l.kernel == release;
+        let lane = report.lanes.iter().find(is);
         lane.map(|lane| lane.verdict)
     };
-    report.kernels.iter().map(|k| on(&k.release).filter(|_| k.error.is_none())).collect()
+    report.kernels.iter().map(|k| on(&k.release)).collect()
 }
 
 fn paint(line: &str, row: &[Option<Verdict>], look: Look) -> String {

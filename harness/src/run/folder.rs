@@ -49,6 +49,8 @@ impl RunFolder {
 
     /// A part of it, with lanes of its own.
     pub fn below(&self, name: &str) -> Result<RunFolder, RunError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._+".contains(c);
+        let name: String = name.chars().map(|c| if plain(c) { c } else { '-' }).collect();
         Ok(RunFolder { path: make(self.path.join(name))?, parent: None })
     }
 

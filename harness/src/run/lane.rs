@@ -97,7 +97,8 @@ pub struct LaneReport {
 /// Runs the lanes one after another.
 ///
 /// # Errors
-/// It was interrupted, or nothing at all could be run. What goes wrong later is the lane's verdict.
+/// It was interrupted, or nothing at all could be run; `reports` has what was done by then. What goes
+/// wrong later is the lane's verdict.
 pub fn run_lanes(
     lab: &mut dyn Lab,
     lanes: &[(String, Lane)],
@@ -105,8 +106,8 @@ pub fn run_lanes(
     folder: &RunFolder,
     interrupted: &AtomicBool,
     progress: &mut dyn Progress,
-) -> Result<Vec<LaneReport>, RunError> {
-    let mut reports = Vec::new();
+    reports: &mut Vec<LaneReport>,
+) -> Result<(), RunError> {
     let mut desk = super::complaints::desk(&settings.guest);
     let mut clock = Clock::new(settings, lanes.len());
     for (i, (suite, lane)) in lanes.iter().enumerate() {
@@ -129,7 +130,14 @@ pub fn run_lanes(
         let started = Instant::now();
         match run.all(lab) {
             Ok(()) => {}
-            Err(error @ RunError::Interrupted) => return Err(error),
+            Err(error @ RunError::Interrupted) => {
+                if run.report.violations > 0 {
+                    run.report.verdict = Verdict::Violated;
+                    run.report.why = Some("it was interrupted".to_owned());
+                    reports.push(run.report);
+                }
+                return Err(error);
+            }
             Err(error @ RunError::Panic(_)) => run.died(&error)?,
             Err(error) if reports.is_empty() && run.report.cuts == 0 => return Err(error),
             Err(error) => {
@@ -152,10 +160,12 @@ pub fn run_lanes(
             lab.forget();
             folder.remove(&folder.lane(&lane.name)?);
         }
-        save(&folder.lane(&lane.name)?.join("verdict.json"), &report)?;
+        let saved =
+            folder.lane(&lane.name).and_then(|dir| save(&dir.join("verdict.json"), &report));
         reports.push(report);
+        saved?;
     }
-    Ok(reports)
+    Ok(())
 }
 
 impl LaneReport {

@@ -323,6 +323,15 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// How a kernel is told from those before it: by its release, and where that was there already
+    /// by what it was given as, too.
+    pub fn label(&self, release: &str, given: Option<&str>) -> String {
+        match given.filter(|_| self.kernels.iter().any(|kernel| kernel.release == release)) {
+            Some(given) => format!("{release} ({given})"),
+            None => release.to_owned(),
+        }
+    }
+
     /// 1 before 2 before 3 before 0.
     pub fn exit_code(lanes: &[LaneReport], kernels: &[KernelRun]) -> u8 {
         let any = |v: Verdict| lanes.iter().any(|l| l.verdict == v);

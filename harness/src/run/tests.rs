@@ -92,7 +92,9 @@ pub(super) fn run_in(
     let dir = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(Some(&dir.path().join("run")), settings.seed).unwrap();
     let interrupted = AtomicBool::new(stop);
-    let result = run_lanes(&mut lab, lanes, settings, &folder, &interrupted, &mut Silent);
+    let mut done = Vec::new();
+    let ran = run_lanes(&mut lab, lanes, settings, &folder, &interrupted, &mut Silent, &mut done);
+    let result = ran.map(|()| done);
     let ahead = lab.expected.borrow_mut().take();
     assert!(ahead.is_none_or(|dir| dir.is_dir()), "a guest lost its folder");
     assert_eq!(lab.alive(), 0, "everything that was started has ended");
