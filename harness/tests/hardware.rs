@@ -50,7 +50,7 @@ fn atomic_writes_reach_the_disk_whole_on_both_front_ends() {
     let full = lanes.remove("hw-blk-full").unwrap();
     assert_eq!(full["verdict"], if full_fields(&report) { "passed" } else { "unsupported" });
     for (name, lane) in &lanes {
-        let expected = if name == "boundary-scsi-merged" { "known-red" } else { "passed" };
+        let expected = if name == "boundary-merged" { "known-red" } else { "passed" };
         assert_eq!(lane["verdict"], expected, "{lane:#}");
         assert_eq!(lane["control"]["caught"], true, "{lane:#}");
     }

@@ -1,7 +1,7 @@
 //! `tornblk run`
 
 use super::develop::{self, DevelopOptions};
-use super::select::{check_disk, check_profile, select};
+use super::select::{check_profile, fitting, select};
 use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, note, say};
@@ -143,7 +143,13 @@ impl From<FrontEndName> for FrontEnd {
 }
 
 impl RunArgs {
-    pub(super) fn run(self) -> anyhow::Result<u8> {
+    pub(super) fn run(mut self) -> anyhow::Result<u8> {
+        // `7.2, 7.3` is one word for a shell that was given quotes.
+        self.kernel.iter_mut().for_each(|kernel| *kernel = kernel.trim().to_owned());
+        let mut seen = std::collections::HashSet::new();
+        if let Some(twice) = self.kernel.iter().find(|kernel| !seen.insert(kernel.as_str())) {
+            bail!("--kernel names {twice} twice");
+        }
         let interrupted = signals::watch()?;
         check_writable(self.json.iter().chain(&self.junit))?;
         let suites = self.load()?;
@@ -157,9 +163,9 @@ impl RunArgs {
         if let Some(profile) = &self.profile {
             check_profile(profile, &lanes)?;
         }
-        for (_, lane) in &lanes {
-            check_disk(lane, self.profile.as_deref().unwrap_or(&lane.profile))?;
-        }
+        let profile = self.profile.as_deref();
+        let whole_suites = self.lane.is_empty();
+        lanes = fitting(lanes, profile, whole_suites, &mut |text| note!("{text}"))?;
         self.develop.check(lanes.len(), self.cut.is_some(), &self.kernel)?;
         // Before hours of work: a kernel that is none.
         for kernel in &self.kernel {
@@ -202,6 +208,15 @@ impl RunArgs {
             // What was found before that is not lost.
             Err(error) if !report.lanes.is_empty() => Some(error),
             Err(error) => {
+                let stopped = super::interrupted(&error);
+                report.exit = if stopped { signals::INTERRUPTED } else { CANNOT_RUN };
+                report.kernels = vec![KernelRun {
+                    given: self.kernel.join(","),
+                    release: String::new(),
+                    error: Some(super::sentence(&error)),
+                }];
+                // Who reads these has not seen the terminal.
+                self.write_reports(&report)?;
                 let logs = folder.and_then(|folder| self.leave(folder, &error));
                 return Err(match logs {
                     Some(path) => {
@@ -413,9 +428,15 @@ impl RunArgs {
     }
 
     fn tell(&self, report: &RunReport, look: Look) -> anyhow::Result<()> {
+        let written = self.write_reports(report);
+        terminal::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
+        written
+    }
+
+    /// Those that were asked for beside the terminal's.
+    fn write_reports(&self, report: &RunReport) -> anyhow::Result<()> {
         let json = self.json.as_deref().map(|path| write(report, path, json::write));
         let junit = self.junit.as_deref().map(|path| write(report, path, junit::write));
-        terminal::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
         if self.format == Format::Github {
             github::write(report, &mut Stdout).context("cannot write the annotations")?;
         }

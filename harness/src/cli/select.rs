@@ -33,12 +33,36 @@ pub(super) fn select(suites: &[Suite], names: &[String]) -> anyhow::Result<Vec<(
     Ok(chosen.cloned().collect())
 }
 
+/// The lanes that can be tried on their disks. Of whole suites those that cannot are left out, and
+/// told; one that was chosen is an error.
+pub(super) fn fitting(
+    lanes: Vec<(String, Lane)>,
+    profile: Option<&str>,
+    whole_suites: bool,
+    note: &mut dyn FnMut(&str),
+) -> anyhow::Result<Vec<(String, Lane)>> {
+    let mut fit = Vec::new();
+    let mut first = None;
+    for (suite, lane) in lanes {
+        match check_disk(&lane, profile.unwrap_or(&lane.profile)) {
+            Ok(()) => fit.push((suite, lane)),
+            Err(error) if whole_suites => {
+                note(&format!("left out: {error}"));
+                first.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match (fit.is_empty(), first) {
+        (true, Some(error)) => Err(error),
+        _ => Ok(fit),
+    }
+}
+
 /// Is it a disk that the lane can be tried on? Asked once profile and front-end are known.
-pub(super) fn check_disk(lane: &Lane, name: &str) -> anyhow::Result<()> {
+fn check_disk(lane: &Lane, name: &str) -> anyhow::Result<()> {
     let profile: Profile = name.parse()?;
-    let refuse = |why: String| {
-        anyhow::anyhow!("lane {}: {why}; other lanes are chosen with --lane", lane.name)
-    };
+    let refuse = |why: String| anyhow::anyhow!("lane {}: {why}", lane.name);
     suite::fits(lane.front_end, &profile).map_err(refuse)?;
     let Some(atomic) = &lane.atomic else { return Ok(()) };
     if profile.unit_max == 0 {
@@ -110,6 +134,15 @@ mod tests {
         assert!(refused(&hw, "lb512").contains("has none"));
         assert!(refused(&hw, "req16k").contains("writes 65536 bytes at once"));
         check_disk(&lane("xfs-cow-above"), "req4k").unwrap();
+
+        // Of a whole suite they are left out; chosen, they are refused.
+        let all = || select(std::slice::from_ref(&suite), &[]).unwrap();
+        let mut told = Vec::new();
+        let fit = fitting(all(), Some("lb512"), true, &mut |text| told.push(text.to_owned()));
+        let names: Vec<String> = fit.unwrap().into_iter().map(|(_, lane)| lane.name).collect();
+        assert!(names.contains(&"raw".to_owned()) && !names.contains(&"hw-blk-raw".to_owned()));
+        assert!(told.iter().any(|text| text.contains("left out: lane hw-blk-raw")), "{told:?}");
+        assert!(fitting(all(), Some("lb512"), false, &mut |_| ()).is_err());
     }
 
     #[test]

@@ -79,14 +79,15 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
     case.set_classname(format!("tornblk.{}{kernel}", lane.suite));
     case.set_time(Duration::from_secs_f64(lane.seconds));
     case.set_system_out(format!(
-        "kernel {}, {} of {} cuts, profile {}, seed {}, {} eligible, {} not eligible",
+        "kernel {}, {} of {} cuts, profile {}, seed {}, {} eligible, {} not eligible{}",
         if lane.kernel.is_empty() { &report.kernel } else { &lane.kernel },
         lane.cuts,
         lane.planned,
         lane.profile,
         report.seed,
         lane.counts.eligible,
-        lane.counts.not_eligible
+        lane.counts.not_eligible,
+        lane.why.as_ref().map(|why| format!("; {why}")).unwrap_or_default()
     ));
     case
 }

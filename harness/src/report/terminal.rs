@@ -163,7 +163,9 @@ pub(super) fn duration(time: Duration) -> String {
 /// Everything that is known at the end.
 pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
     if report.kernels.len() > 1 {
-        writeln!(out, "{}", super::matrix::table(report, look))?;
+        if !report.lanes.is_empty() {
+            writeln!(out, "{}", super::matrix::table(report, look))?;
+        }
         for kernel in &report.kernels {
             if let Some(error) = &kernel.error {
                 writeln!(out, "kernel {}: could not be run - {error}", kernel.given)?;
@@ -189,15 +191,14 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
             writeln!(
                 out,
                 "{}: complaints of its guests' kernels that were told before in this run: {}",
-                lane.name, lane.complaints_again
+                name, lane.complaints_again
             )?;
         }
         if lane.at_rest > 0 {
             let (cuts, rest) = (lane.cuts, lane.at_rest);
             writeln!(
                 out,
-                "{}: {rest} of {cuts} cuts were made at rest: their moment never came",
-                lane.name
+                "{name}: {rest} of {cuts} cuts were made at rest: their moment never came"
             )?;
         }
     }
@@ -390,7 +391,10 @@ fn next(report: &RunReport) -> String {
             report.seed.wrapping_add(1)
         );
     }
-    format!("{again} --kernel with a kernel that supports it")
+    match report.lanes.iter().find(|lane| lane.verdict == Verdict::Unsupported) {
+        Some(lane) => format!("another --kernel or --qemu, on which {} can be tried", lane.name),
+        None => "the same again, once it can be run".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -326,8 +326,9 @@ impl LaneRun<'_> {
             None => (1..=planned).collect(),
         };
         for (i, &number) in numbers.iter().enumerate() {
-            // The control and one cut are made whatever it takes.
-            if number > 1 && self.settings.only.is_none() && self.clock.is_over() {
+            // The control and one cut are made whatever it takes, and more while they prove nothing.
+            let enough = || missing(self.lane, &self.report.counts).is_none();
+            if number > 1 && self.settings.only.is_none() && self.clock.is_over() && enough() {
                 // Its folder was made for a guest that may have been started.
                 lab.forget();
                 self.folder.remove(&self.folder.cut(&self.lane.name, number)?);

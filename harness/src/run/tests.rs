@@ -307,9 +307,16 @@ fn one_cut_alone_can_be_run_again() {
 #[test]
 fn no_cut_begins_after_the_time_is_over() {
     let settings = Settings { time: Some(Duration::ZERO), ..settings() };
-    let ran = run_with(Bug::None, &lanes()[..1], &settings, false);
-    let report = ran.result.unwrap().swap_remove(0);
-    assert_eq!((report.cuts, report.planned), (1, 3), "the control and one cut are always made");
+    let cuts = |exercise: &[Exercise]| {
+        let mut lanes = lanes();
+        lanes[0].1.exercise = exercise.to_vec();
+        let ran = run_with(Bug::None, &lanes[..1], &settings, false);
+        let report = ran.result.unwrap().swap_remove(0);
+        (report.cuts, report.planned)
+    };
+    assert_eq!(cuts(&[Exercise::Whole]), (1, 3), "the control and one cut are always made");
+    assert_eq!(cuts(&[Exercise::Whole, Exercise::Durable]), (2, 3), "and more, to prove something");
+    assert_eq!(cuts(&[Exercise::Merged]), (3, 3), "but never more than planned");
 }
 
 #[test]

@@ -362,6 +362,10 @@ impl LaneText {
         let front_end = self.front_end.unwrap_or_default();
         fits(front_end, &profile)?;
         let atomic = self.atomic.clone().map(AtomicText::build).transpose()?;
+        let passes = matches!(self.expect, None | Some(ExpectText::Passed));
+        if passes && self.expect_as.is_some() {
+            return Err("`expect-as` says how an expected violation shows: add `expect`".into());
+        }
         // The end of a raw disk is where writes are tried that must be refused.
         let tried = if raw && atomic.is_some() { tried_at_the_end(&profile) } else { 0 };
         let ground = Ground { raw, partition, usable: capacity.saturating_sub(tried) };
