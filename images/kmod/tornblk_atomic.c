@@ -10,6 +10,7 @@
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/err.h>
 #include <linux/file.h>
@@ -158,24 +159,67 @@ static int check_limits(struct block_device *bdev,
 	return -EINVAL;
 }
 
-static int set_limits(struct block_device *bdev,
-		      const struct atomic_limits *limits)
+/* Gives back the lock that queue_limits_start_update() takes. */
+static int commit_limits(struct request_queue *q, struct queue_limits *lim)
 {
-	const char *name = bdev->bd_disk->disk_name;
-	struct request_queue *q = bdev_get_queue(bdev);
-	struct queue_limits lim;
+#ifdef HAVE_QUEUE_LIMITS_COMMIT_UPDATE_FROZEN
+	return queue_limits_commit_update_frozen(q, lim);
+#else
+	/*
+	 * Kernels before 6.14 that have it from no stable version, either.
+	 * Drivers freeze the queue with the lock held, not the other way round.
+	 */
 	int err;
 
-	lim = queue_limits_start_update(q);
+	blk_mq_freeze_queue(q);
+	err = queue_limits_commit_update(q, lim);
+	blk_mq_unfreeze_queue(q);
+	return err;
+#endif
+}
+
+/* Sets @limits; then they hold what was set before.  unit_max is 0 for none. */
+static int swap_limits(struct request_queue *q, struct atomic_limits *limits)
+{
+	struct queue_limits lim = queue_limits_start_update(q);
+	struct atomic_limits old = {
+		.unit_min = lim.atomic_write_hw_unit_min,
+		.unit_max = lim.atomic_write_hw_unit_max,
+		.max_bytes = lim.atomic_write_hw_max,
+		.boundary = lim.atomic_write_hw_boundary,
+	};
+	int err;
+
 #ifdef BLK_FEAT_ATOMIC_WRITES
 	/* Without it, newer kernels take no notice of the fields. */
-	lim.features |= BLK_FEAT_ATOMIC_WRITES;
+	lim.features &= ~BLK_FEAT_ATOMIC_WRITES;
+	if (limits->unit_max)
+		lim.features |= BLK_FEAT_ATOMIC_WRITES;
 #endif
 	lim.atomic_write_hw_unit_min = limits->unit_min;
 	lim.atomic_write_hw_unit_max = limits->unit_max;
 	lim.atomic_write_hw_max = limits->max_bytes;
 	lim.atomic_write_hw_boundary = limits->boundary;
-	err = queue_limits_commit_update_frozen(q, &lim);
+	err = commit_limits(q, &lim);
+	if (!err)
+		*limits = old;
+	return err;
+}
+
+static bool is_dead(struct gendisk *disk)
+{
+	return test_bit(GD_DEAD, &disk->state);
+}
+
+static int set_limits(struct block_device *bdev,
+		      const struct atomic_limits *limits)
+{
+	const char *name = bdev->bd_disk->disk_name;
+	struct request_queue *q = bdev_get_queue(bdev);
+	struct atomic_limits old = *limits;
+	int err;
+
+	err = swap_limits(q, &old);
 	if (err) {
 		pr_err("%s: the kernel refused the limits: %pe\n", name, ERR_PTR(err));
 		return err;
@@ -186,7 +230,15 @@ static int set_limits(struct block_device *bdev,
 		pr_err("%s: the kernel refused the limits (unit_min %u, unit_max %u, max_bytes %u, boundary %u)\n",
 		       name, limits->unit_min, limits->unit_max,
 		       limits->max_bytes, limits->boundary);
+		err = swap_limits(q, &old);
+		if (err)
+			pr_err("%s: the limits of before cannot be set again: %pe\n",
+			       name, ERR_PTR(err));
 		return -EINVAL;
+	}
+	if (is_dead(bdev->bd_disk)) {
+		pr_err("%s: the disk went away\n", name);
+		return -ENODEV;
 	}
 	pr_info("%s: atomic writes of %u to %u bytes, at most %u in a request, boundary %u\n",
 		name, queue_atomic_write_unit_min_bytes(q),
@@ -197,10 +249,10 @@ static int set_limits(struct block_device *bdev,
 	    queue_atomic_write_unit_max_bytes(q) != limits->unit_max ||
 	    queue_atomic_write_max_bytes(q) != limits->max_bytes ||
 	    queue_atomic_write_boundary_bytes(q) != limits->boundary)
-		pr_warn("%s: that is less than the device gives (unit_min %u, unit_max %u, max_bytes %u, boundary %u): the kernel has at most %u segments in a request\n",
+		pr_warn("%s: that is less than the device gives (unit_min %u, unit_max %u, max_bytes %u, boundary %u); a request here has at most %u segments and %u sectors (max_segments, max_hw_sectors)\n",
 			name, limits->unit_min, limits->unit_max,
 			limits->max_bytes, limits->boundary,
-			queue_max_segments(q));
+			queue_max_segments(q), queue_max_hw_sectors(q));
 	return 0;
 }
 
@@ -211,24 +263,33 @@ static struct device *device_of(struct gendisk *disk)
 
 	/* The parent is there as long as del_gendisk() has not begun. */
 	mutex_lock(&disk->open_mutex);
-	if (!test_bit(GD_DEAD, &disk->state))
+	if (!is_dead(disk))
 		dev = get_device(disk_to_dev(disk)->parent);
 	mutex_unlock(&disk->open_mutex);
 	return dev;
 }
 
+/* How many u64 virtio_get_features() fills: the name has changed twice. */
+#if defined(VIRTIO_FEATURES_U64S)
+#define FEATURES_U64S	VIRTIO_FEATURES_U64S
+#elif defined(VIRTIO_FEATURES_QWORDS)
+#define FEATURES_U64S	VIRTIO_FEATURES_QWORDS
+#elif defined(VIRTIO_FEATURES_DWORDS)
+#define FEATURES_U64S	VIRTIO_FEATURES_DWORDS
+#endif
+
 /* Offered, not negotiated: virtio_has_feature() is for what the driver knows. */
 static bool offers_limits(struct virtio_device *vdev)
 {
-	u64 features[4] = {};
+	/* Older kernels have 64 bits, and not the function. */
+#ifdef FEATURES_U64S
+	u64 features[FEATURES_U64S] = {};
 
-	/* Newer kernels have more than 64 bits, older ones not the function. */
-#if defined(VIRTIO_FEATURES_U64S) || defined(VIRTIO_FEATURES_DWORDS)
 	virtio_get_features(vdev, features);
-#else
-	features[0] = vdev->config->get_features(vdev);
-#endif
 	return features[0] & BIT_ULL(VIRTIO_BLK_F_ATOMIC);
+#else
+	return vdev->config->get_features(vdev) & BIT_ULL(VIRTIO_BLK_F_ATOMIC);
+#endif
 }
 
 static int read_limits(struct gendisk *disk, struct atomic_limits *limits)

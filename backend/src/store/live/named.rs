@@ -5,12 +5,12 @@
 //! atomic is what it is. Judging changes nothing about the write.
 
 use super::lock;
-use crate::complaints::Complaints;
+use crate::complaints::SharedComplaints;
 use crate::store::Op;
 use crate::store::gate::GateContext;
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tornblk_model::crash::Profile;
 use tornblk_model::named::Named;
 use tornblk_proto::NamedWrites;
@@ -25,13 +25,10 @@ pub(super) struct Observed {
     merged_beyond_limit: AtomicU64,
     misaligned: AtomicU64,
     across_boundary: AtomicU64,
-    told: Mutex<Told>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    first: Vec<String>,
-    complaints: Complaints,
+    /// How many of `first` are there or about to be.
+    told: AtomicUsize,
+    first: Mutex<Vec<String>>,
+    complaints: SharedComplaints,
 }
 
 /// A request that carries a named write: bytes all.
@@ -101,13 +98,16 @@ impl Observed {
         }
     }
 
+    /// Every queue's threads come by here: nothing is formatted or logged under a lock, and once
+    /// enough was told none is taken.
     fn tell(&self, arrival: Arrival, anomaly: Anomaly) {
-        let told = &mut *lock(&self.told);
         let text = Sentence { arrival, anomaly };
-        if told.first.len() < NamedWrites::FIRST {
-            told.first.push(text.to_string());
+        let more = |told| (told < NamedWrites::FIRST).then_some(told + 1);
+        if self.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            let text = text.to_string();
+            lock(&self.first).push(text);
         }
-        told.complaints.say(format_args!("{text}"));
+        self.complaints.say(format_args!("{text}"));
     }
 
     pub(super) fn get(&self) -> NamedWrites {
@@ -120,7 +120,7 @@ impl Observed {
             merged_beyond_limit: get(&self.merged_beyond_limit),
             misaligned: get(&self.misaligned),
             across_boundary: get(&self.across_boundary),
-            first: lock(&self.told).first.clone(),
+            first: lock(&self.first).clone(),
         }
     }
 }
