@@ -129,7 +129,7 @@ pub(crate) fn build<'c>(
     let key = key_of(kernel, &against);
     let made = match against {
         Against::Nothing(why) => return Ok(none(key, why)),
-        Against::Packages => of_packages(cache, apt, kernel, progress)?,
+        Against::Packages => or_not_now(of_packages(cache, apt, kernel, progress))?,
         Against::Tree(dir) => tree::compile(cache, &dir, &kernel.lock.release, progress)?,
     };
     let (lock, archive) = match made {
@@ -158,6 +158,19 @@ pub(crate) fn build<'c>(
     open(cache, &key).ok_or(ImageError::NoPackage { name: NAME.to_owned() })
 }
 
+/// An image does not fail for want of a mirror to get the compiler from.
+fn or_not_now(made: Result<Made, ImageError>) -> Result<Made, ImageError> {
+    match made {
+        Err(
+            error @ (ImageError::Network { .. }
+            | ImageError::NoMirror
+            | ImageError::NoApt(_)
+            | ImageError::Apt { .. }),
+        ) => Ok(Made::NotNow(format!("what compiles the guest module is not there: {error}"))),
+        other => other,
+    }
+}
+
 fn of_packages<'c>(
     cache: &'c Cache,
     apt: &mut Apt<'c>,
@@ -171,7 +184,7 @@ fn of_packages<'c>(
     };
     let headers = match headers::find(cache, apt, kernel, progress)? {
         Ok(headers) => headers,
-        Err(why) => return Ok(Made::Never(why)),
+        Err(why) => return Ok(Made::NotNow(why)),
     };
     let toolchain = toolchain::build(cache, apt, &headers.compiler, progress)?;
     apt.fetch(&headers.packages, headers.size, progress)?;
@@ -265,6 +278,16 @@ mod tests {
             fs::write(tmp.path().join("build").join(file), "").unwrap();
         }
         assert!(matches!(Against::of(&request), Against::Tree(_)));
+    }
+
+    #[test]
+    fn without_a_mirror_there_is_no_module_and_an_image() {
+        let detail = "no route".to_owned();
+        let Ok(Made::NotNow(why)) = or_not_now(Err(ImageError::Network { detail })) else {
+            panic!("the image fails")
+        };
+        assert!(why.contains("no route"), "{why}");
+        assert!(matches!(or_not_now(Err(ImageError::Stopped)), Err(ImageError::Stopped)));
     }
 
     #[test]
