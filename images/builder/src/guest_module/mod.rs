@@ -208,11 +208,12 @@ fn of_packages<'c>(
         }
     };
     if !out.status.success() {
-        return Ok(Made::Never(format!(
+        let why = format!(
             "the guest module does not compile for {}: {}",
             kernel.lock.release,
             last_lines(&out)
-        )));
+        );
+        return Ok(if is_refused(&out) { Made::Never(why) } else { Made::NotNow(why) });
     }
     let packages = [headers.packages, toolchain.packages].concat();
     let file = work.join(format!("{NAME}.ko"));
@@ -247,6 +248,29 @@ fn read_module(path: &Path, release: &str) -> Result<Result<Vec<u8>, String>, Im
     } else {
         Err(format!("the guest module was compiled for {built_for}, but the kernel is {release}"))
     })
+}
+
+/// Whether the compiler (or what resolves the module's symbols) found errors in what it was given.
+/// Everything else is the host's: a full disk, too little memory, a compiler that was killed.
+fn is_refused(out: &std::process::Output) -> bool {
+    /// make's, where what it called has failed.
+    const FAILED: i32 = 2;
+    const OF_HOST: [&str; 5] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "Cannot allocate memory",
+        "Input/output error",
+        "Killed",
+    ];
+    let said = [&out.stderr[..], b"\n", &out.stdout].concat();
+    let said = String::from_utf8_lossy(&said);
+    // `file.c:12:3: error: ...`. A "fatal error" may be one in writing.
+    let found = said.lines().any(|line| {
+        let place = line.split_once(": error: ").map(|(place, _)| place);
+        place.is_some_and(|p| p.ends_with(|c: char| c.is_ascii_digit()) && p.contains(':'))
+            || line.starts_with("ERROR: modpost: ") && line.ends_with(" undefined!")
+    });
+    out.status.code() == Some(FAILED) && found && !OF_HOST.iter().any(|text| said.contains(text))
 }
 
 /// The end of what a program said, of its errors before anything else.
@@ -296,6 +320,32 @@ mod tests {
         assert_eq!(SOURCES[1].0, format!("{NAME}.c"));
         // The kernel asks for it: functions for GPL modules only are used.
         assert!(SOURCES[1].1.contains("MODULE_LICENSE(\"GPL\")"));
+    }
+
+    #[test]
+    fn only_what_the_compiler_refuses_fails_in_the_same_way_again() {
+        let refused = |line: &str| {
+            is_refused(&std::process::Command::new("sh").args(["-c", line]).output().unwrap())
+        };
+        let error = "echo '/work/a.c:12:3: error: no member named `x`' >&2;";
+        assert!(refused(&format!("{error} exit 2")));
+        assert!(refused("echo 'ERROR: modpost: \"a\" [/work/b.ko] undefined!' >&2; exit 2"));
+        // make, or a shell above it, was killed.
+        assert!(!refused(&format!("{error} kill -9 $$")));
+        assert!(!refused(&format!("{error} exit 137")));
+        for line in [
+            "make[2]: *** [scripts/Makefile.build:229: a.o] Error 1",
+            "gcc: fatal error: Killed signal terminated program cc1",
+            "a.c:9:1: fatal error: error writing to /tmp/c.s: No space left on device",
+            "a.c:9:1: internal compiler error: Segmentation fault",
+            "as: error while loading shared libraries: libz.so.1",
+        ] {
+            assert!(!refused(&format!("echo '{line}' >&2; exit 2")), "{line}");
+        }
+        // What was cut short does not compile either.
+        assert!(!refused(&format!(
+            "{error} echo 'sh: write error: No space left on device'; exit 2"
+        )));
     }
 
     #[test]
