@@ -190,7 +190,7 @@ fn of_packages<'c>(
     apt.fetch(&headers.packages, headers.size, progress)?;
     progress("compiling the guest module");
     let root = temporary(cache)?;
-    toolchain.link_into(root.path())?;
+    toolchain.copy_into(root.path())?;
     headers.unpack(cache, root.path())?;
     let work = root.path().join(toolchain::WORK);
     put_sources(&work)?;
