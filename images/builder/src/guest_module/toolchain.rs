@@ -76,7 +76,8 @@ pub(super) fn build<'c>(
 ) -> Result<Toolchain, ImageError> {
     let format = key(&[&FORMAT.to_string(), &lists(), gcc]);
     let resolved = cache.path(&["resolved", &format!("toolchain-gcc-{gcc}.json")]);
-    if let Some(found) = read_json::<Resolved>(&resolved)
+    if !apt.refresh
+        && let Some(found) = read_json::<Resolved>(&resolved)
         && found.format == format
         && let Some(toolchain) = open(cache, &found.key)
     {
