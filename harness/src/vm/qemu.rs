@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
 
 use super::{VmError, io};
 
@@ -11,14 +12,30 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// The oldest that was tried.
 const OLDEST: (u32, u32) = (7, 2);
 
+/// The vhost-user device that knows nothing of what it stands for, and what it is told to stand for
+/// (upstream since 10.2; a packager may leave it out, or bring it earlier).
+const TEST_DEVICE: &str = "vhost-user-test-device-pci";
+const TEST_DEVICE_OPTION: &str = "virtio-id=";
+
 /// A QEMU for x86-64.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Qemu {
     path: PathBuf,
     version: (u32, u32, u32),
     /// As it tells it, with the packager's part: another build may write another saved state.
     text: String,
+    /// What it answered, once it was asked; for all clones.
+    test_device: Arc<OnceLock<bool>>,
 }
+
+impl PartialEq for Qemu {
+    fn eq(&self, other: &Qemu) -> bool {
+        let parts = |q: &Qemu| (q.path.clone(), q.version, q.text.clone());
+        parts(self) == parts(other)
+    }
+}
+
+impl Eq for Qemu {}
 
 impl Qemu {
     /// `$TORNBLK_QEMU`, else `qemu-system-x86_64` of the path.
@@ -55,7 +72,7 @@ impl Qemu {
         }
         // Others start it, perhaps from elsewhere.
         let path = path.canonicalize().map_err(io(format!("cannot find {}", path.display())))?;
-        Ok(Qemu { path, version, text: line.to_owned() })
+        Ok(Qemu { path, version, text: line.to_owned(), test_device: Arc::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -76,9 +93,18 @@ impl Qemu {
         self.version >= (8, 2, 0)
     }
 
-    /// Whether it has a vhost-user device that knows nothing of what it stands for (since 10.2).
+    /// Whether it has a vhost-user device that knows nothing of what it stands for: QEMU is asked,
+    /// once (14 to 33 ms).
     pub fn has_test_device(&self) -> bool {
-        self.version >= (10, 2, 0)
+        *self.test_device.get_or_init(|| {
+            // Of this device alone: for `-device help` QEMU loads every module that it finds.
+            let out = Command::new(&self.path)
+                .args(["-device", &format!("{TEST_DEVICE},help")])
+                .stdin(Stdio::null())
+                .output();
+            // The exit code is 0 where there is no such device, too.
+            out.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(TEST_DEVICE_OPTION))
+        })
     }
 
     /// Whether memory can be saved at fixed places in the file, which is read faster (since 9.0).
@@ -125,6 +151,32 @@ mod tests {
         assert_eq!(version("QEMU emulator version 11.0"), Some((11, 0, 0)));
         assert_eq!(version("qemu-img version 7"), None);
         assert_eq!(version(""), None);
+    }
+
+    #[test]
+    fn the_device_for_testing_is_asked_for_once() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("qemu");
+        // 11.0 without it, 7.2 with it.
+        for (version, help, has) in [("11.0.0", "", false), ("7.2.0", "  virtio-id=<uint16>", true)]
+        {
+            let script = format!(
+                "#!/bin/sh\ncase $* in\n--version) echo 'QEMU emulator version {version}';;\n\
+                 '-device vhost-user-test-device-pci,help') echo asked >>$0.asked; echo '{help}';;\n\
+                 *) exit 9;;\nesac\n"
+            );
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let asked = tmp.path().join("qemu.asked");
+            let _ = std::fs::remove_file(&asked);
+            let qemu = Qemu::at(&path).unwrap();
+            let clone = qemu.clone();
+            assert!(!asked.exists());
+            assert_eq!(qemu.has_test_device(), has, "{version}");
+            assert_eq!(clone.has_test_device(), has, "{version}");
+            assert_eq!(std::fs::read_to_string(&asked).unwrap(), "asked\n");
+            assert_eq!(qemu, clone);
+        }
     }
 
     #[test]

@@ -263,9 +263,10 @@ pub struct AtomicLimits {
 }
 
 impl AtomicLimits {
-    /// Bytes that [`Command::AtomicRefusals`] uses of its target.
+    /// Bytes that [`Command::AtomicRefusals`] may use of its target: the longest write is twice
+    /// `unit_max`, and starts at the first multiple of its length.
     pub fn refusal_bytes(&self) -> u64 {
-        2 * u64::from(self.unit_max)
+        4 * u64::from(self.unit_max)
     }
 }
 

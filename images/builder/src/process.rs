@@ -1,15 +1,18 @@
 //! Runs the programs that work on an image, and ends them where the work is to stop.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+};
 
 use crate::ImageError;
 use crate::cache::Cache;
 
-/// Runs it to its end; `stop` is the signal that ends it with all that it started. The inner error
-/// is that it cannot be started.
+/// Runs it to its end; `stop` is the signal that ends it with all that it started, sent too where
+/// this process ends, even by SIGKILL. The inner error is that it cannot be started.
 pub(crate) fn run(
     command: &mut Command,
     stop: Signal,
@@ -17,6 +20,18 @@ pub(crate) fn run(
 ) -> Result<std::io::Result<Output>, ImageError> {
     cache.check()?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let parent = getpid();
+    let before_exec = move || {
+        // The kernel means the parent's thread by that: the one that waits below.
+        set_parent_process_death_signal(Some(stop))?;
+        // It may have ended before the line above.
+        if getppid() != Some(parent) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: after fork it makes system calls only: no allocation, no locks.
+    unsafe { command.pre_exec(before_exec) };
     let child = match command.spawn() {
         Ok(child) => child,
         Err(e) => return Ok(Err(e)),

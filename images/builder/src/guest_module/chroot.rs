@@ -105,21 +105,24 @@ pub(super) fn prepare(root: &Path) -> Result<(), ImageError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
     fn what_is_mounted_there_is_seen_there_only() {
         let tmp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(tmp.path()).unwrap();
+        let tmp = tmp.path().join("a folder");
+        let cache = Cache::open(&tmp).unwrap();
         let enter = match Enter::find(&cache).unwrap() {
             Ok(enter) => enter,
             // A host that does not allow it says how to.
             Err(why) => return assert!(why.contains("user namespaces"), "{why}"),
         };
-        let root = tmp.path().join("root");
+        let root = tmp.join("root");
         prepare(&root).unwrap();
         let mut look = enter.command(&root);
-        let line = format!("test -e {0}/proc/self/exe && test -c {0}/dev/null", root.display());
+        let line = format!("test -e '{0}/proc/self/exe' && test -c '{0}/dev/null'", root.display());
         let out = process::run(look.args(["sh", "-c", &line]), Signal::KILL, &cache);
         assert!(out.unwrap().unwrap().status.success());
         assert_eq!(fs::read_dir(root.join(PROC)).unwrap().count(), 0);
@@ -128,5 +131,62 @@ mod tests {
         let out = enter.run(&root, &["/nothing"], &cache).unwrap().unwrap();
         assert!(!out.status.success());
         assert!(String::from_utf8_lossy(&out.stderr).contains("/nothing"), "{out:?}");
+    }
+
+    /// Set for the test's other process: the folder to work in.
+    const FOLDER: &str = "TORNBLK_TEST_FOLDER";
+
+    /// A program that enters, and is killed with SIGKILL; it tells who runs inside.
+    fn enter_and_wait(dir: &Path) {
+        let cache = Cache::open(&dir.join("cache")).unwrap();
+        let inside = dir.join("inside");
+        let Ok(enter) = Enter::find(&cache).unwrap() else {
+            return fs::write(&inside, "nobody").unwrap();
+        };
+        let root = dir.join("root");
+        prepare(&root).unwrap();
+        // /proc is the host's: its numbers are.
+        let line = r#"read pid rest < /proc/self/stat && echo $pid > "$0.new" &&
+            mv "$0.new" "$0" && exec sleep 60"#;
+        let mut command = enter.command(&root);
+        command.args(["sh", "-c", line]).arg(&inside);
+        process::run(&mut command, Signal::KILL, &cache).unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_runs_inside_ends_even_where_this_program_is_killed() {
+        if let Some(dir) = std::env::var_os(FOLDER) {
+            return enter_and_wait(Path::new(&dir));
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let name = "guest_module::chroot::tests::\
+                    what_runs_inside_ends_even_where_this_program_is_killed";
+        let mut other = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(FOLDER, tmp.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let wait_for = |is: &dyn Fn() -> bool| {
+            let start = Instant::now();
+            while !is() && start.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            is()
+        };
+        let inside = tmp.path().join("inside");
+        let told = wait_for(&|| inside.is_file());
+        let pid = fs::read_to_string(&inside).unwrap_or_default();
+        let runs = || {
+            let line = fs::read(Path::new("/proc").join(pid.trim()).join("cmdline"));
+            line.is_ok_and(|line| line.starts_with(b"sleep\0"))
+        };
+        let ran = pid == "nobody" || wait_for(&runs);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(told, "nothing was run");
+        // A host that does not allow it says so: see above.
+        assert!(ran, "{pid} is not what was run");
+        assert!(wait_for(&|| !runs()), "{pid} is still there");
     }
 }

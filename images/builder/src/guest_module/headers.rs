@@ -12,6 +12,8 @@ use crate::index::{Index, Stanza};
 use crate::kernel::Kernel;
 use crate::{At, ImageError, Package, process};
 
+const KBUILD: &str = "linux-kbuild-";
+
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Headers {
@@ -29,30 +31,38 @@ pub(super) fn find(
     kernel: &Kernel,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Result<Headers, String>, ImageError> {
-    // Found once, they do not change: they are of this very kernel.
+    let version = kernel.lock.packages.first().map(|p| p.version.as_str()).unwrap_or_default();
     let resolved = cache.path(&["resolved", &format!("headers-{}.json", kernel.key)]);
-    if let Some(headers) = read_json::<Headers>(&resolved) {
+    let known = read_json::<Headers>(&resolved).filter(|h| h.are_of(version));
+    if !apt.refresh
+        && let Some(headers) = known
+    {
         return Ok(Ok(headers));
     }
-    let version = kernel.lock.packages.first().map(|p| p.version.as_str()).unwrap_or_default();
     let found = choose(&apt.indexes(progress)?.kernels, &kernel.lock.release, version);
-    if let Ok(headers) = &found {
-        cache.write_json(&resolved, headers)?;
+    match (&found, known) {
+        (Ok(headers), _) => cache.write_json(&resolved, headers)?,
+        // What is not on the mirror any more may be in the cache.
+        (Err(_), Some(headers)) => return Ok(Ok(headers)),
+        (Err(_), None) => {}
     }
     Ok(found)
 }
 
 fn choose(index: &Index, release: &str, version: &str) -> Result<Headers, String> {
-    let find = |name: &str| -> Result<Stanza<'_>, String> {
-        let same = index.all(name).find(|s| s.version() == version);
-        same.or_else(|| index.newest(name)).ok_or_else(|| {
-            format!(
-                "the package {name}, which the guest module is compiled with, is not on the \
-                     mirror (any more)"
-            )
+    let same = |name: &str| index.all(name).find(|s| s.version() == version);
+    // Another revision has the same release, and so the same vermagic, but not the same structures.
+    let of_kernel = |name: &str| -> Result<Stanza<'_>, String> {
+        same(name).ok_or_else(|| match index.newest(name) {
+            Some(other) => format!(
+                "the guest module is compiled with the package {name} {version}, and the mirror has \
+                 {} of it: get the kernel of this revision with --refresh",
+                other.version()
+            ),
+            None => missing(name),
         })
     };
-    let headers = find(&format!("linux-headers-{release}"))?;
+    let headers = of_kernel(&format!("linux-headers-{release}"))?;
     let depends = headers.depends();
     let named = |what: &str, is: &dyn Fn(&str) -> bool| {
         let name = depends.iter().find(|d| is(d)).copied();
@@ -65,15 +75,24 @@ fn choose(index: &Index, release: &str, version: &str) -> Result<Headers, String
     };
     let common =
         named("common headers", &|d| d.starts_with("linux-headers-") && d.ends_with("-common"))?;
-    let kbuild = named("linux-kbuild", &|d| d.starts_with("linux-kbuild-"))?;
+    let kbuild = named("linux-kbuild", &|d| d.starts_with(KBUILD))?;
     // gcc-12, gcc-14-for-host
     let compiler = named("compiler", &|d| number_of_gcc(d).is_some())?;
-    let stanzas = [headers, find(common)?, find(kbuild)?];
+    // Programs only: a kernel's revisions share them.
+    let programs = same(kbuild).or_else(|| index.newest(kbuild)).ok_or_else(|| missing(kbuild))?;
+    let stanzas = [headers, of_kernel(common)?, programs];
     Ok(Headers {
         packages: stanzas.iter().map(|s| Package::from(*s)).collect(),
         size: stanzas.iter().map(|s| s.size()).sum(),
         compiler: number_of_gcc(compiler).unwrap_or_default().to_owned(),
     })
+}
+
+fn missing(package: &str) -> String {
+    format!(
+        "the package {package}, which the guest module is compiled with, is not on the mirror (any \
+         more): get the newest kernel with --refresh"
+    )
 }
 
 fn number_of_gcc(package: &str) -> Option<&str> {
@@ -82,6 +101,11 @@ fn number_of_gcc(package: &str) -> Option<&str> {
 }
 
 impl Headers {
+    /// Whether the headers are the kernel's own. linux-kbuild may be another revision's.
+    fn are_of(&self, version: &str) -> bool {
+        self.packages.iter().filter(|p| !p.name.starts_with(KBUILD)).all(|p| p.version == version)
+    }
+
     /// Unpacks them as they would be installed.
     pub(super) fn unpack(&self, cache: &Cache, root: &Path) -> Result<(), ImageError> {
         for package in &self.packages {
@@ -144,6 +168,25 @@ mod tests {
         );
         assert!(headers.packages.iter().all(|p| p.version == "7.2.12-1"));
         assert_eq!((headers.compiler.as_str(), headers.size), ("14", 30));
+    }
+
+    #[test]
+    fn headers_of_another_revision_are_not_taken() {
+        // 7.2.12-2 has a linux-kbuild there, and no headers; 7.2.12-1 has headers.
+        let why = choose(&index(), "7.2.12-cloud-amd64", "7.2.12-2").unwrap_err();
+        assert!(why.contains("linux-headers-7.2.12-cloud-amd64 7.2.12-2"), "{why}");
+        assert!(why.contains("has 7.2.12-1") && why.contains("--refresh"), "{why}");
+        let depends = "gcc-14-for-host, linux-headers-7.2.12-common, linux-kbuild-7.2.12";
+        let mut half = index();
+        let name = "linux-headers-7.2.12-cloud-amd64";
+        half.add(format!("Package: {name}\nVersion: 7.2.12-3\nDepends: {depends}\n\n"));
+        let why = choose(&half, "7.2.12-cloud-amd64", "7.2.12-3").unwrap_err();
+        assert!(why.contains("linux-headers-7.2.12-common 7.2.12-3"), "{why}");
+        // linux-kbuild may be of another.
+        half.add("Package: linux-headers-7.2.12-common\nVersion: 7.2.12-3\n\n".to_owned());
+        let headers = choose(&half, "7.2.12-cloud-amd64", "7.2.12-3").unwrap();
+        assert_eq!(headers.packages[2].version, "7.2.12-2");
+        assert!(headers.are_of("7.2.12-3") && !headers.are_of("7.2.12-2"));
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(crate) fn build<'c>(
     let key = key_of(kernel, &against);
     let made = match against {
         Against::Nothing(why) => return Ok(none(key, why)),
-        Against::Packages => of_packages(cache, apt, kernel, progress)?,
+        Against::Packages => or_not_now(of_packages(cache, apt, kernel, progress))?,
         Against::Tree(dir) => tree::compile(cache, &dir, &kernel.lock.release, progress)?,
     };
     let (lock, archive) = match made {
@@ -158,6 +158,19 @@ pub(crate) fn build<'c>(
     open(cache, &key).ok_or(ImageError::NoPackage { name: NAME.to_owned() })
 }
 
+/// An image does not fail for want of a mirror to get the compiler from.
+fn or_not_now(made: Result<Made, ImageError>) -> Result<Made, ImageError> {
+    match made {
+        Err(
+            error @ (ImageError::Network { .. }
+            | ImageError::NoMirror
+            | ImageError::NoApt(_)
+            | ImageError::Apt { .. }),
+        ) => Ok(Made::NotNow(format!("what compiles the guest module is not there: {error}"))),
+        other => other,
+    }
+}
+
 fn of_packages<'c>(
     cache: &'c Cache,
     apt: &mut Apt<'c>,
@@ -171,13 +184,13 @@ fn of_packages<'c>(
     };
     let headers = match headers::find(cache, apt, kernel, progress)? {
         Ok(headers) => headers,
-        Err(why) => return Ok(Made::Never(why)),
+        Err(why) => return Ok(Made::NotNow(why)),
     };
     let toolchain = toolchain::build(cache, apt, &headers.compiler, progress)?;
     apt.fetch(&headers.packages, headers.size, progress)?;
     progress("compiling the guest module");
     let root = temporary(cache)?;
-    toolchain.link_into(root.path())?;
+    toolchain.copy_into(root.path())?;
     headers.unpack(cache, root.path())?;
     let work = root.path().join(toolchain::WORK);
     put_sources(&work)?;
@@ -195,11 +208,12 @@ fn of_packages<'c>(
         }
     };
     if !out.status.success() {
-        return Ok(Made::Never(format!(
+        let why = format!(
             "the guest module does not compile for {}: {}",
             kernel.lock.release,
             last_lines(&out)
-        )));
+        );
+        return Ok(if is_refused(&out) { Made::Never(why) } else { Made::NotNow(why) });
     }
     let packages = [headers.packages, toolchain.packages].concat();
     let file = work.join(format!("{NAME}.ko"));
@@ -236,6 +250,29 @@ fn read_module(path: &Path, release: &str) -> Result<Result<Vec<u8>, String>, Im
     })
 }
 
+/// Whether the compiler (or what resolves the module's symbols) found errors in what it was given.
+/// Everything else is the host's: a full disk, too little memory, a compiler that was killed.
+fn is_refused(out: &std::process::Output) -> bool {
+    /// make's, where what it called has failed.
+    const FAILED: i32 = 2;
+    const OF_HOST: [&str; 5] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "Cannot allocate memory",
+        "Input/output error",
+        "Killed",
+    ];
+    let said = [&out.stderr[..], b"\n", &out.stdout].concat();
+    let said = String::from_utf8_lossy(&said);
+    // `file.c:12:3: error: ...`. A "fatal error" may be one in writing.
+    let found = said.lines().any(|line| {
+        let place = line.split_once(": error: ").map(|(place, _)| place);
+        place.is_some_and(|p| p.ends_with(|c: char| c.is_ascii_digit()) && p.contains(':'))
+            || line.starts_with("ERROR: modpost: ") && line.ends_with(" undefined!")
+    });
+    out.status.code() == Some(FAILED) && found && !OF_HOST.iter().any(|text| said.contains(text))
+}
+
 /// The end of what a program said, of its errors before anything else.
 fn last_lines(out: &std::process::Output) -> String {
     const LINES: usize = 12;
@@ -268,11 +305,47 @@ mod tests {
     }
 
     #[test]
+    fn without_a_mirror_there_is_no_module_and_an_image() {
+        let detail = "no route".to_owned();
+        let Ok(Made::NotNow(why)) = or_not_now(Err(ImageError::Network { detail })) else {
+            panic!("the image fails")
+        };
+        assert!(why.contains("no route"), "{why}");
+        assert!(matches!(or_not_now(Err(ImageError::Stopped)), Err(ImageError::Stopped)));
+    }
+
+    #[test]
     fn the_source_is_the_one_that_is_named() {
         assert!(SOURCES[0].1.contains(&format!("{NAME}.o")));
         assert_eq!(SOURCES[1].0, format!("{NAME}.c"));
         // The kernel asks for it: functions for GPL modules only are used.
         assert!(SOURCES[1].1.contains("MODULE_LICENSE(\"GPL\")"));
+    }
+
+    #[test]
+    fn only_what_the_compiler_refuses_fails_in_the_same_way_again() {
+        let refused = |line: &str| {
+            is_refused(&std::process::Command::new("sh").args(["-c", line]).output().unwrap())
+        };
+        let error = "echo '/work/a.c:12:3: error: no member named `x`' >&2;";
+        assert!(refused(&format!("{error} exit 2")));
+        assert!(refused("echo 'ERROR: modpost: \"a\" [/work/b.ko] undefined!' >&2; exit 2"));
+        // make, or a shell above it, was killed.
+        assert!(!refused(&format!("{error} kill -9 $$")));
+        assert!(!refused(&format!("{error} exit 137")));
+        for line in [
+            "make[2]: *** [scripts/Makefile.build:229: a.o] Error 1",
+            "gcc: fatal error: Killed signal terminated program cc1",
+            "a.c:9:1: fatal error: error writing to /tmp/c.s: No space left on device",
+            "a.c:9:1: internal compiler error: Segmentation fault",
+            "as: error while loading shared libraries: libz.so.1",
+        ] {
+            assert!(!refused(&format!("echo '{line}' >&2; exit 2")), "{line}");
+        }
+        // What was cut short does not compile either.
+        assert!(!refused(&format!(
+            "{error} echo 'sh: write error: No space left on device'; exit 2"
+        )));
     }
 
     #[test]

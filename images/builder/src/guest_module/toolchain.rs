@@ -76,7 +76,8 @@ pub(super) fn build<'c>(
 ) -> Result<Toolchain, ImageError> {
     let format = key(&[&FORMAT.to_string(), &lists(), gcc]);
     let resolved = cache.path(&["resolved", &format!("toolchain-gcc-{gcc}.json")]);
-    if let Some(found) = read_json::<Resolved>(&resolved)
+    if !apt.refresh
+        && let Some(found) = read_json::<Resolved>(&resolved)
         && found.format == format
         && let Some(toolchain) = open(cache, &found.key)
     {
@@ -163,25 +164,26 @@ fn link(target: &str, path: &Path) -> Result<(), ImageError> {
 }
 
 impl Toolchain {
-    /// Puts it into another folder, which can then be entered: its files are linked.
-    pub(super) fn link_into(&self, root: &Path) -> Result<(), ImageError> {
-        link_tree(&self.root, root)?;
+    /// Copies it into another folder, which can then be entered. Links would be quicker (0.01 s
+    /// instead of 0.1 s), but make runs there as root, and would write into the cache's own files.
+    pub(super) fn copy_into(&self, root: &Path) -> Result<(), ImageError> {
+        copy_tree(&self.root, root)?;
         chroot::prepare(root)
     }
 }
 
-fn link_tree(from: &Path, to: &Path) -> Result<(), ImageError> {
+fn copy_tree(from: &Path, to: &Path) -> Result<(), ImageError> {
     fs::create_dir_all(to).at("cannot make", to)?;
     for entry in fs::read_dir(from).at("cannot read", from)? {
         let entry = entry.at("cannot read", from)?;
         let (path, to) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type().at("cannot read", &path)?;
         if kind.is_dir() {
-            link_tree(&path, &to)?;
+            copy_tree(&path, &to)?;
         } else if kind.is_symlink() {
             let target = fs::read_link(&path).at("cannot read", &path)?;
             symlink(target, &to).at("cannot make the link", &to)?;
-        } else if fs::hard_link(&path, &to).is_err() {
+        } else {
             fs::copy(&path, &to).at("cannot write", &to)?;
         }
     }
@@ -205,7 +207,11 @@ mod tests {
         let (from, to) = (tmp.path().join("from"), tmp.path().join("to"));
         write(&files, &from).unwrap();
         let toolchain = Toolchain { root: from, packages: Vec::new() };
-        toolchain.link_into(&to).unwrap();
+        toolchain.copy_into(&to).unwrap();
+        // What is written there stays there.
+        fs::write(to.join("usr/bin/busybox"), "other").unwrap();
+        let kept = fs::read(toolchain.root.join("usr/bin/busybox")).unwrap();
+        assert_eq!(kept, b"#!");
         let mode = fs::metadata(to.join("bin/sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert_eq!(

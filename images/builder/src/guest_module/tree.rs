@@ -15,6 +15,13 @@ pub(super) fn is_usable(dir: &Path) -> bool {
     ["Makefile", ".config"].iter().all(|f| dir.join(f).is_file())
 }
 
+/// Whether make can be told this path (`M=`): spaces end it, `:`, `#`, `$` and others mean something
+/// to it or to the shell.
+fn can_be_named(path: &Path) -> bool {
+    let plain = |c: char| c.is_alphanumeric() || "/._+-,@=".contains(c);
+    path.to_str().is_some_and(|path| path.chars().all(plain))
+}
+
 pub(super) fn compile(
     cache: &Cache,
     tree: &Path,
@@ -35,8 +42,15 @@ pub(super) fn compile(
             "the kernel is built without CONFIG_MODULES: it takes no guest module".to_owned(),
         ));
     }
-    progress("compiling the guest module in the kernel's build folder");
     let work = temporary(cache)?;
+    if !can_be_named(work.path()) {
+        return Ok(Made::NotNow(format!(
+            "the guest module is compiled in the cache folder, and make cannot be told of {}: set \
+             XDG_CACHE_HOME to a folder that has only letters, digits and any of `/._+-` in its name",
+            work.path().display()
+        )));
+    }
+    progress("compiling the guest module in the kernel's build folder");
     put_sources(work.path())?;
     let mut make = Command::new("make");
     make.arg("-C").arg(tree).arg(format!("M={}", work.path().display()));
@@ -76,13 +90,29 @@ mod tests {
     use super::*;
 
     fn compile_in(config: &str, makefile: &str) -> Made {
+        compile_with("cache", config, makefile)
+    }
+
+    fn compile_with(cache: &str, config: &str, makefile: &str) -> Made {
         let tmp = tempfile::tempdir().unwrap();
-        let cache = Cache::open(&tmp.path().join("cache")).unwrap();
+        let cache = Cache::open(&tmp.path().join(cache)).unwrap();
         let tree = tmp.path().join("tree");
         fs::create_dir(&tree).unwrap();
         fs::write(tree.join(".config"), config).unwrap();
         fs::write(tree.join("Makefile"), makefile).unwrap();
         compile(&cache, &tree, "7.9.9", &mut |_| ()).unwrap()
+    }
+
+    #[test]
+    fn a_cache_that_make_cannot_be_told_is_refused() {
+        let makefile = "modules:\n\t@echo it runs >&2; exit 3\n";
+        for name in ["my cache", "a:b", "a#b", "a$b"] {
+            let Made::NotNow(why) = compile_with(name, "CONFIG_MODULES=y\n", makefile) else {
+                panic!("{name}: it is not told")
+            };
+            assert!(why.contains(name) && why.contains("XDG_CACHE_HOME"), "{why}");
+            assert!(!why.contains("it runs"), "{why}");
+        }
     }
 
     #[test]

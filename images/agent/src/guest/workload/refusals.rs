@@ -28,7 +28,7 @@ struct Case {
     direct: bool,
 }
 
-/// Asks for them, one after the other.
+/// Asks for them, one after the other, somewhere in the [`AtomicLimits::refusal_bytes`] from `offset`.
 pub fn ask(path: &str, offset: u64, limits: &AtomicLimits, block: u32) -> Result<Vec<Refusal>> {
     if limits.unit_max == 0 || limits.unit_min == 0 {
         return Err(Error::Refused(format!(
@@ -55,7 +55,8 @@ fn ask_in(path: &str, offset: u64, limits: &AtomicLimits, block: u32) -> Result<
             .map_err(Error::system(format!("cannot open {path} for writing")))
     };
     let (buffered, direct) = (open(false)?, open(true)?);
-    let mut before = Buffer::new(limits.refusal_bytes() as usize);
+    let offset = start(offset, limits);
+    let mut before = Buffer::new(longest(limits) as usize);
     if is_block_device(&direct)? {
         read(&direct, path, offset, before.bytes_mut())?;
     } else {
@@ -81,6 +82,16 @@ fn ask_in(path: &str, offset: u64, limits: &AtomicLimits, block: u32) -> Result<
     Ok(refusals)
 }
 
+fn longest(limits: &AtomicLimits) -> u32 {
+    2 * limits.unit_max
+}
+
+/// Where the longest is aligned to its own length, and so each of them: or it might be refused for
+/// that.
+fn start(offset: u64, limits: &AtomicLimits) -> u64 {
+    offset.next_multiple_of(u64::from(longest(limits)))
+}
+
 /// What can be asked for with these limits: where the smallest unit is a logical block, nothing is
 /// shorter, and so on.
 fn cases(limits: &AtomicLimits, block: u32) -> Vec<Case> {
@@ -88,7 +99,7 @@ fn cases(limits: &AtomicLimits, block: u32) -> Vec<Case> {
     let plain = |case| Case { case, at: 0, len: max, buffers: 1, direct: true };
     let mut cases = vec![
         Case { len: min, direct: false, ..plain(RefusalCase::Buffered) },
-        Case { len: 2 * max, ..plain(RefusalCase::TooLong) },
+        Case { len: longest(limits), ..plain(RefusalCase::TooLong) },
     ];
     if max > block {
         cases.push(Case { at: block, ..plain(RefusalCase::Misaligned) });
@@ -145,22 +156,44 @@ mod tests {
         AtomicLimits { unit_min, unit_max, ..AtomicLimits::default() }
     }
 
+    /// tmpfs takes no O_DIRECT on older kernels; where the tests are built is seldom one.
+    fn folder_with_direct_io() -> tempfile::TempDir {
+        let built = std::env::current_exe().unwrap();
+        let parents = [std::env::temp_dir(), built.parent().unwrap().to_owned()];
+        let takes_it = |dir: &tempfile::TempDir| {
+            let mut file = OpenOptions::new();
+            file.write(true).create(true).custom_flags(libc::O_DIRECT);
+            let path = dir.path().join("probe");
+            file.open(&path).and_then(|_| std::fs::remove_file(&path)).is_ok()
+        };
+        let mut folders = parents.iter().filter_map(|parent| tempfile::tempdir_in(parent).ok());
+        folders.find(takes_it).unwrap_or_else(|| {
+            panic!("no O_DIRECT in any of {parents:?}: set TMPDIR to a folder on a disk")
+        })
+    }
+
     #[test]
     fn every_case_goes_beyond_the_limits_in_one_way() {
-        let all = cases(&limits(4096, 65536), 512);
+        let limits_of = limits(4096, 65536);
+        let all = cases(&limits_of, 512);
         assert_eq!(all.len(), 6);
-        for case in &all {
-            let (len, at) = (case.len, case.at);
-            let wrong = [
-                !case.direct,
-                !at.is_multiple_of(len) && len.is_power_of_two(),
-                len > 65536,
-                len < 4096,
-                !len.is_power_of_two(),
-                case.buffers != 1,
-            ];
-            assert_eq!(wrong.iter().filter(|w| **w).count(), 1, "{case:?}");
-            assert!(u64::from(at + len) <= limits(4096, 65536).refusal_bytes(), "{case:?}");
+        // The range that a caller gives starts where it likes: at a multiple of `unit_max` or not.
+        for offset in [0, 512, 4096, 65536, 3 * 65536, (1 << 30) - 65536, (1 << 30) + 512] {
+            for case in &all {
+                let len = u64::from(case.len);
+                let at = start(offset, &limits_of) + u64::from(case.at);
+                let wrong = [
+                    !case.direct,
+                    !at.is_multiple_of(len) && len.is_power_of_two(),
+                    len > 65536,
+                    len < 4096,
+                    !len.is_power_of_two(),
+                    case.buffers != 1,
+                ];
+                assert_eq!(wrong.iter().filter(|w| **w).count(), 1, "{case:?} at {at}");
+                assert!(at >= offset, "{case:?} at {at}");
+                assert!(at + len <= offset + limits_of.refusal_bytes(), "{case:?} at {at}");
+            }
         }
         // Nothing is shorter than a logical block, or between it and its double.
         let few: Vec<RefusalCase> = cases(&limits(512, 512), 512).iter().map(|c| c.case).collect();
@@ -169,10 +202,9 @@ mod tests {
 
     #[test]
     fn a_file_without_atomic_writes_refuses_them_all_and_is_gone_afterwards() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = folder_with_direct_io();
         let path = dir.path().join("f").to_string_lossy().into_owned();
-        // tmpfs takes no O_DIRECT on older kernels.
-        let Ok(refusals) = ask(&path, 0, &limits(4096, 16384), 512) else { return };
+        let refusals = ask(&path, 0, &limits(4096, 16384), 512).unwrap();
         assert_eq!(refusals.len(), 6);
         assert!(refusals.iter().all(|r| r.result < 0 && !r.changed), "{refusals:?}");
         assert!(!std::fs::exists(&path).unwrap());
