@@ -109,6 +109,7 @@ pub fn run_lanes(
     let mut clock = Clock::new(settings, lanes.len());
     for (i, (suite, lane)) in lanes.iter().enumerate() {
         clock.lane(i);
+        desk.lane(|kind| lane.expects_complaint(kind));
         let mut run = LaneRun {
             lane,
             suite,
@@ -251,7 +252,7 @@ impl Clock {
 pub(super) struct LaneRun<'a> {
     pub(super) lane: &'a Lane,
     suite: &'a str,
-    settings: &'a Settings,
+    pub(super) settings: &'a Settings,
     pub(super) folder: &'a RunFolder,
     interrupted: &'a AtomicBool,
     progress: &'a mut dyn Progress,
@@ -262,8 +263,8 @@ pub(super) struct LaneRun<'a> {
     supported: Option<String>,
     /// The limits that the guest's kernel shows were looked at.
     looked: bool,
-    /// The folder of the cut that is being made.
-    pub(super) at: Option<PathBuf>,
+    /// The cut that is being made, and its folder.
+    pub(super) at: Option<(u32, PathBuf)>,
     /// The folder of the last cut, and whether it goes once it was explored.
     last: Option<(PathBuf, bool)>,
 }
@@ -381,7 +382,7 @@ impl LaneRun<'_> {
             plan_cut(self.lane, seed, number, self.settings.cuts)
         };
         let dir = self.folder.cut(&self.lane.name, number)?;
-        self.at = Some(dir.clone());
+        self.at = Some((number, dir.clone()));
         let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
         // Not in the control: what is found there is no violation.
         let look = number > 0 && !self.looked;
@@ -522,7 +523,7 @@ impl LaneRun<'_> {
         let explored = report.explored.as_ref();
         let failures = explored.map_or(0, |e| e.profiles.iter().map(|p| p.failures).sum());
         report.violations += failures;
-        let unexpected = crate::report::findings(report).any(|(_, f)| !self.lane.expects(f.clause));
+        let unexpected = crate::report::findings(report).any(|(_, f)| !self.lane.expects(f));
         report.verdict = if report.violations > 0 {
             match &self.lane.expect {
                 Expect::Violated(reason) if self.settings.faults.is_empty() && !unexpected => {
