@@ -112,7 +112,7 @@ pub(super) struct RunArgs {
     format: Format,
 
     #[command(flatten)]
-    develop: DevelopOptions,
+    pub(super) develop: DevelopOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -216,7 +216,7 @@ impl RunArgs {
             Some(folder) => write(&report, &folder.join("report.json"), json::write),
             None => Ok(()),
         };
-        told(kept.and(self.tell(&report, look)), report.exit)
+        told(kept.and(self.tell(&report, look)), self.develop.exit(&report))
     }
 
     /// Runs the lanes on each kernel. One that cannot be had or booted is told and passed over, where
