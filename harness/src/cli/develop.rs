@@ -2,8 +2,8 @@
 
 use super::explore::append;
 use crate::out::note;
-use crate::run::{Debugger, GuestArgs};
-use crate::vm::Gdb;
+use crate::run::{Debugger, GuestArgs, LaneReport, RunReport, Verdict};
+use crate::vm::{DEFAULT_PORT, FrontEnd, Gdb};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::ffi::OsString;
@@ -32,18 +32,19 @@ pub(super) struct DevelopOptions {
     #[arg(long, value_name = "PARAMS", value_parser = append, allow_hyphen_values = true)]
     pub(super) append: Option<String>,
 
-    /// The guests of one cut (--lane, --cut) wait for gdb at their start, without any deadline
-    /// [default port: 1234]
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1234")]
-    gdb: Option<Gdb>,
+    #[arg(long, value_name = "PORT", num_args = 0..=1, help = format!(
+        "The guests of one cut (--lane, --cut) wait for gdb at their start, without any deadline \
+         [default port: {DEFAULT_PORT}]"
+    ))]
+    gdb: Option<Option<Gdb>>,
 
     /// A shell in a guest with the lane's disk (--lane), formatted and mounted, before any workload;
     /// what is done there is recorded
-    #[arg(long, conflicts_with_all = ["cut", "crashes", "explore", "bisect", "soak", "time", "json", "junit"])]
+    #[arg(long, conflicts_with_all = ["cut", "fault", "crashes", "explore", "bisect", "soak", "time", "json", "junit"])]
     pub(super) shell: bool,
 
-    /// Exit as `git bisect run` wants it: 0 good, 1 bad (a violation), 125 for all else; for one
-    /// --kernel that was built (a build tree, or a file)
+    /// Exit as `git bisect run` wants it: 0 good, 1 bad (a violation), 125 where any lane could not be
+    /// judged; for one --kernel that was built (a build tree, or a file)
     #[arg(long)]
     pub(super) bisect: bool,
 }
@@ -57,7 +58,7 @@ impl DevelopOptions {
         if self.shell && lanes != 1 {
             bail!("--shell is on the disk of one lane, and {lanes} are meant: name it with --lane");
         }
-        if let Some(gdb) = self.gdb {
+        if let Some(gdb) = self.gdb() {
             if !self.shell && (lanes != 1 || !cut) {
                 bail!(
                     "--gdb is for one cut of one lane: name them with --lane and --cut (0 is the \
@@ -78,8 +79,26 @@ impl DevelopOptions {
         Ok(())
     }
 
+    fn gdb(&self) -> Option<Gdb> {
+        self.gdb.map(Option::unwrap_or_default)
+    }
+
+    /// The exit of a run.
+    pub(super) fn exit(&self, report: &RunReport) -> u8 {
+        // Bad is bad whatever else; good is only what was tried. What this QEMU cannot do says nothing
+        // of the kernel.
+        let judged = |lane: &LaneReport| {
+            matches!(lane.verdict, Verdict::Passed | Verdict::KnownRed)
+                || lane.verdict == Verdict::Unsupported && lane.front_end == FrontEnd::BlkFull
+        };
+        if self.bisect && report.exit == 0 && !report.lanes.iter().all(judged) {
+            return 3;
+        }
+        report.exit
+    }
+
     pub(super) fn debugger(&self, guest: &GuestArgs) -> Option<Debugger> {
-        self.gdb.map(|gdb| Debugger { gdb, vmlinux: vmlinux(guest) })
+        self.gdb().map(|gdb| Debugger { gdb, vmlinux: vmlinux(guest) })
     }
 }
 
@@ -92,10 +111,15 @@ pub(super) fn vmlinux(guest: &GuestArgs) -> Option<PathBuf> {
     (magic == *b"\x7fELF").then(|| std::path::absolute(&vmlinux).unwrap_or(vmlinux))
 }
 
-/// Whether it was asked for, even where the command line cannot be read.
-pub(super) fn is_bisecting(args: impl Iterator<Item = OsString>) -> bool {
+/// Whether it was asked for, even where the command line cannot be read; not by who wants its help.
+pub(super) fn is_bisecting(
+    args: impl Iterator<Item = OsString>,
+    error: Option<&clap::Error>,
+) -> bool {
     let args: Vec<OsString> = args.collect();
-    args.get(1).is_some_and(|command| command == "run") && args.iter().any(|arg| arg == "--bisect")
+    error.is_none_or(clap::Error::use_stderr)
+        && args.get(1).is_some_and(|command| command == "run")
+        && args.iter().any(|arg| arg == "--bisect")
 }
 
 /// An exit code as `git bisect run` wants it, which takes most others for "bad"; says which.
@@ -113,9 +137,11 @@ pub(super) fn for_bisect(exit: u8) -> u8 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
 
     fn options(gdb: Option<u16>, shell: bool, bisect: bool) -> DevelopOptions {
-        DevelopOptions { append: None, gdb: gdb.map(|port| Gdb { port }), shell, bisect }
+        DevelopOptions { append: None, gdb: gdb.map(|port| Some(Gdb { port })), shell, bisect }
     }
 
     fn refused(options: &DevelopOptions, lanes: usize, cut: bool, kernels: &[&str]) -> String {
@@ -125,16 +151,16 @@ mod tests {
 
     #[test]
     fn what_does_not_go_together_is_refused() {
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
         let gdb = options(Some(port), false, false);
         assert!(refused(&gdb, 2, true, &[]).contains("one cut of one lane"));
         assert!(refused(&gdb, 1, false, &[]).contains("one cut of one lane"));
         assert!(refused(&gdb, 1, true, &[]).contains("cannot be had"));
-        drop(free);
         assert!(refused(&gdb, 1, true, &["7.2", "7.3"]).contains("one --kernel"));
-        gdb.check(1, true, &[]).unwrap();
-        options(Some(port), true, false).check(1, false, &[]).unwrap();
+        // One that is free, whichever.
+        options(Some(0), false, false).check(1, true, &[]).unwrap();
+        options(Some(0), true, false).check(1, false, &[]).unwrap();
         assert!(refused(&options(None, true, false), 6, false, &[]).contains("6 are meant"));
         let bisect = options(None, false, true);
         for kernels in [&[][..], &["7.2"], &["/no/linux"], &["/", "/"]] {
@@ -147,9 +173,46 @@ mod tests {
     fn only_good_and_bad_are_told_to_git_bisect() {
         let codes = [0, 1, 2, 3, 101, 130].map(for_bisect);
         assert_eq!(codes, [0, 1, 125, 125, 125, 125]);
-        let args = |line: &str| is_bisecting(line.split(' ').map(OsString::from));
-        assert!(args("tornblk run --bogus --bisect"));
+        let args = |line: &str| {
+            let words = line.split(' ').map(OsString::from);
+            is_bisecting(words.clone(), Cli::try_parse_from(words).err().as_ref())
+        };
+        assert!(args("tornblk run --bogus --bisect") && args("tornblk run --bisect"));
         assert!(!args("tornblk run") && !args("tornblk mark --bisect"));
+        assert!(!args("tornblk run --help --bisect") && !args("tornblk run --bisect -h"));
+    }
+
+    #[test]
+    fn a_kernel_is_judged_where_every_lane_is() {
+        let all = crate::report::testing::report();
+        let exit = |verdicts: &[Verdict], bisect| {
+            let of = |v: &Verdict| all.lanes.iter().find(|lane| lane.verdict == *v).unwrap();
+            let lanes: Vec<_> = verdicts.iter().map(|v| of(v).clone()).collect();
+            let exit = RunReport::exit_code(&lanes, &[]);
+            let code = options(None, false, bisect).exit(&RunReport { lanes, exit, ..all.clone() });
+            (code, for_bisect(code))
+        };
+        assert_eq!(exit(&[Verdict::Passed, Verdict::KnownRed], true).1, 0);
+        assert_eq!(exit(&[Verdict::Passed, Verdict::Violated], true).1, 1);
+        for verdict in [Verdict::Unsupported, Verdict::Inconclusive, Verdict::Error] {
+            assert_eq!(exit(&[Verdict::Passed, verdict], true).1, SKIP, "{verdict}");
+            assert_eq!(exit(&[Verdict::Violated, verdict], true).1, 1, "bad is bad: {verdict}");
+        }
+        assert_eq!(exit(&[Verdict::Passed, Verdict::Unsupported], false).0, 0);
+    }
+
+    #[test]
+    fn a_shell_and_a_debugger_as_they_are_typed() {
+        let parse = |line: &str| match Cli::try_parse_from(line.split(' ')) {
+            Ok(Cli { command: Command::Run(args) }) => Ok(args.develop.gdb()),
+            Ok(_) => panic!("not a run"),
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(parse("tornblk run --gdb").unwrap(), Some(Gdb { port: DEFAULT_PORT }));
+        assert_eq!(parse("tornblk run --gdb 77 --shell").unwrap(), Some(Gdb { port: 77 }));
+        assert_eq!(parse("tornblk run --shell").unwrap(), None);
+        let error = parse("tornblk run --shell --fault eio").unwrap_err();
+        assert!(error.contains("--fault"), "{error}");
     }
 
     #[test]

@@ -56,17 +56,19 @@ enum Command {
 
 /// An error is a sentence for the user, and exit code 2.
 pub fn main() -> ExitCode {
-    if !develop::is_bisecting(std::env::args_os()) {
-        return ExitCode::from(tornblk());
+    let cli = Cli::try_parse();
+    if !develop::is_bisecting(std::env::args_os(), cli.as_ref().err()) {
+        return ExitCode::from(tornblk(cli));
     }
     // Any other way out would be taken for "bad".
+    let tornblk = std::panic::AssertUnwindSafe(|| tornblk(cli));
     let exit = std::panic::catch_unwind(tornblk).unwrap_or(develop::SKIP);
     ExitCode::from(develop::for_bisect(exit))
 }
 
 /// → the exit code.
-fn tornblk() -> u8 {
-    let cli = match Cli::try_parse() {
+fn tornblk(cli: Result<Cli, clap::Error>) -> u8 {
+    let cli = match cli {
         Ok(cli) => cli,
         Err(error) => {
             // There is nobody else to be told.

@@ -76,9 +76,13 @@ impl ReproArgs {
         say!("state  {}", result.then.state);
         say!("sha256 {}", result.sha256);
         tell(&result.now.findings);
+        tell(&result.of_a_guest);
         let (then, now) = (result.then.judgement.findings.len(), result.now.findings.len());
         say!("findings: {now} now, {then} then");
-        Ok(u8::from(now > 0))
+        if let Some(text) = result.only_a_run_shows() {
+            say!("{text}");
+        }
+        Ok(u8::from(result.is_violated()))
     }
 
     fn bundle(&self, interrupted: &Arc<AtomicBool>) -> anyhow::Result<u8> {

@@ -115,7 +115,7 @@ pub(super) struct RunArgs {
     format: Format,
 
     #[command(flatten)]
-    develop: DevelopOptions,
+    pub(super) develop: DevelopOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -247,7 +247,7 @@ impl RunArgs {
             Some(folder) => write(&report, &folder.join("report.json"), json::write),
             None => Ok(()),
         };
-        let done = told(kept.and(self.tell(&report, look)), report.exit);
+        let done = told(kept.and(self.tell(&report, look)), self.develop.exit(&report));
         match ended {
             Some(error) if report.exit != 1 => Err(error),
             Some(error) => {

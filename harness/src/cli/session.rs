@@ -1,9 +1,9 @@
 //! `tornblk run --shell`: what is said around it.
 
-use crate::out::say;
+use crate::out::{note, say};
 use crate::report::headline;
 use crate::report::terminal::{Live, typed};
-use crate::run::{RealLab, RunFolder, Settings, session, word};
+use crate::run::{RECORDING, RealLab, RunFolder, Settings, session, word};
 use crate::suite::Lane;
 use std::sync::atomic::AtomicBool;
 
@@ -15,9 +15,13 @@ pub(super) fn run(
     interrupted: &AtomicBool,
     live: &Live,
 ) -> anyhow::Result<u8> {
+    let mut began = false;
     let mut phase = |text: &str| match text {
         // The terminal is the guest's from now on.
-        "" => live.finish(),
+        "" => {
+            began = true;
+            live.finish();
+        }
         text => live.note(text),
     };
     let done = session(lab, (suite, lane), settings, &folder, interrupted, &mut phase);
@@ -25,7 +29,7 @@ pub(super) fn run(
     let done = match done {
         Ok(done) => done,
         Err(error) => {
-            folder.remove_all();
+            leave(folder, &lane.name, began);
             return Err(error.into());
         }
     };
@@ -51,4 +55,32 @@ pub(super) fn run(
         say!("  {}", typed(&command));
     }
     Ok(0)
+}
+
+/// After an error. What a person did in the shell is not done again: it is kept, whatever went wrong.
+fn leave(folder: RunFolder, lane: &str, began: bool) {
+    if !began {
+        folder.remove_all();
+        return;
+    }
+    let recording = folder.path().join(lane).join(RECORDING);
+    note!("what was done in the shell is kept: {}", recording.display());
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_error_after_the_shell_began_leaves_the_recording() {
+        let tmp = tempfile::tempdir().unwrap();
+        for began in [false, true] {
+            let folder = RunFolder::create(Some(&tmp.path().join("run")), 1).unwrap();
+            let recording = folder.lane("raw").unwrap().join(RECORDING);
+            std::fs::write(&recording, "").unwrap();
+            leave(folder, "raw", began);
+            assert_eq!(recording.exists(), began);
+        }
+    }
 }

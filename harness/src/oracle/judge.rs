@@ -387,6 +387,7 @@ impl View<'_> {
                 .map_or_else(|| "(load)".to_owned(), |a| call(a.len, a.offset, a.flags)),
             strip: self.strip(level),
             text,
+            complaint: None,
             recovery: None,
         }
     }

@@ -38,6 +38,7 @@ pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
 pub use on_wire::{OnWire, Reached, on_wire};
 pub use wire::{Anything, Carrier, Eligibility, Key, Reason, Wire, WireBuilder};
 
+use crate::splat::Kind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -109,6 +110,20 @@ impl Clause {
             Clause::KernelWarning => "kernel-warning",
         }
     }
+
+    /// Does a state of the disk show it, to whoever looks at that state again?
+    pub fn is_of_the_disk(self) -> bool {
+        use Clause::{Corrupt, Foreign, Lost, Misdirected, Stale, Torn, Unreadable, Unrecoverable};
+        matches!(
+            self,
+            Torn | Lost | Stale | Misdirected | Foreign | Corrupt | Unreadable | Unrecoverable
+        )
+    }
+
+    /// Is it neither in a state of the disk nor in the recording, but in what a guest said or did?
+    pub fn is_of_a_guest(self) -> bool {
+        matches!(self, Clause::Limits | Clause::Accepted | Clause::KernelWarning)
+    }
 }
 
 impl fmt::Display for Clause {
@@ -154,6 +169,9 @@ pub struct Finding {
     pub strip: Vec<Cell>,
     /// What happened, in a sentence.
     pub text: String,
+    /// What kind of complaint of the guest's kernel it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complaint: Option<Kind>,
     /// Where it was found, if not in the state itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
@@ -175,6 +193,7 @@ impl Finding {
             call: String::new(),
             strip: Vec::new(),
             text,
+            complaint: None,
             recovery: None,
         }
     }

@@ -110,6 +110,7 @@ pub(crate) mod testing {
             text: "generation 7, in one request that the disk keeps whole, is there only in part: \
                    5 of 8 blocks show generation 6"
                 .into(),
+            complaint: None,
             recovery: None,
         }
     }

@@ -2,17 +2,19 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::oracle::Clause;
+use crate::oracle::{Clause, OnWire};
 use crate::report::findings;
 use crate::run::testing::{Bug, FakeLab};
 use crate::run::tests::{Ran, lanes, run_in, settings, verdicts};
 use crate::run::{LaneReport, RunReport, Settings, Verdict};
-use crate::suite::Expect;
+use crate::suite::{Atomic, Expect};
 
 const WARN: &str = "[    1.0] ------------[ cut here ]------------\n\
                     [    1.0] WARNING: CPU: 0 PID: 9 at fs/a.c:1 f+0x1/0x2\n\
                     [    1.0] ---[ end trace 0000000000000000 ]---\n";
 const IO: &str = "[    1.0] I/O error, dev vda, sector 8 op 0x1:(WRITE) flags 0x800 phys_seg 1\n";
+const PANIC: &str = "[    2.0] Kernel panic - not syncing: Fatal exception\n";
+const STALL: &str = "[  130.0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [agent:1]\n";
 const HUNG: &str = "[  130.0] INFO: task agent:1 blocked for more than 120 seconds.\n";
 
 fn ran(bug: Bug, says: &[(&'static str, &'static str)], settings: &Settings) -> Ran {
@@ -33,12 +35,14 @@ fn complaints(lane: &LaneReport) -> Vec<(u32, String)> {
 fn a_warning_before_the_cut_is_a_finding_once_and_catches_no_control() {
     let ran = ran(Bug::DeafToFaults, &[("before", WARN)], &settings());
     let reports = ran.result.unwrap();
-    assert_eq!(verdicts(&reports), [Verdict::Violated, Verdict::Inconclusive]);
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
     assert_eq!(RunReport::exit_code(&reports, &[]), 1);
     // The control's guest said it first; it is told by the first cut.
     let title = "WARNING: CPU: 0 PID: 9 at fs/a.c:1 f+0x1/0x2".to_owned();
     assert_eq!(complaints(&reports[0]), [(1, title)]);
     assert_eq!(complaints(&reports[1]), []);
+    let why = reports[1].why.as_ref().unwrap();
+    assert!(why.ends_with("complained as before: WARNING: CPU: 0 PID: 9 at fs/a.c:1 f+0x1/0x2"));
     assert!(reports.iter().all(|r| !r.control.as_ref().unwrap().caught));
     // Of four guests each, all but the first.
     assert_eq!((reports[0].complaints_again, reports[1].complaints_again), (3, 4));
@@ -55,9 +59,14 @@ fn the_guest_that_formats_and_the_one_that_recovers_are_heard() {
     // The first lane is of a raw disk: nobody formats it.
     assert_eq!(complaints(&reports[0]).iter().map(|c| c.0).collect::<Vec<_>>(), [2]);
     assert_eq!(complaints(&reports[1]).iter().map(|c| c.0).collect::<Vec<_>>(), [1]);
-    // After a control's cut the disk had lied.
-    let reports = ran(Bug::None, &[("control/after", WARN)], &settings()).result.unwrap();
-    assert_eq!(verdicts(&reports), [Verdict::Passed; 2]);
+    // After a control's cut the disk had lied, which excuses what is said of it, and no more.
+    for (says, verdict) in [(IO, Verdict::Passed), (WARN, Verdict::Violated)] {
+        let reports = ran(Bug::None, &[("control/after", says)], &settings()).result.unwrap();
+        assert_eq!(verdicts(&reports), [verdict; 2], "{says}");
+    }
+    // Where the fault found nothing to break it had not.
+    let reports = ran(Bug::DeafToFaults, &[("control/after", IO)], &settings()).result.unwrap();
+    assert_eq!(complaints(&reports[0]).len(), 1);
 }
 
 #[test]
@@ -86,11 +95,31 @@ fn an_expected_red_excuses_no_complaint() {
 }
 
 #[test]
+fn an_expected_complaint_is_of_a_request_and_no_news_is_lost_by_it() {
+    let mut lanes = lanes();
+    lanes[1] = lanes[0].clone();
+    lanes[1].1.name = "raw-2".into();
+    lanes[0].1.expect = Expect::Violated("bug 7".into());
+    lanes[0].1.expect_as = vec![Clause::Torn, Clause::KernelWarning];
+    for (says, first) in [(IO, Verdict::KnownRed), (WARN, Verdict::Violated)] {
+        let mut lab = FakeLab::new(Bug::Tears);
+        lab.says = vec![("cut-001/before", says)];
+        let reports = run_in(lab, &lanes, &settings(), false).result.unwrap();
+        assert_eq!(verdicts(&reports), [first, Verdict::Violated], "{says}");
+        assert_eq!(complaints(&reports[0]).len(), 1, "{says}");
+        // What the suite expects there is a finding here.
+        assert_eq!(complaints(&reports[1]).len(), usize::from(says == IO), "{says}");
+    }
+}
+
+#[test]
 fn a_kernel_that_dies_at_work_is_one_more_cut_with_its_last_words() {
-    let panic = "[    2.0] Kernel panic - not syncing: Fatal exception\n";
-    let reports = ran(Bug::PanicsAtWork, &[("before", panic)], &settings()).result.unwrap();
-    // The other lane's died of the same.
-    assert_eq!(verdicts(&reports), [Verdict::Violated, Verdict::Inconclusive]);
+    let reports = ran(Bug::PanicsAtWork, &[("before", PANIC)], &settings()).result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
+    // The other lane's died of the same, and each death of a cut is told.
+    assert_eq!(complaints(&reports[0]).iter().map(|c| c.0).collect::<Vec<_>>(), [1, 1, 2, 3]);
+    assert_eq!(complaints(&reports[1]).len(), 4);
+    assert!(reports[1].why.as_ref().unwrap().contains("as before: Kernel panic"));
     let (cut, finding) = findings(&reports[0]).next().unwrap();
     assert_eq!((cut.number, finding.clause), (1, Clause::KernelWarning));
     assert!(finding.text.starts_with("Kernel panic - not syncing"), "{}", finding.text);
@@ -100,15 +129,52 @@ fn a_kernel_that_dies_at_work_is_one_more_cut_with_its_last_words() {
 
 #[test]
 fn a_guest_that_hangs_is_a_finding_where_its_kernel_says_so() {
-    let reports = ran(Bug::HangsAtWork, &[("before", HUNG)], &settings()).result.unwrap();
-    assert_eq!(complaints(&reports[0]).len(), 1);
-    let error = ran(Bug::HangsAtWork, &[], &settings()).result.unwrap_err();
+    let hangs = |says| {
+        let mut lab = FakeLab::new(Bug::HangsAtWork);
+        lab.says_at_work = says;
+        run_in(lab, &lanes(), &settings(), false).result
+    };
+    let reports = hangs(HUNG).unwrap();
+    assert_eq!(complaints(&reports[0])[0].1, HUNG.trim_end().split_once("] ").unwrap().1);
+    // One that is held up is the host's fault, but not where it never goes on.
+    let reports = hangs(STALL).unwrap();
+    assert!(complaints(&reports[0])[0].1.contains("soft lockup"));
+    let reports = ran(Bug::None, &[("before", STALL)], &settings()).result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Passed; 2]);
+    let error = hangs("").unwrap_err();
     assert!(error.to_string().contains("no answer within 300 s"), "{error}");
+}
+
+#[test]
+fn a_death_without_new_words_is_a_finding() {
+    // Nothing reached the console.
+    let reports = ran(Bug::PanicsAtWork, &[], &settings()).result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
+    let (cut, first) = &complaints(&reports[0])[0];
+    assert_eq!((*cut, first.as_str()), (1, "the guest's kernel crashed: Fatal exception"));
+    // What was said before there was work is not why it hangs.
+    let error = ran(Bug::HangsAtWork, &[("before", HUNG)], &settings()).result.unwrap_err();
+    assert!(error.to_string().contains("no answer within 300 s"), "{error}");
+}
+
+#[test]
+fn a_panic_of_the_recovering_guest_is_heard_where_its_limits_are_told() {
+    let mut lanes = lanes();
+    lanes.truncate(1);
+    lanes[0].1.atomic = Some(Atomic { on_wire: OnWire::default(), statx: None });
+    let mut lab = FakeLab::new(Bug::PanicsOnLimitsAfter);
+    lab.says = vec![("cut-001/after", PANIC)];
+    let only = Settings { only: Some(1), ..settings() };
+    let reports = run_in(lab, &lanes, &only, false).result.unwrap();
+    assert_eq!(verdicts(&reports), [Verdict::Violated]);
+    let why = reports[0].why.as_ref().unwrap();
+    assert!(why.contains("Kernel panic") && why.contains("that recovered after the cut"), "{why}");
 }
 
 #[test]
 fn a_lane_that_is_not_supported_is_red_where_the_kernel_complains() {
     let reports = ran(Bug::Unsupported, &[("before", WARN)], &settings()).result.unwrap();
-    assert_eq!(verdicts(&reports), [Verdict::Violated, Verdict::Unsupported]);
+    assert_eq!(verdicts(&reports), [Verdict::Violated; 2]);
+    assert!(reports[1].why.as_ref().unwrap().contains("as before"), "{:?}", reports[1].why);
     assert!(reports[0].why.as_ref().unwrap().contains("fs/a.c:1"), "{:?}", reports[0].why);
 }

@@ -182,14 +182,19 @@ impl Setting<'_> {
             self.interrupted,
             &mut seen,
         );
+        let said = complaints::said(&dir.join("before"));
         let command = Command::Workload { workload: workload.clone() };
         let ended = guest.machine.call(command, &mut relay, LONG);
-        let (mut failed, mut died) = (None, false);
+        let (mut failed, mut died) = (None, None);
         match ended {
             Err(CallError::Stopped) => check(self.interrupted)?,
             // To the disk it is one more cut of the power; what the kernel said is told by it.
-            Err(CallError::Failed(e)) if complaints::ended(&e, &dir.join("before")) => died = true,
-            Err(CallError::Failed(e)) => return Err(e),
+            Err(CallError::Failed(e)) => {
+                died = complaints::ended(&e, &dir.join("before"), said);
+                if died.is_none() {
+                    return Err(e);
+                }
+            }
             Ok(Outcome::Unsupported { message }) => return Ok(Judged::Unsupported(message)),
             Ok(Outcome::Failed { message, .. }) => failed = Some(message),
             Ok(Outcome::Ok { .. }) => {}
@@ -226,16 +231,17 @@ impl Setting<'_> {
             broken,
         };
         save(&dir.join("evidence.json"), &evidence)?;
-        let judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
+        let mut judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
         if let Some(message) = failed
             && judgement.findings.is_empty()
         {
             return Err(RunError::Guest(format!("the workload failed in the guest: {message}")));
         }
-        let never = match died {
+        let never = match died.is_some() {
             true => "; that never came, because the guest's kernel died or hung before",
             false => "; that never came, so it was cut at rest, after the workload's end",
         };
+        judgement.findings.extend(died);
         Ok(Judged::Done(Box::new(CutReport {
             number: cut.number,
             plan: format!("{}{}", cut.plan, if fired { "" } else { never }),

@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn the_command_can_be_typed() {
-        let mut debugger = Debugger { gdb: Gdb { port: 1234 }, vmlinux: None };
+        let mut debugger = Debugger { gdb: Gdb::default(), vmlinux: None };
         assert_eq!(debugger.attach(), "gdb VMLINUX -ex 'target remote :1234'");
         debugger.vmlinux = Some("/src/my linux/vmlinux".into());
         assert_eq!(debugger.attach(), "gdb '/src/my linux/vmlinux' -ex 'target remote :1234'");

@@ -112,6 +112,7 @@ pub fn run_lanes(
     let mut clock = Clock::new(settings, lanes.len());
     for (i, (suite, lane)) in lanes.iter().enumerate() {
         clock.lane(i);
+        desk.lane(|kind| lane.expects_complaint(kind));
         let mut run = LaneRun {
             lane,
             suite,
@@ -263,7 +264,7 @@ impl Clock {
 pub(super) struct LaneRun<'a> {
     pub(super) lane: &'a Lane,
     suite: &'a str,
-    settings: &'a Settings,
+    pub(super) settings: &'a Settings,
     pub(super) folder: &'a RunFolder,
     interrupted: &'a AtomicBool,
     progress: &'a mut dyn Progress,
@@ -274,8 +275,8 @@ pub(super) struct LaneRun<'a> {
     supported: Option<String>,
     /// What the guest's kernel says that it takes; `None`: it was not asked.
     statx: Option<AtomicLimits>,
-    /// The folder of the cut that is being made.
-    pub(super) at: Option<PathBuf>,
+    /// The cut that is being made, and its folder.
+    pub(super) at: Option<(u32, PathBuf)>,
     /// The folder of the last cut, and whether it goes once it was explored.
     last: Option<(PathBuf, bool)>,
 }
@@ -447,7 +448,7 @@ impl LaneRun<'_> {
             plan_cut(self.lane, seed, number, self.settings.cuts)
         };
         let dir = self.folder.cut(&self.lane.name, number)?;
-        self.at = Some(dir.clone());
+        self.at = Some((number, dir.clone()));
         let next = next.map(|next| self.folder.cut(&self.lane.name, next)).transpose()?;
         let (of, left) = (self.report.planned, self.clock.left());
         let (lane, progress) = (self.lane, &mut self.progress);
@@ -584,7 +585,7 @@ impl LaneRun<'_> {
         let explored = report.explored.as_ref();
         let failures = explored.map_or(0, |e| e.profiles.iter().map(|p| p.failures).sum());
         report.violations += failures;
-        let unexpected = crate::report::findings(report).any(|(_, f)| !self.lane.expects(f.clause));
+        let unexpected = crate::report::findings(report).any(|(_, f)| !self.lane.expects(f));
         report.verdict = if report.violations > 0 {
             match &self.lane.expect {
                 Expect::Violated(reason) if self.settings.faults.is_empty() && !unexpected => {

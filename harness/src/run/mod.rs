@@ -39,7 +39,7 @@ pub use real::RealLab;
 #[cfg(test)]
 pub(crate) use repro::read as read_raw;
 pub use repro::{KeptState, MakeLab, Reproduced, kept_state, repro};
-pub use session::{Recorded, session};
+pub use session::{RECORDING, Recorded, session};
 pub use volume::Volume;
 pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};

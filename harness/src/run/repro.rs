@@ -5,7 +5,7 @@ use super::cut::{CutReport, Evidence, SERIAL};
 use super::volume::{Volume, Way};
 use super::{GuestArgs, Lab, RunError};
 use crate::device::DiskSpec;
-use crate::oracle::Judgement;
+use crate::oracle::{Finding, Judgement};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,6 +25,9 @@ pub struct Reproduced {
     /// As it was then.
     pub then: CutReport,
     pub now: Judgement,
+    /// Of the findings then, those that neither the disk nor the recording shows: what a guest's
+    /// kernel said or took, and did not say again now.
+    pub of_a_guest: Vec<Finding>,
     /// Sha256 of the disk, in hexadecimal.
     pub sha256: String,
 }
@@ -43,6 +46,8 @@ pub fn repro(
     check_folder(dir)?;
     let then: CutReport = load(&dir.join(VERDICT))?;
     let mut evidence: Evidence = load(&dir.join(EVIDENCE))?;
+    // They were found by asking a guest that wrote.
+    evidence.broken.retain(|finding| !finding.clause.is_of_a_guest());
     let recording = dir.join("disk.recording");
     phase("building the state");
     let state = state(&recording, &then.state, dir)?;
@@ -51,7 +56,7 @@ pub fn repro(
         phase("reading the disk");
         evidence.readback = Some(read(&state, &evidence.workload)?);
         let now = evidence.judge(&mut Offline, &recording, &then.state, then.event)?;
-        return Ok(Reproduced { then, now, sha256 });
+        return Ok(Reproduced::new(then, now, sha256));
     }
     let mut lab = lab(&evidence.guest)?;
     let temp = tempfile::Builder::new()
@@ -83,7 +88,38 @@ pub fn repro(
     let mut now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
     let again = super::complaints::again(temp.path(), &then, &now, &evidence.guest)?;
     now.findings.extend(again);
-    Ok(Reproduced { then, now, sha256 })
+    Ok(Reproduced::new(then, now, sha256))
+}
+
+impl Reproduced {
+    fn new(then: CutReport, now: Judgement, sha256: String) -> Reproduced {
+        let of_a_guest = of_a_guest(&then.judgement.findings, &now.findings);
+        Reproduced { then, now, of_a_guest, sha256 }
+    }
+
+    /// Is anything wrong with it?
+    pub fn is_violated(&self) -> bool {
+        !self.now.findings.is_empty() || !self.of_a_guest.is_empty()
+    }
+
+    /// What has to be run to see again what this did not show; `None`: it showed all.
+    pub fn only_a_run_shows(&self) -> Option<String> {
+        let n = self.of_a_guest.len();
+        let run = self.then.again.iter().find(|command| command.starts_with("tornblk run "))?;
+        (n > 0).then(|| {
+            format!(
+                "{n} of those then came of what the guest's kernel said or took while the run was \
+                 made: neither this disk nor its recording shows that again, only\n  {run}"
+            )
+        })
+    }
+}
+
+fn of_a_guest(then: &[Finding], now: &[Finding]) -> Vec<Finding> {
+    let key = |f: &Finding| (f.clause, f.text.lines().next().map(str::to_owned));
+    let now: Vec<_> = now.iter().map(key).collect();
+    let gone = |f: &&Finding| f.clause.is_of_a_guest() && !now.contains(&key(f));
+    then.iter().filter(gone).cloned().collect()
 }
 
 /// The disk of a kept cut.
@@ -219,4 +255,41 @@ pub(crate) fn read(state: &StateReader, workload: &Workload) -> Result<Readback,
         }
     }
     Ok(readback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::Clause;
+
+    #[test]
+    fn what_a_guest_said_or_took_is_in_no_disk() {
+        let of = |clause, text: &str| Finding::new(clause, text.to_owned());
+        let then = [
+            of(Clause::Torn, "a"),
+            of(Clause::NotAtomic, "a"),
+            of(Clause::Limits, "a"),
+            of(Clause::Accepted, "a"),
+            of(Clause::KernelWarning, "WARNING: a\nsaid by one guest"),
+            of(Clause::KernelWarning, "WARNING: b\nsaid by one guest"),
+        ];
+        // The guest that recovers said it again.
+        let now = [of(Clause::KernelWarning, "WARNING: b\nsaid by another")];
+        let left = of_a_guest(&then, &now);
+        assert_eq!(left, then[2..5]);
+        for clause in Clause::ALL {
+            assert!(!(clause.is_of_the_disk() && clause.is_of_a_guest()), "{clause}");
+        }
+        let mut report = crate::report::testing::report().lanes.remove(0).reports.remove(0);
+        report.judgement.findings = then[2..3].to_vec();
+        report.again.push("tornblk run --cut 2".into());
+        let again = |now: &[Finding]| {
+            let now = Judgement { findings: now.to_vec(), ..Judgement::default() };
+            let again = Reproduced::new(report.clone(), now, String::new());
+            (again.is_violated(), again.only_a_run_shows())
+        };
+        let (violated, text) = again(&[]);
+        assert!(violated && text.is_some_and(|text| text.ends_with("tornblk run --cut 2")));
+        assert_eq!(again(&then[2..3]), (true, None));
+    }
 }

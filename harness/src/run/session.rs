@@ -17,6 +17,9 @@ use tornblk_agent::channel::{Command, MarkText, Outcome, Workload};
 use tornblk_model::event::Seq;
 use tornblk_model::recording::Reader;
 
+/// In the lane's folder.
+pub const RECORDING: &str = "disk.recording";
+
 /// The mark at which the person's own writes begin.
 const BEGIN: &str = "shell";
 
@@ -63,7 +66,7 @@ pub fn session(
         phase("formatting the disk");
     }
     setting.make_base(lab, &dir)?;
-    let recording = dir.join("disk.recording");
+    let recording = dir.join(RECORDING);
     let device =
         Device::start(&lab.tornblkd, &setting.spec(&dir, settings.seed, Some(recording.clone())))?;
     let mark = |name: &str| device.client().mark(name).map_err(crate::device::DeviceError::from);

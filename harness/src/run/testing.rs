@@ -60,6 +60,8 @@ pub(super) enum Bug {
     Splits,
     /// The kernel shows half of the largest atomic write.
     ShowsOtherLimits,
+    /// The kernel dies when it is told the limits after a cut.
+    PanicsOnLimitsAfter,
     /// The image has no module for the limits.
     NoGuestModule,
     /// The file system knows no atomic writes.
@@ -95,6 +97,8 @@ pub(super) struct FakeLab {
     pub(super) asked: Rc<RefCell<Vec<String>>>,
     /// What the kernels of guests say on their consoles: the end of the console's folder, and text.
     pub(super) says: Vec<(&'static str, &'static str)>,
+    /// What they say as soon as there is work.
+    pub(super) says_at_work: &'static str,
     /// The folder of the guest that is started ahead.
     pub(super) expected: Rc<RefCell<Option<PathBuf>>>,
 }
@@ -119,6 +123,7 @@ impl FakeLab {
             state: Rc::new(RefCell::new(state)),
             asked: Rc::default(),
             says: Vec::new(),
+            says_at_work: "",
             expected: Rc::default(),
         }
     }
@@ -172,7 +177,8 @@ impl Lab for FakeLab {
         self.forget();
         let asked = Rc::clone(&self.asked);
         let alive = Alive::new(&self.state);
-        Ok(Box::new(FakeMachine { alive, asked, attached: None, fstype: String::new() }))
+        let at_work = (dir.join(crate::vm::CONSOLE), self.says_at_work);
+        Ok(Box::new(FakeMachine { alive, asked, attached: None, fstype: String::new(), at_work }))
     }
 
     fn guest_module(&self) -> Result<String, String> {
@@ -363,6 +369,8 @@ struct FakeMachine {
     attached: Option<FrontEnd>,
     /// Of what was mounted.
     fstype: String,
+    /// Its console, and what it says there.
+    at_work: (PathBuf, &'static str),
 }
 
 impl FakeMachine {
@@ -510,6 +518,9 @@ impl Machine for FakeMachine {
             Command::WaitDisk { .. } => {
                 ok(serde_json::json!({"device": "/dev/vda", "queue": self.queue()}))
             }
+            Command::LoadModule { .. } if after_cut && bug == Bug::PanicsOnLimitsAfter => {
+                Err(CallError::Failed(RunError::Panic("Fatal exception".into())))
+            }
             Command::LoadModule { path, params } => {
                 assert!(path == "/fake.ko" && params.ends_with(" disk=vda"), "{params}");
                 self.state().knows_limits = true;
@@ -564,6 +575,11 @@ impl Machine for FakeMachine {
                 Err(CallError::Failed(RunError::Panic("Fatal exception".into())))
             }
             Command::Workload { .. } if bug == Bug::HangsAtWork => {
+                let (console, says) = &self.at_work;
+                let mut text = std::fs::read_to_string(console).unwrap_or_default();
+                text += says;
+                std::fs::write(console, text)
+                    .map_err(|e| CallError::Failed(RunError::io("write", console)(e)))?;
                 Err(CallError::Failed(RunError::Hung("no answer within 300 s".into())))
             }
             Command::Workload { workload }

@@ -1,6 +1,6 @@
 //! Complaints of a run's guests become findings: each different one once.
 
-use super::{Around, Splat, SplatError, Symbols, find, harmless};
+use super::{Around, Kind, Splat, SplatError, Symbols, find, harmless};
 use crate::oracle::{Clause, Finding};
 use crate::vm::CONSOLE;
 use std::collections::HashSet;
@@ -20,11 +20,25 @@ pub struct Guest<'a> {
 #[derive(Debug, Default)]
 pub struct Desk {
     symbols: Symbols,
-    /// Signatures.
+    /// Signatures of what is a finding of some lane, and of this one; of what was excused.
     told: HashSet<String>,
+    here: HashSet<String>,
+    excused: HashSet<String>,
+    /// What the suite expects of this lane: told here, and none the less news to the next lane.
+    expected: Vec<Kind>,
+    /// That a guest died where no cut tells it.
+    deaths: Vec<Finding>,
     /// Not handed out yet, with the guest.
     waiting: Vec<(String, Splat)>,
-    again: u64,
+    again: Again,
+}
+
+/// What came again, and is no finding again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    pub count: u64,
+    /// Titles of what is a finding of an earlier lane alone.
+    pub of_earlier: Vec<String>,
 }
 
 impl Desk {
@@ -33,34 +47,58 @@ impl Desk {
         Desk { symbols: kernel.map(Symbols::of).unwrap_or_default(), ..Desk::default() }
     }
 
-    /// Reads a guest's console. It must have ended.
+    /// A lane begins, of which the suite expects complaints of these kinds.
+    pub fn lane(&mut self, expects: impl Fn(Kind) -> bool) {
+        self.here.clear();
+        self.expected = Kind::ALL.into_iter().filter(|kind| expects(*kind)).collect();
+    }
+
+    /// Tells this with the next findings.
+    pub fn add(&mut self, death: Finding) {
+        self.deaths.push(death);
+    }
+
+    /// Reads a guest's console, which must have ended. → the kinds of what will be findings.
     ///
     /// # Errors
     /// There is one, and it cannot be read.
-    pub fn hear(&mut self, guest: &Guest<'_>) -> Result<(), SplatError> {
+    pub fn hear(&mut self, guest: &Guest<'_>) -> Result<Vec<Kind>, SplatError> {
         let path = guest.dir.join(CONSOLE);
         let log = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(SplatError::Io { what: "read", path, source }),
         };
+        let mut kinds = Vec::new();
         for splat in find(&String::from_utf8_lossy(&log)) {
-            let why = harmless(&splat, guest.around);
+            let signature = splat.signature();
             // One that was excused elsewhere is none the less a finding where nothing excuses it.
-            let key =
-                format!("{}{}", if why.is_some() { "excused " } else { "" }, splat.signature());
-            match (self.told.insert(key), why) {
-                (true, Some(why)) => log::warn!(
-                    "the kernel of the guest {} says, and it is no finding ({why}): {}",
-                    guest.which,
-                    splat.title
-                ),
-                (true, None) => self.waiting.push((guest.which.to_owned(), splat)),
-                (false, None) => self.again += 1,
-                (false, Some(_)) => {}
+            if let Some(why) = harmless(&splat, guest.around) {
+                if self.excused.insert(signature) {
+                    log::warn!(
+                        "the kernel of the guest {} says, and it is no finding ({why}): {}",
+                        guest.which,
+                        splat.title
+                    );
+                }
+                continue;
+            }
+            let new_here = self.here.insert(signature.clone());
+            let is_new = match self.expected.contains(&splat.kind) {
+                true => new_here,
+                false => self.told.insert(signature),
+            };
+            if is_new {
+                kinds.push(splat.kind);
+                self.waiting.push((guest.which.to_owned(), splat));
+                continue;
+            }
+            self.again.count += 1;
+            if new_here {
+                self.again.of_earlier.push(splat.title);
             }
         }
-        Ok(())
+        Ok(kinds)
     }
 
     /// What was heard since the last time, as findings; all that belongs to each is put into a file
@@ -69,7 +107,7 @@ impl Desk {
     /// # Errors
     /// It cannot be written.
     pub fn findings(&mut self, dir: Option<&Path>) -> Result<Vec<Finding>, SplatError> {
-        let mut findings = Vec::new();
+        let mut findings = std::mem::take(&mut self.deaths);
         for (number, (which, splat)) in (1..).zip(std::mem::take(&mut self.waiting)) {
             let lines = self.symbols.decode(&splat.lines);
             let title = lines.iter().find(|line| line.contains(&splat.title));
@@ -80,13 +118,16 @@ impl Desk {
                 write(&path, &lines)?;
                 text += &format!("; all of it: {}", path.display());
             }
-            findings.push(Finding::new(Clause::KernelWarning, text));
+            findings.push(Finding {
+                complaint: Some(splat.kind),
+                ..Finding::new(Clause::KernelWarning, text)
+            });
         }
         Ok(findings)
     }
 
-    /// How many came again since the last time, and are no findings again.
-    pub fn take_again(&mut self) -> u64 {
+    /// What came again since the last time.
+    pub fn take_again(&mut self) -> Again {
         std::mem::take(&mut self.again)
     }
 }
@@ -109,6 +150,8 @@ mod tests {
     const WARN: &str = "[    1.0] ------------[ cut here ]------------\n\
                         [    1.0] WARNING: CPU: 0 PID: 9 at fs/a.c:1 f+0x1/0x2\n\
                         [    1.0] ---[ end trace 0000000000000000 ]---\n";
+
+    const IO: &str = "I/O error, dev vda, sector 8 op 0x1:(WRITE) flags 0x800 phys_seg 1\n";
 
     fn hear(desk: &mut Desk, dir: &Path, log: &str, around: Around) {
         std::fs::write(dir.join(CONSOLE), log).unwrap();
@@ -136,18 +179,42 @@ mod tests {
         // Again, and another.
         hear(&mut desk, tmp.path(), &format!("{WARN}{}", WARN.replace("f+", "g+")), none);
         assert_eq!(desk.findings(None).unwrap().len(), 1);
-        assert_eq!((desk.take_again(), desk.take_again()), (2, 0));
+        assert_eq!((desk.take_again().count, desk.take_again()), (2, Again::default()));
+    }
+
+    #[test]
+    fn a_lane_tells_what_an_earlier_one_told_and_what_is_expected_is_told_to_nobody_else() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut desk = Desk::new(None);
+        let both = format!("{WARN}{IO}");
+        desk.lane(|kind| kind == Kind::Io);
+        for again in [0, 2] {
+            hear(&mut desk, tmp.path(), &both, Around::default());
+            assert_eq!(desk.take_again(), Again { count: again, of_earlier: Vec::new() });
+        }
+        let kinds = |desk: &mut Desk| {
+            let found = desk.findings(None).unwrap();
+            found.iter().map(|f| f.complaint.unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(&mut desk), [Kind::Warning, Kind::Io]);
+        desk.lane(|_| false);
+        for again in [1, 2] {
+            hear(&mut desk, tmp.path(), &both, Around::default());
+            let Again { count, of_earlier } = desk.take_again();
+            assert_eq!((count, of_earlier.len()), (again, usize::from(again == 1)));
+        }
+        assert_eq!(kinds(&mut desk), [Kind::Io]);
     }
 
     #[test]
     fn what_was_excused_once_is_not_excused_elsewhere() {
         let tmp = tempfile::tempdir().unwrap();
         let mut desk = Desk::new(None);
-        hear(&mut desk, tmp.path(), WARN, Around { lied: true, ..Around::default() });
+        hear(&mut desk, tmp.path(), IO, Around { lied: true, ..Around::default() });
         assert!(desk.findings(None).unwrap().is_empty());
-        hear(&mut desk, tmp.path(), WARN, Around::default());
+        hear(&mut desk, tmp.path(), IO, Around::default());
         let found = desk.findings(None).unwrap();
-        assert!(found[0].text.starts_with("WARNING: CPU: 0 PID: 9 at fs/a.c:1 f+0x1/0x2"));
+        assert!(found[0].text.starts_with("I/O error, dev vda, sector 8"));
         assert!(desk.findings(None).unwrap().is_empty());
     }
 

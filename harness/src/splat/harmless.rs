@@ -11,6 +11,8 @@ pub struct Around {
     pub lied: bool,
     /// What this guest found on the disk is a finding already.
     pub broken: bool,
+    /// It never answered again.
+    pub hung: bool,
 }
 
 /// Why something is no finding.
@@ -22,7 +24,10 @@ pub struct Harmless {
 
 const LIST: &[Harmless] = &[
     Harmless {
-        is: |splat, _| splat.kind == Kind::Time,
+        is: |splat, around| {
+            let of_the_host = !around.hung || splat.title.starts_with("clocksource: ");
+            splat.kind == Kind::Time && of_the_host
+        },
         why: "a guest has no time of its own: its processors stand still while the host is busy",
     },
     Harmless {
@@ -30,12 +35,19 @@ const LIST: &[Harmless] = &[
         why: "requests were failed on purpose",
     },
     Harmless {
-        is: |_, around| around.lied,
-        why: "the disk lied on purpose, and nobody promised to bear that in silence",
+        is: |splat, around| around.lied && matches!(splat.kind, Kind::Io | Kind::FileSystem),
+        why: "the disk lied on purpose, and may be said to have",
     },
     Harmless {
         is: |splat, around| around.broken && matches!(splat.kind, Kind::Io | Kind::FileSystem),
         why: "that the file system cannot be recovered is told already",
+    },
+    Harmless {
+        is: |splat, _| {
+            let table = ["BUG: MAX_LOCKDEP_", "BUG: MAX_STACK_TRACE_ENTRIES "];
+            table.iter().any(|t| splat.title.starts_with(t)) && splat.title.contains(" too low!")
+        },
+        why: "lockdep's tables are full, and it checks no more: no lock was taken wrongly",
     },
 ];
 
@@ -69,6 +81,20 @@ mod tests {
             assert_eq!(why(log, none), None, "{log}");
         }
         assert!(why(STALL, none).unwrap().contains("busy"));
+        let hung = Around { hung: true, ..none };
+        assert_eq!(why(STALL, hung), None);
+        let drift =
+            "clocksource: timekeeping watchdog on CPU1: Marking clocksource 'tsc' as unstable\n";
+        assert!(why(drift, hung).is_some());
+        for table in ["MAX_LOCKDEP_CHAIN_HLOCKS", "MAX_LOCKDEP_KEYS", "MAX_STACK_TRACE_ENTRIES"] {
+            let full = format!(
+                "BUG: {table} too low!\nturning off the locking correctness validator.\n{WARN}"
+            );
+            assert!(why(&full, none).unwrap().contains("lockdep"), "{table}");
+            assert_eq!(find(&full).len(), 2, "what follows is told");
+        }
+        // As many locks as one task may hold at a time: that is not lockdep's fault.
+        assert_eq!(why("BUG: MAX_LOCK_DEPTH too low!\n", none), None);
     }
 
     #[test]
@@ -80,6 +106,15 @@ mod tests {
             why(IO, broken).is_some() && why(FS, broken).is_some() && why(WARN, broken).is_none()
         );
         let lied = Around { lied: true, ..Around::default() };
-        assert!([WARN, IO, FS].iter().all(|log| why(log, lied).is_some()));
+        assert!(why(IO, lied).is_some() && why(FS, lied).is_some());
+        let rule = "=".repeat(66);
+        for log in [
+            WARN,
+            &format!("{rule}\nBUG: KASAN: slab-use-after-free in f+0x1/0x2\n{rule}\n"),
+            &format!("{rule}\nWARNING: possible circular locking dependency detected\n"),
+            "BUG: kernel NULL pointer dereference, address: 0000000000000008\n",
+        ] {
+            assert_eq!(why(log, lied), None, "{log}");
+        }
     }
 }

@@ -30,6 +30,7 @@ const BEGINS: &[(&str, Kind)] = &[
     ("INFO: possible ", Kind::Locking),
     ("INFO: trying to register non-static key", Kind::Locking),
     ("INFO: suspicious RCU usage", Kind::Locking),
+    ("BUG: Invalid wait context", Kind::Locking),
     ("BUG: KASAN", Kind::Sanitizer),
     ("BUG: KCSAN", Kind::Sanitizer),
     ("BUG: KMSAN", Kind::Sanitizer),
@@ -59,10 +60,6 @@ const BEGINS: &[(&str, Kind)] = &[
     ("BTRFS critical", Kind::FileSystem),
     ("Aborting journal on device", Kind::FileSystem),
     ("XFS: Assertion failed", Kind::FileSystem),
-    ("I/O error, dev ", Kind::Io),
-    ("blk_update_request: I/O error", Kind::Io),
-    ("critical target error, dev ", Kind::Io),
-    ("critical medium error, dev ", Kind::Io),
     ("Buffer I/O error on dev", Kind::Io),
 ];
 
@@ -79,6 +76,7 @@ const WORDS: &[(&str, &[&str])] = &[
             "hutting down",
             "hutdown",
             "failed",
+            "Failed",
             "I/O error",
             "Assertion",
             "Unmount and run xfs_repair",
@@ -122,7 +120,11 @@ fn begin(lines: &[&str], at: usize) -> Option<(Kind, String, usize)> {
         // Only with something to begin: rules close what they opened, too.
         let next = message_at(lines, at + 1)?;
         let title = next.trim_matches(['[', ']', ' ']);
-        let kind = kind_of(title)?;
+        // Beneath a rule, what is not a sanitizer's is lockdep's, whatever word it begins with.
+        let kind = match kind_of(title)? {
+            Kind::Bug | Kind::Warning => Kind::Locking,
+            kind => kind,
+        };
         return Some((kind, title.to_owned(), end(lines, at + 1, kind, true)));
     }
     let kind = kind_of(message)?;
@@ -169,6 +171,7 @@ fn end(lines: &[&str], at: usize, kind: Kind, ruled: bool) -> usize {
         _ => END_TASK,
     };
     let limit = lines.len().min(at + LONGEST);
+    let mut in_trace = false;
     for (i, line) in lines.iter().enumerate().take(limit).skip(at + 1) {
         let message = message(line);
         // Sanitizers' reports have several traces, and a rule at the end.
@@ -182,7 +185,14 @@ fn end(lines: &[&str], at: usize, kind: Kind, ruled: bool) -> usize {
         if message == CUT_HERE {
             return i;
         }
-        if !is_dump(message) && kind_of(message).is_none() && kind != Kind::Locking && !ruled {
+        in_trace |= message.starts_with("Call Trace:");
+        let goes_on = match kind {
+            // Before their trace they say all kinds of things, but no other complaint.
+            Kind::Locking if is_rule(message) => false,
+            Kind::Locking => kind_of(message).is_none() && (!in_trace || is_dump(message)),
+            _ => ruled || is_dump(message) || kind_of(message).is_some(),
+        };
+        if !goes_on {
             return i;
         }
     }
@@ -191,7 +201,7 @@ fn end(lines: &[&str], at: usize, kind: Kind, ruled: bool) -> usize {
 
 /// Is it of the kind of lines that follow a complaint?
 fn is_dump(message: &str) -> bool {
-    const WORDS: [&str; 28] = [
+    const WORDS: &[&str] = &[
         "CPU:",
         "RIP:",
         "RSP:",
@@ -219,12 +229,25 @@ fn is_dump(message: &str) -> bool {
         "task:",
         "in_atomic():",
         "preempt_count:",
+        "RCU nest depth:",
+        "Preemption disabled at:",
+        "INFO: lockdep is turned off.",
+        "irq event stamp:",
+        "hardirqs last ",
+        "softirqs last ",
+        "[<",
+        "flags:",
+        "raw:",
+        "head:",
+        "aops:",
+        "memcg:",
         "page",
     ];
     message.is_empty()
         || message.starts_with([' ', '\t', '"'])
         || WORDS.iter().any(|w| message.starts_with(w))
         || message.contains("+0x")
+        || message.contains(" held by ")
         || message.starts_with("---[")
 }
 
@@ -242,6 +265,9 @@ fn kind_of(message: &str) -> Option<Kind> {
             kind => Some(*kind),
         };
     }
+    if is_failed_request(message) {
+        return Some(Kind::Io);
+    }
     let words = WORDS.iter().find(|(start, _)| message.starts_with(start));
     if words.is_some_and(|(_, words)| words.iter().any(|w| message.contains(w))) {
         return Some(Kind::FileSystem);
@@ -251,6 +277,15 @@ fn kind_of(message: &str) -> Option<Kind> {
         rest.split_once(']').is_some_and(|(n, _)| n.parse::<u32>().is_ok())
     });
     oops.then_some(Kind::Bug)
+}
+
+/// "timeout error, dev vda, sector 8 op 0x1:(WRITE) flags 0x800 phys_seg 1 prio class 2", and what
+/// becomes of it: "vda: writeback error on inode 131, offset 0, sector 8".
+fn is_failed_request(message: &str) -> bool {
+    let error = message.split_once(" error, dev ").filter(|(_, rest)| rest.contains(", sector "));
+    // What a disk cannot do is asked of it, and then done otherwise.
+    error.is_some_and(|(what, _)| !what.ends_with("operation not supported"))
+        || message.contains(": writeback error on inode ")
 }
 
 fn is_rule(message: &str) -> bool {

@@ -145,6 +145,66 @@ fn lockdep_is_whole_with_its_chains() {
 }
 
 #[test]
+fn a_wait_context_is_lockdeps_and_swallows_nothing() {
+    let rule = "=".repeat(29);
+    let of = |lock: &str| {
+        format!(
+            "{rule}\n[ BUG: Invalid wait context ]\n6.12.95 #1 Not tainted\n\
+             -----------------------------\nfsx/77 is trying to lock:\n\
+             ffff88807fffd6c0 ({lock}){{....}}-{{3:3}}, at: get_page_from_freelist+0x1c/0x2a0\n\
+             other info that might help us debug this:\ncontext-{{5:5}}\n\
+             1 lock held by fsx/77:\n #0: ffffffff8296c5d8 (cpu_lock){{....}}-{{2:2}}, at: f+0x1/0x2\n\
+             stack backtrace:\nCPU: 0 UID: 0 PID: 77 Comm: fsx Not tainted 6.12.95 #1\n\
+             Call Trace:\n <TASK>\n dump_stack_lvl+0x5b/0x90\n </TASK>\n"
+        )
+    };
+    let log = format!("{}fine\n{WARN}", of("&zone->lock"));
+    let found = find(&log);
+    let kinds: Vec<_> = found.iter().map(|s| (s.kind, s.lines.len())).collect();
+    assert_eq!(kinds, [(Kind::Locking, 16), (Kind::Warning, 14)]);
+    assert_eq!(found[0].title, "BUG: Invalid wait context");
+    let signature = |log: &str| find(log)[0].signature();
+    assert!(signature(&log).contains("&zone->lock"), "{}", signature(&log));
+    assert_ne!(signature(&of("&a->lock")), signature(&of("&b->lock")));
+    // Without its last line, and one that has a task in its title.
+    let cut = of("&zone->lock").replace(" </TASK>\n", "");
+    assert_eq!(kinds_of(&format!("{cut}fine\n{WARN}")), [Kind::Locking, Kind::Warning]);
+    let held = |who: &str| {
+        let log = of("&a->lock").replace("[ BUG: Invalid wait context ]", who);
+        (one(&log).0, signature(&log))
+    };
+    let (kind, fsx) = held("WARNING: fsx/77 still has locks held!");
+    assert_eq!(kind, Kind::Locking);
+    assert_eq!(fsx, held("WARNING: kworker/u8:1/9 still has locks held!").1);
+}
+
+fn kinds_of(log: &str) -> Vec<Kind> {
+    find(log).into_iter().map(|s| s.kind).collect()
+}
+
+#[test]
+fn a_bug_that_is_no_oops_has_its_trace() {
+    let trace = "CPU: 0 UID: 0 PID: 77 Comm: fsx Not tainted 7.2.12 #1\nCall Trace:\n <TASK>\n \
+                 f+0x12/0x80 [xfs]\n </TASK>\n";
+    let sleeping = format!(
+        "BUG: sleeping function called from invalid context at mm/a.c:7\n\
+         in_atomic(): 1, irqs_disabled(): 0, non_block: 0, pid: 77, name: fsx\n\
+         preempt_count: 1, expected: 0\nRCU nest depth: 0, expected: 0\n\
+         2 locks held by fsx/77:\n #0: ffff88800f5c4d18 (a){{.+.+}}-{{0:0}}, at: f+0x1/0x2\n\
+         Preemption disabled at:\n[<ffffffff81234567>] f+0x1/0x2\n{trace}"
+    );
+    let page = format!(
+        "BUG: Bad page state in process fsx  pfn:12345\n\
+         page: refcount:0 mapcount:1 mapping:0000000000000000 index:0x0 pfn:0x12345\n\
+         flags: 0x100000000000000(node=0|zone=1)\nraw: 0100000000000000 dead000000000122\n\
+         page dumped because: nonzero mapcount\nModules linked in: xfs\n{trace}"
+    );
+    for log in [sleeping, page] {
+        assert_eq!(one(&format!("{log}fine\n")).2, log.lines().count(), "{log}");
+    }
+}
+
+#[test]
 fn sanitizers_reports_end_with_their_rule() {
     let rule = "=".repeat(66);
     let log = format!(
@@ -201,6 +261,7 @@ fn file_systems_and_disks_complain_in_lines() {
         ("XFS (vda): log mount/recovery failed: error -117", Kind::FileSystem),
         ("XFS (vda): Filesystem has been shut down due to log error (0x2).", Kind::FileSystem),
         ("XFS (vda): log I/O error -5", Kind::FileSystem),
+        ("XFS (vda): Failed to recover leftover CoW staging extents, err -5.", Kind::FileSystem),
         (
             "XFS: Assertion failed: ip->i_delayed_blks == 0, file: fs/xfs/xfs_super.c, line: 698",
             Kind::FileSystem,
@@ -220,6 +281,20 @@ fn file_systems_and_disks_complain_in_lines() {
             "I/O error, dev vda, sector 2048 op 0x1:(WRITE) flags 0x8800 phys_seg 1 prio class 2",
             Kind::Io,
         ),
+        (
+            "timeout error, dev vda, sector 2048 op 0x1:(WRITE) flags 0x8800 phys_seg 1 prio class 2",
+            Kind::Io,
+        ),
+        (
+            "protection error, dev sda, sector 2048 op 0x1:(WRITE) flags 0x0 phys_seg 1 prio class 2",
+            Kind::Io,
+        ),
+        (
+            "critical target error, dev sda, sector 8 op 0x1:(WRITE) flags 0x0 phys_seg 1 prio class 2",
+            Kind::Io,
+        ),
+        ("blk_update_request: I/O error, dev vda, sector 8 op 0x1:(WRITE)", Kind::Io),
+        ("vda: writeback error on inode 131, offset 0, sector 1048", Kind::Io),
         ("Buffer I/O error on dev vda, logical block 0, async page read", Kind::Io),
         ("rcu: INFO: rcu_preempt self-detected stall on CPU", Kind::Time),
         ("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [mkfs.xfs:80]", Kind::Time),
@@ -251,6 +326,7 @@ fn what_is_said_every_day_is_no_complaint() {
 [    1.400000] EXT4-fs (vda): recovery complete
 [    1.400100] EXT4-fs (vda): mounted filesystem 5e8c r/w with ordered data mode. Quota mode: none.
 [    1.500000] tornblk-agent: WARNING: the agent quotes: XFS (vda): Corruption detected
+[    1.550000] operation not supported error, dev vda, sector 0 op 0x9:(WRITE_ZEROES) flags 0x800 phys_seg 0
 [    1.600000] INFO: lockdep is turned off.
 [    1.700000] INFO: task accounting is on
 [    1.800000] sysrq: Show Blocked State

@@ -13,7 +13,8 @@ mod plan;
 pub use load::{SuiteError, builtin, fits, load, parse, parse_time, tried_at_the_end};
 pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut};
 
-use crate::oracle::{Clause, OnWire};
+use crate::oracle::{Clause, Finding, OnWire};
+use crate::splat::Kind;
 use crate::vm::FrontEnd;
 use serde::Deserialize;
 use std::time::Duration;
@@ -155,12 +156,22 @@ pub enum Place {
 
 impl Lane {
     /// Does the suite expect a violation to show like that?
-    pub fn expects(&self, clause: Clause) -> bool {
-        match (&self.expect, self.expect_as.as_slice()) {
-            (Expect::Passed, _) => false,
-            (Expect::Violated(_), []) => clause != Clause::KernelWarning,
-            (Expect::Violated(_), only) => only.contains(&clause),
+    pub fn expects(&self, finding: &Finding) -> bool {
+        match (&self.expect, self.expect_as.as_slice(), finding.clause) {
+            (Expect::Passed, ..) => false,
+            (_, _, Clause::KernelWarning) => {
+                finding.complaint.is_some_and(|kind| self.expects_complaint(kind))
+            }
+            (_, [], _) => true,
+            (_, only, clause) => only.contains(&clause),
         }
+    }
+
+    /// No red excuses more of a kernel's complaints than that requests failed.
+    pub fn expects_complaint(&self, kind: Kind) -> bool {
+        kind == Kind::Io
+            && matches!(self.expect, Expect::Violated(_))
+            && self.expect_as.contains(&Clause::KernelWarning)
     }
 
     pub fn is_raw(&self) -> bool {

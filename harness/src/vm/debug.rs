@@ -12,6 +12,12 @@ pub struct Gdb {
     pub port: u16,
 }
 
+impl Default for Gdb {
+    fn default() -> Gdb {
+        Gdb { port: DEFAULT_PORT }
+    }
+}
+
 impl FromStr for Gdb {
     type Err = String;
 

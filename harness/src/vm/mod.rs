@@ -44,7 +44,7 @@ use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_image::Image;
 
 pub use accel::Accel;
-pub use debug::Gdb;
+pub use debug::{DEFAULT_PORT, Gdb};
 pub use disk::{Disk, FrontEnd};
 pub use qemu::Qemu;
 
