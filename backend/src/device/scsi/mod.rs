@@ -46,6 +46,9 @@ mod opcodes;
 mod queue;
 mod sense;
 mod tasks;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod wire;
 
 pub use block::{
@@ -294,6 +297,10 @@ impl Device for Scsi {
             EVENT => Box::new(EventQueue),
             n => Box::new(self.request_queue(n)),
         }
+    }
+
+    fn reaches_all(&self, n: u16) -> bool {
+        n == CONTROL
     }
 
     fn reset(&self, cause: ResetCause, queue: Option<u16>) {

@@ -2,7 +2,7 @@
 
 use super::command::{Asked, Moved, Work, fits, understand};
 use super::sense::{Refused, Sense};
-use super::tasks::{Inbox, Open, What, Which};
+use super::tasks::{Inbox, Open, Order, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
 use super::{FRONT_END_SEG_MAX, Scsi};
 use crate::complaints::Complaints;
@@ -27,6 +27,9 @@ pub struct ScsiRequests {
     index: u16,
     store: Box<dyn StoreQueue>,
     inbox: Arc<Inbox>,
+    /// What the control queue had ordered when chains were last taken: about them, too. What it
+    /// orders later may be about commands that are not taken yet.
+    orders: Vec<Order>,
     /// Commands that the store has, by head.
     submitted: Vec<Option<Submitted>>,
     in_flight: usize,
@@ -89,6 +92,7 @@ impl ScsiRequests {
             index,
             store,
             inbox,
+            orders: Vec::new(),
             submitted: Vec::new(),
             in_flight: 0,
             complaints: Complaints::default(),
@@ -197,7 +201,7 @@ impl ScsiRequests {
 
     /// Does what the control queue ordered.
     fn obey(&mut self) {
-        for order in self.inbox.take() {
+        for order in std::mem::take(&mut self.orders) {
             let all = self.submitted.iter_mut().flatten();
             match order.what {
                 What::Find(which) => {
@@ -250,19 +254,21 @@ impl Submitted {
         }
     }
 
-    /// One of its requests ended. An answer after the last one.
-    fn part(slot: &mut Option<Submitted>, failed: Option<Sense>) -> Option<Answer> {
+    /// One of its requests ended. After the last one an answer, and the functions that wait until
+    /// it is published.
+    fn part(slot: &mut Option<Submitted>, failed: Option<Sense>) -> Option<(Answer, Vec<Open>)> {
         let task = slot.as_mut()?;
         task.parts -= 1;
         task.failed = task.failed.or(failed);
         if task.parts > 0 {
             return None;
         }
-        let Submitted { place, moved, failed, .. } = slot.take()?;
-        Some(match failed {
+        let Submitted { place, moved, failed, awaited, .. } = slot.take()?;
+        let answer = match failed {
             None => place.good(moved),
             Some(sense) => place.check(sense),
-        })
+        };
+        Some((answer, awaited))
     }
 }
 
@@ -286,6 +292,10 @@ impl Requests for ScsiRequests {
         self.submitted.resize_with(heads, || None);
     }
 
+    fn listen(&mut self) {
+        self.inbox.take(&mut self.orders);
+    }
+
     fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
         let Taken { mem, position, head, chain } = taken;
         let from = Spot { mem, position, head };
@@ -305,7 +315,7 @@ impl Requests for ScsiRequests {
     }
 
     fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
-        if !self.inbox.is_empty() {
+        if !self.orders.is_empty() {
             self.obey();
         }
         let ScsiRequests { store, submitted, in_flight, complaints, index, .. } = self;
@@ -325,9 +335,10 @@ impl Requests for ScsiRequests {
                 }
                 sense_of(&op, &failure)
             });
-            if let Some(answer) = Submitted::part(slot, failed) {
+            if let Some((answer, awaited)) = Submitted::part(slot, failed) {
                 *in_flight -= 1;
                 f(answer);
+                drop(awaited);
             }
         });
     }
