@@ -1,6 +1,6 @@
 //! A request queue: from chains to commands, to the store's requests, and to responses.
 
-use super::command::{Asked, Moved, Work, fits, understand};
+use super::command::{self, Asked, Moved, Work, fits, understand};
 use super::sense::{Refused, Sense};
 use super::tasks::{Inbox, Open, Order, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
@@ -10,7 +10,8 @@ use crate::device::Memory;
 use crate::device::chain::{Broken, Chain};
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::device::spans::{Spans, fill, gather, split, total};
-use crate::store::{Done, Failure, Op, Origin, Request, StoreQueue};
+use crate::store::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
+use smallvec::smallvec;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ struct Submitted {
     failed: Option<Sense>,
     /// Functions that wait for it.
     awaited: Vec<Open>,
+    /// It switched the write cache off: on again if it fails.
+    cache_off: bool,
 }
 
 impl Place {
@@ -166,23 +169,12 @@ impl ScsiRequests {
             }
             Ok(Work::Done { taken }) => Some(place.good(Moved { taken, given: 0 })),
             Ok(Work::Store { requests, moved }) => {
-                let slot = &mut self.submitted[usize::from(place.head)];
-                let (position, head) = (from.position, place.head);
-                *slot = Some(Submitted {
-                    place,
-                    position,
-                    tag: command.tag,
-                    moved,
-                    parts: requests.len(),
-                    failed: None,
-                    awaited: Vec::new(),
-                });
-                self.in_flight += 1;
-                // The command's own priority is no I/O priority of Linux.
-                let origin = Origin { queue: self.index, position, head, ioprio: 0 };
-                for (op, buffers) in requests {
-                    self.store.submit(Request { origin, op, buffers });
-                }
+                self.submit(from, (place, command.tag), requests, moved, false);
+                None
+            }
+            Ok(Work::WriteThrough { was_on, taken }) => {
+                let (flush, moved) = ((Op::Flush, Buffers::empty()), Moved { taken, given: 0 });
+                self.submit(from, (place, command.tag), smallvec![flush], moved, was_on);
                 None
             }
             Err(Refused::Check(sense, why)) => {
@@ -196,6 +188,33 @@ impl ScsiRequests {
                 Some(place.refuse(VIRTIO_SCSI_S_OVERRUN))
             }
             Err(Refused::Memory) => Some(place.refuse(VIRTIO_SCSI_S_FAILURE)),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        from: Spot<'_>,
+        (place, tag): (Place, u64),
+        requests: command::Requests,
+        moved: Moved,
+        cache_off: bool,
+    ) {
+        let (position, head) = (from.position, place.head);
+        self.submitted[usize::from(head)] = Some(Submitted {
+            place,
+            position,
+            tag,
+            moved,
+            parts: requests.len(),
+            failed: None,
+            awaited: Vec::new(),
+            cache_off,
+        });
+        self.in_flight += 1;
+        // The command's own priority is no I/O priority of Linux.
+        let origin = Origin { queue: self.index, position, head, ioprio: 0 };
+        for (op, buffers) in requests {
+            self.store.submit(Request { origin, op, buffers });
         }
     }
 
@@ -318,7 +337,7 @@ impl Requests for ScsiRequests {
         if !self.orders.is_empty() {
             self.obey();
         }
-        let ScsiRequests { store, submitted, in_flight, complaints, index, .. } = self;
+        let ScsiRequests { device, store, submitted, in_flight, complaints, index, .. } = self;
         store.reap(&mut |done| {
             let Done { request: Request { origin, op, .. }, result } = done;
             let Origin { position, head, .. } = origin;
@@ -335,6 +354,10 @@ impl Requests for ScsiRequests {
                 }
                 sense_of(&op, &failure)
             });
+            if failed.is_some() && slot.as_ref().is_some_and(|task| task.cache_off) {
+                log::warn!("the write cache could not be written out: it stays on");
+                device.set_wce(true);
+            }
             if let Some((answer, awaited)) = Submitted::part(slot, failed) {
                 *in_flight -= 1;
                 f(answer);
