@@ -419,6 +419,16 @@ fn check_scsi(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError
             Size(power_below(longest))
         );
     }
+    if p.boundary != 0 && p.mode == AtomicMode::Implicit {
+        let unit_min = if p.unit_min == lb { 0 } else { p.unit_min };
+        let works = Profile { mode: AtomicMode::Explicit, unit_min, ..p.clone() };
+        refuse!(
+            "writes are atomic without being asked for up to a boundary of {}, and SCSI has no \
+             boundary in the disk's address space, only in each command: use --profile {works} \
+             (as --atomic-mode explicit), or no boundary",
+            Size(p.boundary)
+        );
+    }
     let taken = power_below(p.max_bytes);
     if p.boundary == 0 && p.unit_max != taken {
         refuse!(
@@ -451,6 +461,26 @@ mod tests {
 
     fn refused(want: LimitOptions) -> String {
         Limits::new(&want).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_scsi_disk_has_no_boundary_of_its_own() {
+        let scsi = |name: &str| LimitOptions { front_end: FrontEnd::Scsi, ..profile(name) };
+        for (name, works) in [
+            ("req16k+b16k", "--profile explicit16k+b16k "),
+            ("req16k+min4k+b64k", "--profile explicit16k+min4k+b64k "),
+        ] {
+            let why = refused(scsi(name));
+            assert!(why.starts_with(&format!("--profile {name} means that ")), "{why}");
+            assert!(why.contains(works), "{why}");
+            Limits::new(&profile(name)).unwrap();
+        }
+        let said = LimitOptions { profile: None, unit_max: Some(16384), ..scsi("lb") };
+        let why = refused(LimitOptions { boundary: Some(32768), ..said.clone() });
+        assert!(why.contains("--profile explicit16k+b32k "), "{why}");
+        let mode = Some(AtomicMode::Explicit);
+        Limits::new(&LimitOptions { boundary: Some(32768), mode, ..said }).unwrap();
+        Limits::new(&scsi("explicit16k+b16k")).unwrap();
     }
 
     #[test]
@@ -638,13 +668,14 @@ mod tests {
     #[test]
     fn what_scsi_cannot_say_is_refused_with_what_would_work() {
         let k = |kib: u64| Some(kib << 10);
+        let mode = Some(AtomicMode::Explicit);
         assert_eq!(carried_by(FRONT_END_SEG_MAX, 512), 256 << 10);
         for want in [
             LimitOptions { unit_max: k(256), ..scsi() },
             LimitOptions { max_bytes: k(48), ..scsi() },
-            LimitOptions { unit_max: k(16), boundary: k(64), ..scsi() },
+            LimitOptions { unit_max: k(16), boundary: k(64), mode, ..scsi() },
             // The boundary field says it here.
-            LimitOptions { unit_max: k(16), max_bytes: k(64), boundary: k(64), ..scsi() },
+            LimitOptions { unit_max: k(16), max_bytes: k(64), boundary: k(64), mode, ..scsi() },
             LimitOptions { logical_block_size: k(4), unit_min: k(8), unit_max: k(64), ..scsi() },
         ] {
             Limits::new(&want).unwrap();

@@ -67,6 +67,12 @@ pub trait Device: Send + Sync {
     /// The device's side of queue `n`, from its start to its stop.
     fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue>;
 
+    /// Does queue `n` reach what is on all the others? They are then made, as if they had been
+    /// kicked, before anything is taken from it.
+    fn reaches_all(&self, _n: u16) -> bool {
+        false
+    }
+
     /// What was in flight has ended without an answer: after the queues are gone.
     fn reset(&self, cause: ResetCause, queue: Option<u16>);
 }

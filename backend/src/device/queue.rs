@@ -34,6 +34,9 @@ pub(crate) trait Requests: Send {
     /// Heads that a ring may have.
     fn size(&mut self, heads: usize);
 
+    /// Before all that is visible is taken: what came from elsewhere until now is about that, too.
+    fn listen(&mut self) {}
+
     /// Takes a chain. An answer where it comes to one at once; else [`Requests::reap`] gives it.
     fn begin(&mut self, taken: Taken<'_>) -> Option<Answer>;
 
@@ -81,6 +84,7 @@ impl<R: Requests> Worker<R> {
             if take && ring.disable_notification(&**mem).is_err() {
                 break;
             }
+            self.requests.listen();
             if take {
                 used += self.take(ring, mem);
             }

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tornblk_model::event::ResetCause;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringT};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
@@ -25,7 +25,7 @@ pub(super) struct Backend {
     rings: OnceLock<Vec<Vring>>,
     /// One for each thread, and there is a thread for each queue. Weak: a handler holds us.
     handlers: OnceLock<Vec<Weak<VringEpollHandler<Arc<Backend>>>>>,
-    /// Made at a queue's first kick, gone at its stop.
+    /// Made at a queue's first kick, or where another reaches it; gone at its stop.
     queues: Vec<Mutex<Option<Box<dyn DeviceQueue>>>>,
     /// Guest memory as it was told last: (start, length).
     regions: Mutex<Vec<(u64, u64)>>,
@@ -82,10 +82,14 @@ impl Backend {
 
     /// Takes what is there and returns what is done. Only on the queue's own thread.
     fn pump(&self, n: usize, woken: bool) {
+        // At most 64 queues.
+        if self.device.reaches_all(n as u16) {
+            (0..self.queues.len()).filter(|other| *other != n).for_each(|other| self.make(other));
+        }
         let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
         let mut slot = whole(&self.queues[n]);
         let mut state = ring.get_mut();
-        let runs = state.is_enabled() && state.get_queue().ready();
+        let runs = runs(&state);
         if slot.is_none() {
             if !runs {
                 return;
@@ -102,6 +106,16 @@ impl Backend {
             && let Err(error) = state.signal_used_queue()
         {
             log::warn!("queue {n}: the guest cannot be told: {error}");
+        }
+    }
+
+    /// A queue that runs and was not kicked yet is made all the same. Its thread is not woken: what
+    /// reaches the queue does that.
+    fn make(&self, n: usize) {
+        let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
+        let mut slot = whole(&self.queues[n]);
+        if slot.is_none() && runs(&ring.get_mut()) {
+            *slot = Some(self.start(n));
         }
     }
 
@@ -151,6 +165,10 @@ impl Backend {
             }
         }
     }
+}
+
+fn runs(ring: &VringState<Space>) -> bool {
+    ring.is_enabled() && ring.get_queue().ready()
 }
 
 /// No panic leaves these half-changed: a lock that a panicking thread held is as good as any.

@@ -24,8 +24,8 @@ fn limits_are_in_the_block_limits_page_in_blocks() {
         assert_eq!(fields(&mut Bench::profile(name)), [128, 0, 1, 0, 0], "{name}");
     }
     // A boundary: without a maximum of its own, so that Linux sends one.
-    assert_eq!(fields(&mut Bench::profile("req16k+b16k")), [0, 0, 1, 32, 32]);
-    assert_eq!(fields(&mut Bench::profile("req16k+b64k")), [0, 0, 1, 32, 32]);
+    assert_eq!(fields(&mut Bench::profile("explicit16k+b16k")), [0, 0, 1, 32, 32]);
+    assert_eq!(fields(&mut Bench::profile("explicit16k+b64k")), [0, 0, 1, 32, 32]);
     let limits = LimitOptions {
         logical_block_size: Some(4096),
         unit_min: Some(8192),
@@ -99,7 +99,7 @@ fn the_granularity_is_the_shortest_unit() {
 
 #[test]
 fn with_a_boundary_a_command_may_still_begin_anywhere() {
-    let mut b = Bench::profile("req16k+b16k");
+    let mut b = Bench::profile("explicit16k+b16k");
     let data = vec![1; 64 << 10];
     // As Linux sends it: the boundary is the length. Or without one.
     for boundary in [0, 32] {
@@ -117,7 +117,7 @@ fn with_a_boundary_a_command_may_still_begin_anywhere() {
 
 #[test]
 fn a_boundary_shorter_than_the_transfer_makes_several_atomic_writes() {
-    let mut b = Bench::profile("req16k+b16k");
+    let mut b = Bench::profile("explicit16k+b16k");
     let data: Vec<u8> = (0..16384).map(|i| (i / 512) as u8).collect();
     assert!(b.ask(&atomic(0x08, 0, 12, 32), &data, 0).good());
     assert_eq!(b.store.take_ops(), [write(0, true), write(12, true), write(24, true)]);

@@ -1,8 +1,11 @@
 //! Mode pages, and switching the write cache.
 
+use crate::common::scsi::DISK;
+use crate::common::scsi_with;
 use crate::common::store::{MemStore, Told};
-use crate::{Bench, IN_CDB, IN_LIST, LIST_LENGTH, LimitOptions};
+use crate::{Bench, FIRST, IN_CDB, IN_LIST, LIST_LENGTH, LimitOptions, SECTORS, memory};
 use tornblk_backend::device::Device;
+use tornblk_backend::store::Op;
 use tornblk_model::event::Negotiation;
 
 fn sense6(flags: u8, page: u8, subpage: u8) -> [u8; 6] {
@@ -84,6 +87,8 @@ fn switching_the_cache_reaches_the_store() {
         };
         assert!(reply.good() && reply.residual == 0, "{reply:?}");
         assert_eq!(b.store.take_told(), [Told::Writeback(wce)]);
+        // What is in the cache is written out.
+        assert_eq!(b.store.take_ops(), if wce { vec![] } else { vec![Op::Flush] });
         assert_eq!(b.device.wce(), wce);
         assert_eq!(b.told(&sense6(8, 8, 0), 255)[6], u8::from(wce) << 2);
         // The default value stays.
@@ -92,6 +97,7 @@ fn switching_the_cache_reaches_the_store() {
         let list = list6(&caching(wce));
         assert!(b.ask(&select6(list.len()), &list, 0).good());
         assert_eq!(b.store.take_told(), []);
+        b.store.take_ops();
     }
     // What was switched is what the next driver finds, and what is recorded.
     let list = list6(&caching(false));
@@ -102,6 +108,56 @@ fn switching_the_cache_reaches_the_store() {
     let (flush_offered, flush, config_wce, writeback) = (true, true, true, false);
     let said = Negotiation { flush_offered, flush, config_wce, writeback };
     assert_eq!(b.store.take_told(), [Told::Negotiated(said)]);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_out_stays_on() {
+    let mut b = Bench::plain();
+    let list = list6(&caching(false));
+    b.store.fail_next(1);
+    assert_eq!(b.ask(&select6(list.len()), &list, 0).code(), (3, 0x0c, 0));
+    assert_eq!(b.store.take_told(), [Told::Writeback(false), Told::Writeback(true)]);
+    assert!(b.device.wce());
+    assert_eq!(b.told(&sense6(8, 8, 0), 255)[6], 4);
+
+    // Not GOOD before it is written out.
+    b.store.stall();
+    b.driver.recycle();
+    let sent = b.driver.command(DISK, 7, &select6(list.len()), &list, 0);
+    let _ = b.pump();
+    assert_eq!(b.driver.take_used(), []);
+    b.store.release();
+    assert!(b.answer(&sent).good());
+    assert!(!b.device.wce());
+    // What was off before stays off.
+    b.store.fail_next(1);
+    assert_eq!(b.ask(&select6(list.len()), &list, 0).code(), (3, 0x0c, 0));
+    assert!(!b.device.wce());
+}
+
+#[test]
+fn queues_that_switch_the_cache_at_once_agree_with_the_store() {
+    let store = MemStore::new(SECTORS);
+    let device = scsi_with(&store, 2, LimitOptions::default());
+    let mem = memory();
+    std::thread::scope(|scope| {
+        for (index, base) in [(FIRST, 0x4_0000), (FIRST + 1, 0x9_0000)] {
+            let (store, device, mem) = (store.clone(), device.clone(), mem.clone());
+            let mut b = Bench::with(store, device, mem, base, index, false);
+            scope.spawn(move || {
+                for n in 0..3000 {
+                    let list = list6(&caching(n % 2 == 1));
+                    assert!(b.ask(&select6(list.len()), &list, 0).good());
+                }
+            });
+        }
+    });
+    let mut on = true;
+    for told in store.take_told() {
+        assert_eq!(told, Told::Writeback(!on), "each is told once, in the order of the switches");
+        on = !on;
+    }
+    assert_eq!(device.wce(), on);
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 
 /// Disks: a profile, and whether it can be written.
 fn disk() -> impl Strategy<Value = (Option<&'static str>, bool)> {
-    let profiles = [None, Some("req4k"), Some("explicit4k"), Some("req4k+b4k"), Some("lb512")];
+    let profiles = [None, Some("req4k"), Some("explicit4k"), Some("explicit4k+b4k"), Some("lb512")];
     (proptest::sample::select(profiles.to_vec()), prop_oneof![7 => Just(false), 1 => Just(true)])
 }
 

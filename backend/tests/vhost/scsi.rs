@@ -112,6 +112,22 @@ fn an_abort_is_answered_when_the_command_is_let_go() {
 }
 
 #[test]
+fn a_function_reaches_queues_that_were_not_kicked_yet() {
+    let (server, mut guest) = ready(2);
+    server.store.stall();
+    let read = [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0];
+    // Visible, and its kick is still on its way.
+    let held = guest.queues[FIRST + 1].driver.command(DISK, 42, &read, &[], 512);
+    let (query, at) = guest.queues[CONTROL].driver.manage(VIRTIO_SCSI_T_TMF_QUERY_TASK, DISK, 42);
+    guest.kick(CONTROL);
+    assert_eq!(guest.wait(CONTROL), [(query, 1)]);
+    assert_eq!(u32::from(guest.queues[CONTROL].driver.byte(at)), VIRTIO_SCSI_S_FUNCTION_SUCCEEDED);
+    guest.kick(FIRST + 1);
+    server.store.release();
+    assert_eq!(guest.wait(FIRST + 1), [(held.head, 620)]);
+}
+
+#[test]
 fn queues_that_stop_in_any_order_wait_for_no_function() {
     let (server, mut guest) = ready(1);
     server.store.stall();

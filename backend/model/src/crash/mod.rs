@@ -112,7 +112,7 @@ pub struct Profile {
     pub unit_min: u64,
     pub unit_max: u64,
     pub max_bytes: u64,
-    /// Of the disk's address space, for writes that were not sent as atomic; 0 = none.
+    /// Of the disk's address space, where the mode is implicit; 0 = none.
     pub boundary: u64,
     /// Smallest piece that a non-atomic write can be cut into; 0 = one logical block.
     pub tear_unit: u64,

@@ -39,7 +39,7 @@ impl Profile {
     pub fn eligible(&self, offset: u64, len: u64, sent_as_atomic: bool) -> bool {
         let fits = 0 < len && len <= self.max_bytes;
         fits && match self.mode {
-            AtomicMode::Implicit => sent_as_atomic || !self.crosses_boundary(offset, len),
+            AtomicMode::Implicit => !self.crosses_boundary(offset, len),
             AtomicMode::Explicit => sent_as_atomic,
             AtomicMode::None => false,
         }

@@ -215,12 +215,11 @@ pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
                 let short = *len > 0 && *len <= p.max_bytes;
                 let inside = p.boundary == 0
                     || (short && offset / p.boundary == (offset + len - 1) / p.boundary);
-                // Sent as atomic, no boundary counts.
-                let whole = match (p.mode, *atomic) {
-                    (AtomicMode::None, _) => false,
-                    (_, true) => short,
-                    (AtomicMode::Implicit, false) => short && inside,
-                    (AtomicMode::Explicit, false) => false,
+                // SCSI has no boundary of the disk.
+                let whole = match p.mode {
+                    AtomicMode::None => false,
+                    AtomicMode::Implicit => short && inside,
+                    AtomicMode::Explicit => short && *atomic,
                 };
                 if whole {
                     let blocks = touched(*offset, *len);

@@ -271,10 +271,10 @@ fn eligible_is_as_the_standards_have_it() {
     check("explicit16k", 0, 16384, false, false);
     check("explicit16k", 0, 16384, true, true);
     check("explicit16k", 0, 32768, true, false);
-    // SCSI has no boundary on the disk; a command that was taken is kept.
+    // SCSI has no boundary on the disk. NVMe has, whatever the recording's disk was asked.
     check("explicit16k+b16k", 8192, 16384, true, true);
     check("explicit16k+b16k", 8192, 16384, false, false);
-    check("req16k+b16k", 8192, 16384, true, true);
+    check("req16k+b16k", 8192, 16384, true, false);
     check("req16k+b16k", 8192, 16384, false, false);
     check("lb4k", 0, 4096, true, false);
     check("piece16k", 0, 16384, true, false);

@@ -29,6 +29,8 @@ pub(super) enum Work {
     Done { taken: u64 },
     /// For the store; GOOD after the last of them.
     Store { requests: Requests, moved: Moved },
+    /// A flush for the store; if it fails, the write cache is on again where it was before.
+    WriteThrough { was_on: bool, taken: u64 },
 }
 
 pub(super) type Requests = SmallVec<[(Op, Buffers); 1]>;

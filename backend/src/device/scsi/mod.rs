@@ -46,6 +46,9 @@ mod opcodes;
 mod queue;
 mod sense;
 mod tasks;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod wire;
 
 pub use block::{
@@ -63,8 +66,8 @@ use sense::Sense;
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tasks::Tasks;
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::DEVICE_ID_BYTES;
@@ -111,8 +114,9 @@ pub struct Scsi {
     queue_size: u16,
     id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
     default_wce: bool,
-    /// The write cache is on (caching mode page). Kept over resets and new connections.
-    wce: AtomicBool,
+    /// The write cache is on (caching mode page). Kept over resets and new connections. Locked
+    /// until the store knows it, too.
+    wce: Mutex<bool>,
     negotiated: Mutex<bool>,
     /// A unit attention that waits to be told: see `ATTENTIONS`.
     attention: AtomicU8,
@@ -134,7 +138,7 @@ impl Scsi {
             queue_size,
             id,
             default_wce: writeback,
-            wce: AtomicBool::new(writeback),
+            wce: Mutex::new(writeback),
             negotiated: Mutex::new(false),
             attention: AtomicU8::new(0),
             tasks: Tasks::default(),
@@ -160,7 +164,11 @@ impl Scsi {
 
     /// Is the volatile write cache on?
     pub fn wce(&self) -> bool {
-        self.wce.load(Ordering::Acquire)
+        *self.lock_wce()
+    }
+
+    fn lock_wce(&self) -> MutexGuard<'_, bool> {
+        self.wce.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device's side of request queue `n` (from 2 on), from its start to its stop.
@@ -177,11 +185,15 @@ impl Scsi {
         self.default_wce
     }
 
-    fn set_wce(&self, on: bool) {
-        if self.wce.swap(on, Ordering::AcqRel) != on {
-            log::info!("the driver set WCE to {}", u8::from(on));
+    /// Says whether that is news.
+    fn set_wce(&self, on: bool) -> bool {
+        let mut wce = self.lock_wce();
+        let news = std::mem::replace(&mut *wce, on) != on;
+        if news {
+            log::info!("WCE is {} from now on", u8::from(on));
             self.store.set_writeback(on);
         }
+        news
     }
 
     fn id(&self) -> [u8; DEVICE_ID_BYTES] {
@@ -294,6 +306,10 @@ impl Device for Scsi {
             EVENT => Box::new(EventQueue),
             n => Box::new(self.request_queue(n)),
         }
+    }
+
+    fn reaches_all(&self, n: u16) -> bool {
+        n == CONTROL
     }
 
     fn reset(&self, cause: ResetCause, queue: Option<u16>) {

@@ -2,6 +2,10 @@
 //!
 //! One value can be changed: WCE, the volatile write cache. The pages cannot be saved; a change
 //! outlives resets all the same, as `writeback` does on virtio-blk.
+//!
+//! A MODE SELECT that says that WCE is 0 writes the cache out before it is GOOD (SBC-4, 6.5.6): from
+//! its beginning on, what completes is stable; then a flush makes what completed before stable. Where
+//! that flush fails, WCE is what it was and the command fails.
 
 use super::Scsi;
 use super::command::{Asked, Work};
@@ -120,10 +124,17 @@ pub(super) fn select(disk: &Scsi, asked: &Asked<'_>, ten: bool) -> Result<Work, 
     if cdb[1] & PF == 0 {
         return Err(Sense::in_cdb(1, Some(4)).into());
     }
-    if let Some(wce) = selected(disk, &list, ten)? {
-        disk.set_wce(wce);
+    match selected(disk, &list, ten)? {
+        None => Ok(Work::Done { taken: len }),
+        Some(true) => {
+            disk.set_wce(true);
+            Ok(Work::Done { taken: len })
+        }
+        Some(false) => {
+            let was_on = disk.set_wce(false);
+            Ok(Work::WriteThrough { was_on, taken: len })
+        }
     }
-    Ok(Work::Done { taken: len })
 }
 
 /// What a parameter list says about WCE, if all of it is acceptable.

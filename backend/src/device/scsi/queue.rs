@@ -1,8 +1,8 @@
 //! A request queue: from chains to commands, to the store's requests, and to responses.
 
-use super::command::{Asked, Moved, Work, fits, understand};
+use super::command::{self, Asked, Moved, Work, fits, understand};
 use super::sense::{Refused, Sense};
-use super::tasks::{Inbox, Open, What, Which};
+use super::tasks::{Inbox, Open, Order, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
 use super::{FRONT_END_SEG_MAX, Scsi};
 use crate::complaints::Complaints;
@@ -10,7 +10,8 @@ use crate::device::Memory;
 use crate::device::chain::{Broken, Chain};
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::device::spans::{Spans, fill, gather, split, total};
-use crate::store::{Done, Failure, Op, Origin, Request, StoreQueue};
+use crate::store::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
+use smallvec::smallvec;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ pub struct ScsiRequests {
     index: u16,
     store: Box<dyn StoreQueue>,
     inbox: Arc<Inbox>,
+    /// What the control queue had ordered when chains were last taken: about them, too. What it
+    /// orders later may be about commands that are not taken yet.
+    orders: Vec<Order>,
     /// Commands that the store has, by head.
     submitted: Vec<Option<Submitted>>,
     in_flight: usize,
@@ -55,6 +59,8 @@ struct Submitted {
     failed: Option<Sense>,
     /// Functions that wait for it.
     awaited: Vec<Open>,
+    /// It switched the write cache off: on again if it fails.
+    cache_off: bool,
 }
 
 impl Place {
@@ -89,6 +95,7 @@ impl ScsiRequests {
             index,
             store,
             inbox,
+            orders: Vec::new(),
             submitted: Vec::new(),
             in_flight: 0,
             complaints: Complaints::default(),
@@ -162,23 +169,12 @@ impl ScsiRequests {
             }
             Ok(Work::Done { taken }) => Some(place.good(Moved { taken, given: 0 })),
             Ok(Work::Store { requests, moved }) => {
-                let slot = &mut self.submitted[usize::from(place.head)];
-                let (position, head) = (from.position, place.head);
-                *slot = Some(Submitted {
-                    place,
-                    position,
-                    tag: command.tag,
-                    moved,
-                    parts: requests.len(),
-                    failed: None,
-                    awaited: Vec::new(),
-                });
-                self.in_flight += 1;
-                // The command's own priority is no I/O priority of Linux.
-                let origin = Origin { queue: self.index, position, head, ioprio: 0 };
-                for (op, buffers) in requests {
-                    self.store.submit(Request { origin, op, buffers });
-                }
+                self.submit(from, (place, command.tag), requests, moved, false);
+                None
+            }
+            Ok(Work::WriteThrough { was_on, taken }) => {
+                let (flush, moved) = ((Op::Flush, Buffers::empty()), Moved { taken, given: 0 });
+                self.submit(from, (place, command.tag), smallvec![flush], moved, was_on);
                 None
             }
             Err(Refused::Check(sense, why)) => {
@@ -195,9 +191,36 @@ impl ScsiRequests {
         }
     }
 
+    fn submit(
+        &mut self,
+        from: Spot<'_>,
+        (place, tag): (Place, u64),
+        requests: command::Requests,
+        moved: Moved,
+        cache_off: bool,
+    ) {
+        let (position, head) = (from.position, place.head);
+        self.submitted[usize::from(head)] = Some(Submitted {
+            place,
+            position,
+            tag,
+            moved,
+            parts: requests.len(),
+            failed: None,
+            awaited: Vec::new(),
+            cache_off,
+        });
+        self.in_flight += 1;
+        // The command's own priority is no I/O priority of Linux.
+        let origin = Origin { queue: self.index, position, head, ioprio: 0 };
+        for (op, buffers) in requests {
+            self.store.submit(Request { origin, op, buffers });
+        }
+    }
+
     /// Does what the control queue ordered.
     fn obey(&mut self) {
-        for order in self.inbox.take() {
+        for order in std::mem::take(&mut self.orders) {
             let all = self.submitted.iter_mut().flatten();
             match order.what {
                 What::Find(which) => {
@@ -250,19 +273,21 @@ impl Submitted {
         }
     }
 
-    /// One of its requests ended. An answer after the last one.
-    fn part(slot: &mut Option<Submitted>, failed: Option<Sense>) -> Option<Answer> {
+    /// One of its requests ended. After the last one an answer, and the functions that wait until
+    /// it is published.
+    fn part(slot: &mut Option<Submitted>, failed: Option<Sense>) -> Option<(Answer, Vec<Open>)> {
         let task = slot.as_mut()?;
         task.parts -= 1;
         task.failed = task.failed.or(failed);
         if task.parts > 0 {
             return None;
         }
-        let Submitted { place, moved, failed, .. } = slot.take()?;
-        Some(match failed {
+        let Submitted { place, moved, failed, awaited, .. } = slot.take()?;
+        let answer = match failed {
             None => place.good(moved),
             Some(sense) => place.check(sense),
-        })
+        };
+        Some((answer, awaited))
     }
 }
 
@@ -286,6 +311,10 @@ impl Requests for ScsiRequests {
         self.submitted.resize_with(heads, || None);
     }
 
+    fn listen(&mut self) {
+        self.inbox.take(&mut self.orders);
+    }
+
     fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
         let Taken { mem, position, head, chain } = taken;
         let from = Spot { mem, position, head };
@@ -305,10 +334,10 @@ impl Requests for ScsiRequests {
     }
 
     fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
-        if !self.inbox.is_empty() {
+        if !self.orders.is_empty() {
             self.obey();
         }
-        let ScsiRequests { store, submitted, in_flight, complaints, index, .. } = self;
+        let ScsiRequests { device, store, submitted, in_flight, complaints, index, .. } = self;
         store.reap(&mut |done| {
             let Done { request: Request { origin, op, .. }, result } = done;
             let Origin { position, head, .. } = origin;
@@ -325,9 +354,14 @@ impl Requests for ScsiRequests {
                 }
                 sense_of(&op, &failure)
             });
-            if let Some(answer) = Submitted::part(slot, failed) {
+            if failed.is_some() && slot.as_ref().is_some_and(|task| task.cache_off) {
+                log::warn!("the write cache could not be written out: it stays on");
+                device.set_wce(true);
+            }
+            if let Some((answer, awaited)) = Submitted::part(slot, failed) {
                 *in_flight -= 1;
                 f(answer);
+                drop(awaited);
             }
         });
     }

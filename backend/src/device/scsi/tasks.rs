@@ -1,7 +1,9 @@
 //! How the control queue reaches what is in flight on the request queues, which other threads work
-//! on: it leaves an [`Order`] with each and rings, and each of them carries it out at its next
-//! turn, after it has taken everything that the driver had made visible. Nothing here costs a
-//! request more than looking at a flag.
+//! on: it leaves an [`Order`] with each and rings. Each of them looks for orders, takes everything
+//! that the driver has made visible, and carries out those orders that it found before: so an order
+//! reaches every command that was visible before it. Nothing here costs a request more than looking
+//! at a flag. The transport has every queue at work before the control queue takes anything
+//! ([`Device::reaches_all`](crate::device::Device::reaches_all)).
 
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
@@ -134,17 +136,11 @@ impl Inbox {
         }
     }
 
-    /// The orders that wait.
-    pub(super) fn take(&self) -> Vec<Order> {
-        if !self.waiting.swap(false, Ordering::AcqRel) {
-            return Vec::new();
+    /// Adds the orders that wait to `to`. Costs a load where there is none.
+    pub(super) fn take(&self, to: &mut Vec<Order>) {
+        if self.waiting.load(Ordering::Acquire) && self.waiting.swap(false, Ordering::AcqRel) {
+            to.append(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner));
         }
-        std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Costs a load.
-    pub(super) fn is_empty(&self) -> bool {
-        !self.waiting.load(Ordering::Acquire)
     }
 }
 

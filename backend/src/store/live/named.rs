@@ -11,7 +11,7 @@ use crate::store::gate::GateContext;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use tornblk_model::crash::Profile;
+use tornblk_model::crash::{AtomicMode, Profile};
 use tornblk_model::named::Named;
 use tornblk_proto::NamedWrites;
 
@@ -138,10 +138,13 @@ impl Arrival {
     }
 
     /// What merges over a limit that does not exist is no anomaly: on a disk that keeps nothing
-    /// whole, only lengths and places can be wrong.
+    /// whole, only lengths and places can be wrong. A name is no more than that: a disk that keeps
+    /// only what was sent as atomic has no limit for a write that was not. What was sent as atomic
+    /// heeds no boundary of the disk: SCSI has none.
     fn judge(&self, profile: &Profile) -> Judged {
         let Arrival { offset, len, says, name } = *self;
-        let limit = profile.max_bytes;
+        let limited = name.is_none() || profile.mode == AtomicMode::Implicit;
+        let limit = if limited { profile.max_bytes } else { 0 };
         let length = if len < says {
             Length::Split
         } else if len == says {
@@ -152,13 +155,14 @@ impl Arrival {
             Length::Merged
         };
         // Where the whole of a split write began is not known. A length that is no power of two
-        // has no natural place.
-        let placed = length != Length::Split && says.is_power_of_two();
-        // One that was sent as atomic heeds none: SCSI has no boundary on the disk.
-        let across = name.is_some() && profile.crosses_boundary(offset, len);
+        // has no natural place; and one that was sent as atomic may be of several that were merged:
+        // SCSI asks for no alignment but the granularity.
+        let place = if name.is_some() { says } else { profile.unit_min.max(1) };
+        let placed = length != Length::Split && place.is_power_of_two();
+        let across = name.is_some() && limited && profile.crosses_boundary(offset, len);
         Judged {
             length,
-            misaligned: placed && !offset.is_multiple_of(says),
+            misaligned: placed && !offset.is_multiple_of(place),
             across: across.then_some(profile.boundary),
         }
     }
@@ -190,8 +194,8 @@ impl fmt::Display for Sentence {
             ),
             Anomaly::Misaligned => write!(
                 f,
-                "misaligned: a {write} arrived{request} at offset {offset}, which is no multiple of \
-                 its length"
+                "misaligned: a {write} arrived{request} at offset {offset}, which is not where such a \
+                 write may begin"
             ),
             Anomaly::Across(boundary) => write!(
                 f,
@@ -208,7 +212,6 @@ mod tests {
     use super::*;
     use crate::store::Origin;
     use proptest::prelude::*;
-    use tornblk_model::crash::AtomicMode;
 
     fn profile(name: &str) -> Profile {
         name.parse().unwrap()
@@ -284,6 +287,7 @@ mod tests {
         assert!(first.contains("no more than 65536"), "{first}");
         // Nothing is promised, so no limit is crossed.
         assert_eq!(one("lb512", &at(0), 256 * K, tag(16 * K)).merged, 1);
+        assert_eq!(one("explicit16k", &at(0), 64 * K, tag(16 * K)).merged, 1);
     }
 
     #[test]
@@ -296,7 +300,8 @@ mod tests {
         assert_eq!(one("req64k", &at(8 * K), 32 * K, tag(16 * K)).misaligned, 1);
         // Three blocks have none.
         assert_eq!(one("explicit16k", &atomic(512), 1536, 0).misaligned, 0);
-        assert_eq!(one("explicit16k", &atomic(512), 1024, 0).misaligned, 1);
+        assert_eq!(one("explicit16k", &atomic(512), 1024, 0).misaligned, 0, "merged, perhaps");
+        assert_eq!(one("explicit16k+min4k", &atomic(512), 4 * K, 0).misaligned, 1);
     }
 
     #[test]
@@ -307,6 +312,7 @@ mod tests {
         assert_eq!(one("req16k+b32k", &at(16 * K), 16 * K, tag(16 * K)).across_boundary, 0);
         assert_eq!(one("req16k", &at(24 * K), 16 * K, tag(16 * K)).across_boundary, 0);
         assert_eq!(one("explicit16k+b32k", &atomic(24 * K), 16 * K, 0).across_boundary, 0);
+        assert_eq!(one("explicit16k+b32k", &at(24 * K), 16 * K, tag(16 * K)).across_boundary, 0);
         // Two merged ones, each of which lies on its side.
         let seen = one("req32k+b32k", &at(16 * K), 32 * K, tag(16 * K));
         assert_eq!((seen.merged, seen.misaligned, seen.across_boundary), (1, 0, 1));
@@ -328,7 +334,7 @@ mod tests {
         #[test]
         fn no_anomaly_and_the_model_agree(
             writes in prop::collection::vec((0u64..512, 1u64..200, 0u32..8, any::<bool>()), 1..40),
-            limits in prop::sample::select(&["lb512", "req16k", "req16k+b16k", "req32k+b64k", "explicit16k"]),
+            limits in prop::sample::select(&["lb512", "req16k", "req16k+b16k", "req32k+b64k", "explicit16k", "explicit16k+b16k"]),
         ) {
             let (seen, profile) = (Observed::default(), profile(limits));
             let mut anomalies = 0;
@@ -340,13 +346,14 @@ mod tests {
                 let name = (!*sent_as_atomic).then_some(0);
                 let arrival = Arrival { offset, len, says, name };
                 let judged = arrival.judge(&profile);
-                // A name is no more than that: an explicit disk keeps what was sent as atomic.
-                let explicit = profile.mode == AtomicMode::Explicit;
-                let kept = profile.eligible(offset, len, *sent_as_atomic || explicit);
-                if matches!(judged.length, Length::MergedBeyond(_)) || judged.across.is_some() {
-                    prop_assert!(!kept);
-                } else if profile.max_bytes >= len {
-                    prop_assert!(kept);
+                // A disk that keeps only what was sent as atomic promises nothing to a name.
+                let limited = *sent_as_atomic || profile.mode == AtomicMode::Implicit;
+                let kept = profile.eligible(offset, len, *sent_as_atomic);
+                let beyond = matches!(judged.length, Length::MergedBeyond(_));
+                if beyond || judged.across.is_some() {
+                    prop_assert!(limited && !kept);
+                } else if limited && profile.max_bytes >= len {
+                    prop_assert!(kept || *sent_as_atomic && profile.crosses_boundary(offset, len));
                 }
                 anomalies += usize::from(!matches!(judged.length, Length::Whole | Length::Merged))
                     + usize::from(judged.misaligned)
