@@ -182,16 +182,25 @@ pub fn carried_by(seg_max: u32, logical: u32) -> u64 {
     power_below(bytes)
 }
 
+fn longer_queue(helps: bool) -> &'static str {
+    if helps { ", or a larger --queue-size" } else { "" }
+}
+
 fn power_below(n: u64) -> u64 {
     n.checked_ilog2().map_or(0, |log| 1 << log)
 }
 
 fn need_power_of_two(option: &str, value: u64) -> Result<(), LimitsError> {
+    need_power_of_two_up_to(option, value, u64::MAX)
+}
+
+/// Names no value above `most`, which would be refused next.
+fn need_power_of_two_up_to(option: &str, value: u64, most: u64) -> Result<(), LimitsError> {
     if value.is_power_of_two() {
         return Ok(());
     }
-    let below = power_below(value).max(512);
-    match value.checked_next_power_of_two().filter(|&above| above != below) {
+    let below = power_below(value).max(512).min(most);
+    match value.checked_next_power_of_two().filter(|&above| above != below && above <= most) {
         Some(above) if value > 512 => refuse!(
             "{option} {} is no power of two: use {} or {}",
             Size(value),
@@ -330,7 +339,7 @@ fn check(p: &Profile, logical: u32, want: &LimitOptions) -> Result<(), LimitsErr
         return Ok(());
     }
     need_power_of_two("--atomic-unit-min", p.unit_min)?;
-    need_power_of_two("--atomic-unit-max", p.unit_max)?;
+    need_power_of_two_up_to("--atomic-unit-max", p.unit_max, carried_by(seg_max, logical))?;
     if p.unit_min < lb {
         refuse!(
             "--atomic-unit-min {} is below the logical block size: use {} or more",
@@ -389,10 +398,11 @@ fn check(p: &Profile, logical: u32, want: &LimitOptions) -> Result<(), LimitsErr
     if p.unit_max > carried {
         refuse!(
             "--atomic-unit-max {} is more than a request of {seg_max} segments is sure to carry: \
-             use {} or less, or a larger --queue-size (a request has two segments less than the \
+             use {} or less{} (a request has two segments less than the \
              queue has entries, and Linux uses at most {BIO_SEGMENTS})",
             Size(p.unit_max),
-            Size(carried)
+            Size(carried),
+            longer_queue(carried < carried_by(BIO_SEGMENTS as u32, logical))
         );
     }
     Ok(())
@@ -405,9 +415,10 @@ fn check_scsi(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError
     if p.unit_max > carried {
         refuse!(
             "--atomic-unit-max {} is more than a SCSI command of {seg_max} segments is sure to \
-             carry (QEMU's front-end shows {FRONT_END_SEG_MAX} at most): use {} or less",
+             carry: use {} or less{} (QEMU's front-end shows {FRONT_END_SEG_MAX} segments at most)",
             Size(p.unit_max),
-            Size(carried)
+            Size(carried),
+            longer_queue(carried < carried_by(FRONT_END_SEG_MAX, logical))
         );
     }
     let longest = ATOMIC_MAX_BLOCKS * lb;
@@ -416,7 +427,8 @@ fn check_scsi(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError
             "--atomic-max-bytes {} is more than WRITE ATOMIC can say, {ATOMIC_MAX_BLOCKS} blocks: \
              use {} or less",
             Size(p.max_bytes),
-            Size(power_below(longest))
+            // Without a boundary Linux takes it for `unit_max`, which is checked next.
+            Size(if p.boundary == 0 { p.unit_max } else { power_below(longest) })
         );
     }
     if p.boundary != 0 && p.mode == AtomicMode::Implicit {
@@ -431,12 +443,16 @@ fn check_scsi(p: &Profile, logical: u32, seg_max: u32) -> Result<(), LimitsError
     }
     let taken = power_below(p.max_bytes);
     if p.boundary == 0 && p.unit_max != taken {
+        let or = if taken <= carried {
+            format!(", or --atomic-unit-max {}", Size(taken))
+        } else {
+            String::new()
+        };
         refuse!(
             "SCSI has no field for --atomic-unit-max {}: Linux takes the largest power of two in \
-             --atomic-max-bytes {}. Use --atomic-unit-max {}, or --atomic-max-bytes {}",
+             --atomic-max-bytes {}. Use --atomic-max-bytes {}{or}",
             Size(p.unit_max),
             Size(p.max_bytes),
-            Size(taken),
             Size(p.unit_max)
         );
     }
@@ -481,6 +497,42 @@ mod tests {
         let mode = Some(AtomicMode::Explicit);
         Limits::new(&LimitOptions { boundary: Some(32768), mode, ..said }).unwrap();
         Limits::new(&scsi("explicit16k+b16k")).unwrap();
+    }
+
+    #[test]
+    fn what_is_advised_is_taken() {
+        // Whatever is refused, with the first value that is named instead it is not, or not for that.
+        let sizes = [300 << 10, 512 << 10, 1 << 20, 3 << 20, 16 << 20, 1 << 30];
+        for front_end in [FrontEnd::Blk, FrontEnd::Scsi] {
+            for (seg_max, bytes) in
+                [6, 126, 254, 1022].into_iter().flat_map(|s| sizes.map(|b| (s, b)))
+            {
+                let seg_max = if front_end == FrontEnd::Scsi {
+                    seg_max.min(FRONT_END_SEG_MAX)
+                } else {
+                    seg_max
+                };
+                let want = LimitOptions { front_end, seg_max, ..LimitOptions::default() };
+                for (option, unit_max, max_bytes) in [
+                    ("--atomic-unit-max", Some(bytes), None),
+                    ("--atomic-max-bytes", Some(16384), Some(bytes)),
+                ] {
+                    let asked = LimitOptions { unit_max, max_bytes, ..want.clone() };
+                    let Err(error) = Limits::new(&asked) else { continue };
+                    let error = error.to_string();
+                    let advised = error.split(&format!("Use {option} ")).nth(1);
+                    let advised = advised.or_else(|| error.split("use ").nth(1)).unwrap();
+                    let word = advised.split([' ', ',']).next().unwrap();
+                    let advised: Size = word.parse().unwrap_or_else(|_| panic!("{error}"));
+                    let better = match option {
+                        "--atomic-unit-max" => LimitOptions { unit_max: Some(advised.0), ..asked },
+                        _ => LimitOptions { max_bytes: Some(advised.0), ..asked },
+                    };
+                    let again = Limits::new(&better);
+                    assert!(again.is_ok(), "{error}\n{word}: {}", again.unwrap_err());
+                }
+            }
+        }
     }
 
     #[test]
