@@ -134,8 +134,11 @@ pub trait Gate: Send + Sync {
     /// The request was executed, whatever came of it.
     fn before_completion(&self, ctx: &GateContext<'_>) -> Verdict;
 
-    /// A held request was let go by [`StoreQueue::drain`], without asking.
-    fn released(&self, _ctx: &GateContext<'_>) {}
+    /// A held request is let go by [`StoreQueue::drain`], and nothing may hold it any more: what
+    /// was decided about it before it was held. [`Verdict::Hold`] is as `Go`.
+    fn released(&self, _ctx: &GateContext<'_>) -> Verdict {
+        Verdict::Go
+    }
 
     /// A request is over: completed or dropped. The last word about this `id`.
     fn ended(&self, _id: u64) {}
@@ -347,13 +350,16 @@ impl<E: Engine> GatedQueue<E> {
     }
 
     /// Takes a request as far as the gate lets it go. `asked`: it stands where the gate said
-    /// `Hold` before. `force`: the gate is not asked.
-    fn advance(&mut self, mut held: Held<E::Ticket>, asked: bool, force: bool) {
+    /// `Hold` before. `decided`: the gate is not asked, this was its answer.
+    fn advance(&mut self, mut held: Held<E::Ticket>, asked: bool, decided: Option<Verdict>) {
         let seq = self.engine.seq(&held.ticket);
         let mut again = asked;
         if held.executed.is_none() {
-            let verdict =
-                if force { Verdict::Go } else { self.gate.before_io(&held.context(seq, again)) };
+            let verdict = match decided {
+                Some(Verdict::Hold) => Verdict::Go,
+                Some(verdict) => verdict,
+                None => self.gate.before_io(&held.context(seq, again)),
+            };
             // Asked after the gate, which may have cut the power.
             if self.engine.off() {
                 return self.drop_it(held);
@@ -370,7 +376,7 @@ impl<E: Engine> GatedQueue<E> {
             });
             again = false;
         }
-        let verdict = if force {
+        let verdict = if decided.is_some() {
             Verdict::Go
         } else {
             self.gate.before_completion(&held.context(seq, again))
@@ -431,7 +437,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
         let last = self.engine.records() && self.gate.cut_after(&context, Point::Submit);
         match self.engine.begin(&request, last) {
             Ok(Step::Next(ticket)) => {
-                self.advance(Held { id, request, ticket, eligible, executed: None }, false, false);
+                self.advance(Held { id, request, ticket, eligible, executed: None }, false, None);
             }
             Ok(Step::Last(ticket)) => {
                 if let Some(seq) = self.engine.last_seq(&ticket) {
@@ -451,7 +457,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
     fn reap(&mut self, f: &mut dyn FnMut(Done)) {
         if self.waker.take() {
             for held in std::mem::take(&mut self.held) {
-                self.advance(held, true, false);
+                self.advance(held, true, None);
             }
         }
         for done in self.done.drain(..) {
@@ -470,8 +476,8 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
     fn drain(&mut self) {
         for held in std::mem::take(&mut self.held) {
             let seq = self.engine.seq(&held.ticket);
-            self.gate.released(&held.context(seq, true));
-            self.advance(held, true, true);
+            let decided = self.gate.released(&held.context(seq, true));
+            self.advance(held, true, Some(decided));
         }
     }
 }

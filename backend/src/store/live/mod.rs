@@ -241,15 +241,18 @@ impl Gate for LiveGate {
         if held { Verdict::Hold } else { Verdict::Go }
     }
 
-    fn released(&self, ctx: &GateContext<'_>) {
-        if self.change(|s| s.stalls.forget(ctx.id)) {
+    fn released(&self, ctx: &GateContext<'_>) -> Verdict {
+        let (stalled, decided) =
+            self.change(|s| (s.stalls.forget(ctx.id), s.decided.remove(&ctx.id)));
+        if stalled {
             log::info!(
-                "a stalled {:?} request of queue {} was let go: its queue stops",
+                "a stalled {:?} request of queue {} was let go: its queue stops or is reset",
                 ctx.kind(),
                 ctx.origin.queue
             );
         }
         self.ended(ctx.id);
+        decided.unwrap_or(Verdict::Go)
     }
 
     fn ended(&self, id: u64) {

@@ -328,3 +328,20 @@ fn a_named_write_is_seen_once_whatever_becomes_of_it() {
     let seen = rig.gate.named();
     assert_eq!((seen.writes, seen.split, seen.first.len()), (1, 1, 1));
 }
+
+#[test]
+fn a_fault_strikes_a_stalled_request_that_its_queue_lets_go() {
+    for (offset, fails) in [(0, true), (512, false)] {
+        let rig = rig(0, HoldCompletions::None);
+        let mut queue = rig.store.queue(0);
+        rig.gate.stall(1, writes(), StallWhen::BeforeIo);
+        rig.gate.arm(eio(Some((offset, 512)), None, None), None);
+        queue.submit(write(0, 0, vec![9; 512]));
+        assert!(reap(&mut *queue).is_empty());
+        queue.drain();
+        let done = reap(&mut *queue);
+        assert_eq!(done.len(), 1);
+        assert_eq!(matches!(done[0].result, Err(Failure::Injected)), fails, "{offset}");
+        assert_eq!(rig.on_disk(0, 512), vec![if fails { 1 } else { 9 }; 512]);
+    }
+}
