@@ -128,3 +128,17 @@ fn a_boundary_shorter_than_the_transfer_makes_several_atomic_writes() {
     assert!(b.ask(&atomic(0, 24, 12, 32), &data, 0).good());
     assert_eq!(b.store.take_ops(), [write(24, false), write(36, false), write(48, false)]);
 }
+
+#[test]
+fn a_command_makes_no_more_pieces_than_64() {
+    let mut b = Bench::profile("explicit64k+b64k");
+    let data = vec![1; 64 << 10];
+    assert!(b.ask(&atomic(0, 0, 1, 64), &data, 0).good());
+    assert_eq!(b.store.take_ops().len(), 64);
+    for (boundary, blocks) in [(1, 65), (1, 128)] {
+        let reply = b.ask(&atomic(0, 0, boundary, blocks), &data, 0);
+        assert_eq!((reply.code(), &reply.sense[15..]), (IN_CDB, &[0xc0, 0, 10][..]));
+    }
+    assert!(b.store.take_ops().is_empty());
+    assert!(b.ask(&atomic(0, 0, 2, 128), &data, 0).good());
+}

@@ -4,7 +4,7 @@ use crate::common::scsi::{CANARY, DISK};
 use crate::common::store::{MemStore, Told, pattern};
 use crate::{Bench, LimitOptions, SECTORS, cdb10, cdb16};
 use tornblk_backend::device::Device;
-use tornblk_backend::device::scsi::{UNMAP_MAX_BYTES, WRITE_SAME_MAX_BYTES};
+use tornblk_backend::device::scsi::{PATTERN_MAX_BYTES, UNMAP_MAX_BYTES, WRITE_SAME_MAX_BYTES};
 use tornblk_backend::store::Op;
 use tornblk_model::event::{Negotiation, Segment};
 
@@ -212,11 +212,8 @@ fn write_same_of_a_pattern_is_that_pattern_in_every_block() {
         (cdb16(0x93, 0x08, 600, 1).to_vec(), 600, 1),
     ] {
         assert!(b.ask(&cdb, &block, 0).good());
-        assert_eq!(
-            b.store.take_ops(),
-            [write(lba, false)],
-            "one write that no profile keeps whole"
-        );
+        let each: Vec<Op> = (lba..lba + blocks).map(|sector| write(sector, false)).collect();
+        assert_eq!(b.store.take_ops(), each, "no profile keeps more of them whole");
         for sector in lba..lba + blocks {
             assert_eq!(b.store.sector(sector), block);
         }
@@ -225,24 +222,22 @@ fn write_same_of_a_pattern_is_that_pattern_in_every_block() {
 }
 
 #[test]
-fn write_same_is_never_atomic_whatever_the_profile_says_of_its_length() {
-    // Short enough to be whole as a write of its own: so one for each tear unit.
-    let mut b = Bench::profile("req16k");
-    assert!(b.ask(&cdb16(0x93, 0, 7, 32), &[9; 512], 0).good());
-    let each: Vec<Op> = (7..39).map(|sector| write(sector, false)).collect();
-    assert_eq!(b.store.take_ops(), each);
-    assert_eq!((b.store.sector(38), b.store.sector(39)), (vec![9; 512], vec![pattern(39); 512]));
-    // One more, and it is not.
-    assert!(b.ask(&cdb16(0x93, 0, 7, 33), &[9; 512], 0).good());
-    assert_eq!(b.store.take_ops(), [write(7, false)]);
+fn write_same_is_never_atomic_whatever_a_profile_says_of_its_length() {
+    // One for each tear unit, also where this disk would keep no write of that length: the recording
+    // may be explored as one that does.
+    for (profile, blocks) in [("req16k", 32), ("req16k", 33), ("explicit16k", 32), ("lb512", 8)] {
+        let mut b = Bench::profile(profile);
+        assert!(b.ask(&cdb16(0x93, 0, 7, blocks), &[9; 512], 0).good());
+        let end = 7 + u64::from(blocks);
+        let each: Vec<Op> = (7..end).map(|sector| write(sector, false)).collect();
+        assert_eq!(b.store.take_ops(), each, "{profile}");
+        assert_eq!(b.store.sector(end - 1), [9; 512]);
+        assert_eq!(b.store.sector(end), [pattern(end); 512]);
+    }
     // On the disk's own grid.
     let mut b = Bench::profile("req16k+tear4k");
     assert!(b.ask(&cdb16(0x93, 0, 7, 10), &[9; 512], 0).good());
     assert_eq!(b.store.take_ops(), [write(7, false), write(8, false), write(16, false)]);
-    // SCSI's own kind of profile keeps only what is marked.
-    let mut b = Bench::profile("explicit16k");
-    assert!(b.ask(&cdb16(0x93, 0, 7, 32), &[9; 512], 0).good());
-    assert_eq!(b.store.take_ops(), [write(7, false)]);
 }
 
 #[test]
@@ -250,9 +245,13 @@ fn one_write_same_is_bounded_and_never_of_nothing() {
     let most = WRITE_SAME_MAX_BYTES / 512;
     let mut b = Bench::new(MemStore::new(most + 8), LimitOptions::default());
     assert!(b.ask(&cdb16(0x93, 1, 1, most as u32), &[], 0).good());
-    assert!(b.ask(&cdb16(0x93, 0, 1, most as u32), &[3; 512], 0).good());
-    assert_eq!(b.store.sector(most), [3; 512]);
+    // Anything but zeroes has less.
+    let pattern = PATTERN_MAX_BYTES / 512;
+    assert!(b.ask(&cdb16(0x93, 0, 1, pattern as u32), &[3; 512], 0).good());
+    assert_eq!(b.store.sector(pattern), [3; 512]);
     b.store.take_ops();
+    let more = b.ask(&cdb16(0x93, 0, 1, pattern as u32 + 1), &[3; 512], 0);
+    assert_eq!((more.code(), &more.sense[15..]), (crate::IN_CDB, &[0xc0, 0, 10][..]));
     for blocks in [0, most as u32 + 1] {
         assert_eq!(b.ask(&cdb16(0x93, 1, 0, blocks), &[], 0).code(), crate::IN_CDB);
     }

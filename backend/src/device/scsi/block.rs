@@ -7,7 +7,23 @@
 //! | WRITE ATOMIC(16) | one write marked atomic; with an atomic boundary shorter than the transfer, one for each piece |
 //! | SYNCHRONIZE CACHE | a flush of all; with IMMED answered after it all the same |
 //! | UNMAP | a discard |
-//! | WRITE SAME | of zeroes: a write of zeroes; of any other pattern: writes that no profile takes for atomic |
+//! | WRITE SAME | of zeroes: a write of zeroes; of any other pattern, of at most [`PATTERN_MAX_BYTES`]: a write for each tear unit |
+//!
+//! # When a command of several parts is complete
+//!
+//! WRITE ATOMIC with an atomic boundary, and WRITE SAME of a pattern, may be several requests of the
+//! store. The driver has one answer, after the last of them. A recording has a submit and a complete
+//! event for each, and they complete one by one: it knows crash points at which some of them are
+//! complete and others are not. With FUA, or with the write cache off, the complete ones are stable
+//! there. So what is explored lacks the states in which a later part is on the disk and an earlier
+//! one is not; states that no disk may leave behind are not among it. Live faults and stalls that
+//! count requests count each part.
+//!
+//! WRITE SAME is never whole, whatever its length. Its parts are as long as the tear unit of the disk
+//! that was recorded: explored as a disk with a smaller one they are torn further where they are not
+//! eligible, and where they are, such a part is whole.
+//!
+//! MAXIMUM WRITE SAME LENGTH is that of zeroes: no field says that other patterns have less.
 
 use super::Scsi;
 use super::command::{Asked, Moved, Requests, Work};
@@ -26,10 +42,15 @@ pub const UNMAP_MAX_BYTES: u64 = 64 << 20;
 pub const UNMAP_MAX_DESCRIPTORS: u32 = 32;
 /// Bytes that one WRITE SAME may cover.
 pub const WRITE_SAME_MAX_BYTES: u64 = 16 << 20;
+/// Bytes that one WRITE SAME of anything but zeroes may cover: it is at most 2,048 requests.
+pub const PATTERN_MAX_BYTES: u64 = 1 << 20;
 /// Bytes that one READ or WRITE may move: what a chain may carry.
 pub const TRANSFER_MAX_BYTES: u64 = CHAIN_MAX_BYTES - 4096;
 /// Blocks that WRITE ATOMIC(16) can say: its transfer length has 16 bits.
 pub const ATOMIC_MAX_BLOCKS: u64 = 0xffff;
+
+/// Pieces that the atomic boundary of one WRITE ATOMIC may make of it.
+pub const ATOMIC_MAX_PIECES: u64 = 64;
 
 /// Where a command is about, in bytes: on the disk.
 #[derive(Clone, Copy, Debug)]
@@ -153,6 +174,12 @@ pub(super) fn write_atomic(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refus
     if !piece.is_multiple_of(limits.granularity.into()) {
         return refuse(10, "its atomic boundary is no multiple of the granularity".to_owned());
     }
+    if piece != 0 && blocks.div_ceil(piece) > ATOMIC_MAX_PIECES {
+        return refuse(
+            10,
+            format!("its atomic boundary makes more than {ATOMIC_MAX_PIECES} pieces"),
+        );
+    }
     let from = first(asked.data_out, len)?;
     let piece = if piece == 0 { len } else { (piece * block).min(len) };
     let mut requests = Requests::new();
@@ -267,27 +294,23 @@ pub(super) fn write_same(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
         let segments = vec![Segment { offset, len, unmap: cdb[1] & UNMAP != 0 }];
         return Ok(one(Op::WriteZeroes { segments }, Buffers::empty(), moved));
     }
+    if len > PATTERN_MAX_BYTES {
+        return Err(Sense::in_cdb(at, None).into());
+    }
     let requests = non_atomic(disk, offset, len, &pattern);
     Ok(Work::Store { requests, moved })
 }
 
-/// Writes of a pattern that together are a non-atomic write, whatever the profile says of a write
-/// of that length: one that it does not keep whole, or one for each of its tear units.
+/// Writes of a pattern, one for each tear unit: no disk that tears at such units keeps more of them
+/// whole, whatever it promises for a write of that length.
 fn non_atomic(disk: &Scsi, offset: u64, len: u64, pattern: &[u8]) -> Requests {
-    let write = |offset: u64, len: u64| {
-        let op = Op::Write { offset, fua: false, atomic: false };
-        (op, Buffers::repeating(pattern, len as usize))
-    };
-    let limits = disk.limits();
-    if !limits.profile.eligible(offset, len, false) {
-        return smallvec![write(offset, len)];
-    }
-    let unit = limits.tear_unit();
+    let unit = disk.limits().tear_unit();
     let mut requests = Requests::new();
     let mut at = offset;
     while at < offset + len {
         let end = ((at / unit + 1) * unit).min(offset + len);
-        requests.push(write(at, end - at));
+        let op = Op::Write { offset: at, fua: false, atomic: false };
+        requests.push((op, Buffers::repeating(pattern, (end - at) as usize)));
         at = end;
     }
     requests

@@ -52,8 +52,8 @@ mod tests;
 mod wire;
 
 pub use block::{
-    ATOMIC_MAX_BLOCKS, TRANSFER_MAX_BYTES, UNMAP_MAX_BYTES, UNMAP_MAX_DESCRIPTORS,
-    WRITE_SAME_MAX_BYTES,
+    ATOMIC_MAX_BLOCKS, ATOMIC_MAX_PIECES, PATTERN_MAX_BYTES, TRANSFER_MAX_BYTES, UNMAP_MAX_BYTES,
+    UNMAP_MAX_DESCRIPTORS, WRITE_SAME_MAX_BYTES,
 };
 pub use control::{ControlQueue, ControlRequests};
 pub use queue::{ScsiQueue, ScsiRequests};
@@ -314,6 +314,8 @@ impl Device for Scsi {
 
     fn reset(&self, cause: ResetCause, queue: Option<u16>) {
         if cause != ResetCause::QueueStop {
+            // Whoever comes next is another initiator: it did nothing that it had to be told of.
+            self.attention.store(0, Ordering::Release);
             *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = false;
         }
         self.store.reset(cause, queue);
