@@ -15,7 +15,9 @@ use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use vm_memory::{Bytes, GuestAddress};
 
 /// A disk whose requests do nothing, and end when they are let go.
-struct Slow;
+struct Slow {
+    capacity: u64,
+}
 
 struct SlowQueue {
     waiting: VecDeque<Request>,
@@ -24,7 +26,7 @@ struct SlowQueue {
 
 impl Store for Slow {
     fn disk(&self) -> Disk {
-        Disk { capacity: 1 << 20, lb_size: 512 }
+        Disk { capacity: self.capacity, lb_size: 512 }
     }
 
     fn read_only(&self) -> bool {
@@ -65,11 +67,11 @@ impl StoreQueue for SlowQueue {
     }
 }
 
-fn disk() -> Arc<Scsi> {
+fn disk(capacity: u64) -> Arc<Scsi> {
     let (front_end, seg_max) = (FrontEnd::Scsi, FRONT_END_SEG_MAX);
     let limits = LimitOptions { front_end, seg_max, ..LimitOptions::default() };
     Scsi::new(ScsiOptions {
-        store: Arc::new(Slow),
+        store: Arc::new(Slow { capacity }),
         limits: Limits::new(&limits).unwrap(),
         request_queues: 1,
         queue_size: 256,
@@ -105,7 +107,7 @@ fn memory() -> Arc<Memory> {
 #[test]
 fn a_function_is_over_only_after_the_answers_that_it_waits_for() {
     for what in [What::Wait(Which::Tagged(7)), What::Wait(Which::All), What::End] {
-        let (device, mem) = (disk(), memory());
+        let (device, mem) = (disk(1 << 20), memory());
         let mut queue = queue(&device);
         assert!(queue.begin(flush(&mem, 0, 7)).is_none());
         let mut function = Function::begin(&device.tasks, what, &bell().unwrap());
@@ -126,7 +128,7 @@ fn a_function_is_over_only_after_the_answers_that_it_waits_for() {
 
 #[test]
 fn a_function_sees_commands_that_came_before_it_though_it_overtook_them() {
-    let (device, mem) = (disk(), memory());
+    let (device, mem) = (disk(1 << 20), memory());
     let mut queue = queue(&device);
     // The queue's thread has taken all it saw; then command and function come, in this order.
     queue.listen();
@@ -138,4 +140,28 @@ fn a_function_sees_commands_that_came_before_it_though_it_overtook_them() {
     assert!(queue.begin(flush(&mem, 0, 7)).is_none());
     queue.reap(&mut |_| ());
     assert_eq!(function.over(), Some(true));
+}
+
+#[test]
+fn what_does_not_fit_in_32_bits_says_that_it_does_not() {
+    for (blocks, last, described) in [
+        ((1 << 32) - 1, u32::MAX - 1, u32::MAX),
+        // READ CAPACITY(16) has it, and the long block descriptor.
+        (1 << 32, u32::MAX, u32::MAX),
+        ((1 << 32) + 8, u32::MAX, u32::MAX),
+        (1 << 20, (1 << 20) - 1, 1 << 20),
+    ] {
+        let device = disk(blocks * 512);
+        let capacity = super::block::capacity_10(&device);
+        assert_eq!(capacity, [last.to_be_bytes(), 512u32.to_be_bytes()].concat()[..]);
+        assert_eq!(super::block::capacity_16(&device)[..8], (blocks - 1).to_be_bytes());
+        let mut cdb = [0; 32];
+        cdb[2] = 0x08;
+        let short = super::mode::sense(&device, &cdb, true).unwrap();
+        let descriptor = [described.to_be_bytes(), 512u32.to_be_bytes()].concat();
+        assert_eq!(short[8..16], descriptor[..], "{blocks}");
+        cdb[1] = 0x10;
+        let long = super::mode::sense(&device, &cdb, true).unwrap();
+        assert_eq!(long[8..16], blocks.to_be_bytes());
+    }
 }
