@@ -233,9 +233,9 @@ impl VhostUserBackend for Backend {
             mem.memory().iter().map(|r| (r.start_addr().0, r.len())).collect();
         let before = std::mem::replace(&mut *whole(&self.regions), now.clone());
         if before.iter().any(|region| !now.contains(region)) {
-            for n in 0..self.queues.len() {
-                self.settle(n, "the guest's memory goes away", false);
-            }
+            // Whoever waits for other queues goes on waiting: they end what they have.
+            let ending = (0..self.queues.len()).filter(|n| !self.device.reaches_all(*n as u16));
+            ending.for_each(|n| self.settle(n, "the guest's memory goes away", false));
         }
         Ok(())
     }

@@ -5,7 +5,9 @@ use crate::common::scsi::{CANARY, DISK};
 use crate::common::scsi_with;
 use crate::common::store::MemStore;
 use crate::{Bench, FIRST, LimitOptions, SECTORS, cdb10, memory};
+use tornblk_backend::device::Device;
 use tornblk_backend::device::scsi::ControlQueue;
+use tornblk_model::event::ResetCause;
 use virtio_bindings::virtio_scsi::*;
 use virtio_queue::Queue;
 
@@ -158,12 +160,44 @@ fn a_reset_ends_what_is_held_and_leaves_a_unit_attention() {
         assert!(b.first.ask(&[0x12, 0, 0, 0, 36, 0], &[], 36).good());
         assert_eq!(b.first.ask(&[0; 6], &[], 0).code(), (6, 0x29, ascq));
         assert!(b.first.ask(&[0; 6], &[], 0).good());
-        // Or by REQUEST SENSE.
+        // Also by one that makes no sense.
         assert_eq!(b.managed(subtype, DISK, 0), COMPLETE);
+        assert_eq!(b.first.ask(&[0xff; 6], &[], 0).code(), (6, 0x29, ascq));
+        assert_eq!(b.first.ask(&[0xff; 6], &[], 0).code(), crate::INVALID_OPCODE);
+        // Or by REQUEST SENSE, if there is room for it.
+        assert_eq!(b.managed(subtype, DISK, 0), COMPLETE);
+        let overrun = b.first.ask(&[3, 0, 0, 0, 18, 0], &[], 8);
+        assert_eq!(u32::from(overrun.response), VIRTIO_SCSI_S_OVERRUN);
         assert_eq!(b.first.told(&[3, 0, 0, 0, 18, 0], 18)[2], 6);
         let none = b.first.told(&[3, 0, 0, 0, 18, 0], 18);
         assert_eq!((none[0], none[2], none[12]), (0x70, 0, 0));
     }
+}
+
+#[test]
+fn a_unit_attention_is_not_for_the_next_driver() {
+    for cause in [ResetCause::Device, ResetCause::Reconnect, ResetCause::QueueStop] {
+        let mut b = Both::new();
+        assert_eq!(b.managed(VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, DISK, 0), COMPLETE);
+        b.first.device.reset(cause, None);
+        let told = b.first.ask(&[0; 6], &[], 0).good();
+        assert_eq!(told, cause != ResetCause::QueueStop, "{cause:?}");
+    }
+}
+
+#[test]
+fn a_head_that_is_in_use_is_not_taken_again() {
+    let mut b = Both::new();
+    b.first.store.stall();
+    b.first.driver.command(DISK, 1, &cdb10(0x2a, 0, 5, 1), &[9; 512], 0);
+    let (head, at) = b.driver.manage(VIRTIO_SCSI_T_TMF_ABORT_TASK, DISK, 1);
+    b.turn();
+    b.driver.offer(head);
+    b.turn();
+    assert_eq!((b.driver.take_used(), b.queue.in_flight()), (vec![(head, 0)], 1));
+    b.first.store.release();
+    b.turn();
+    assert_eq!((b.driver.take_used(), b.driver.byte(at)), (vec![(head, 1)], COMPLETE));
 }
 
 #[test]

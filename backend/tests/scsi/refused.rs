@@ -245,3 +245,14 @@ fn a_request_may_lie_over_its_descriptors_as_the_driver_likes() {
     b.driver.mem.read_slice(&mut read, GuestAddress(SEAM - 300 + 108)).unwrap();
     assert_eq!(read, [4; 512]);
 }
+
+#[test]
+fn a_field_that_is_wrong_is_pointed_at_wherever_the_command_goes() {
+    let mut b = Bench::plain();
+    let well_known = [0xc1, 1, 0, 0, 0, 0, 0, 0];
+    let reply = b.ask_at(well_known, &[0, 0x04, 0, 0, 0, 0], &[], 0);
+    assert_eq!((reply.code(), &reply.sense[15..]), (IN_CDB, &[0xca, 0, 1][..]));
+    assert_eq!(b.ask_at(well_known, &[0xff; 6], &[], 0).code(), INVALID_OPCODE);
+    // Known on the disk, not there.
+    assert_eq!(b.ask_at(well_known, &[0x28; 1], &[], 0).code(), INVALID_OPCODE);
+}

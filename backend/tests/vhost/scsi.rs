@@ -128,6 +128,27 @@ fn a_function_reaches_queues_that_were_not_kicked_yet() {
 }
 
 #[test]
+fn a_function_outlives_a_change_of_the_guests_memory() {
+    let (server, mut guest) = ready(1);
+    server.store.stall();
+    let read = [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0];
+    guest.queues[FIRST].driver.command(DISK, 42, &read, &[], 512);
+    guest.kick(FIRST);
+    until(|| server.store.take_ops().len() == 1);
+    let (head, at) = guest.queues[CONTROL].driver.manage(VIRTIO_SCSI_T_TMF_ABORT_TASK, DISK, 42);
+    guest.kick(CONTROL);
+    // It was taken when one that came later is answered.
+    let (query, _) = guest.queues[CONTROL].driver.manage(VIRTIO_SCSI_T_TMF_QUERY_TASK, DISK, 1);
+    guest.kick(CONTROL);
+    assert_eq!(guest.wait(CONTROL), [(query, 1)]);
+    let regions = guest.regions();
+    guest.frontend.remove_mem_region(&regions[1]).unwrap();
+    assert_eq!(guest.wait(CONTROL), [(head, 1)]);
+    assert_eq!(guest.queues[CONTROL].driver.byte(at), 0, "after the command, which was let go");
+    assert_eq!(guest.queues[FIRST].driver.take_used().len(), 1);
+}
+
+#[test]
 fn queues_that_stop_in_any_order_wait_for_no_function() {
     let (server, mut guest) = ready(1);
     server.store.stall();

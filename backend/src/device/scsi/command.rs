@@ -1,7 +1,7 @@
 //! From a CDB to what has to be done (SPC-5, SBC-4), or to why it is refused.
 
 use super::opcodes::{self, Kind, Opcode};
-use super::sense::{Refused, Sense};
+use super::sense::{Refused, SENSE_BYTES, Sense};
 use super::wire::{Address, CDB_BYTES, be16, be32};
 use super::{Scsi, block, inquiry, mode};
 use crate::device::Memory;
@@ -64,12 +64,15 @@ pub(super) fn understand(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
     if asked.to != Address::Disk {
         return elsewhere(disk, asked);
     }
-    let opcode = Opcode::of(disk, cdb)?;
-    // SAM-5, 5.14: these three are carried out whatever happened before.
-    let always = matches!(opcode.kind, Kind::Inquiry | Kind::ReportLuns | Kind::RequestSense);
+    let opcode = Opcode::of(disk, cdb);
+    // SAM-5, 5.14: these three are carried out whatever happened before. All others are told first,
+    // whether they make sense or not.
+    let known = opcode.as_ref().map(|opcode| opcode.kind);
+    let always = matches!(known, Ok(Kind::Inquiry | Kind::ReportLuns | Kind::RequestSense));
     if !always && let Some(attention) = disk.attention() {
         return Err(attention.into());
     }
+    let opcode = opcode?;
     match opcode.kind {
         Kind::Read => block::read(disk, asked),
         Kind::Write => block::write(disk, asked),
@@ -84,6 +87,11 @@ pub(super) fn understand(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
         Kind::StartStop if cdb[4] & 0x05 == 0 => Ok(block::flush()),
         Kind::StartStop => Ok(Work::Done { taken: 0 }),
         Kind::RequestSense => {
+            // What is told once must arrive.
+            let given = cdb[4].min(SENSE_BYTES as u8).into();
+            if !fits(asked, Moved { given, taken: 0 }) {
+                return Err(Refused::Overrun);
+            }
             let sense = disk.attention().unwrap_or(Sense::NONE);
             tell(sense.bytes().to_vec(), cdb[4].into())
         }
@@ -121,7 +129,8 @@ fn elsewhere(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
         }
         Ok(Kind::Inquiry) => tell(inquiry::nobody(cdb)?, be16(cdb, 3).into()),
         Ok(Kind::RequestSense) => tell(Sense::NO_SUCH_UNIT.bytes().to_vec(), cdb[4].into()),
-        _ if asked.to == Address::ReportLuns => Err(Sense::INVALID_OPCODE.into()),
+        Err(sense) if asked.to == Address::ReportLuns => Err(sense.into()),
+        Ok(_) if asked.to == Address::ReportLuns => Err(Sense::INVALID_OPCODE.into()),
         _ => Err(Sense::NO_SUCH_UNIT.into()),
     }
 }

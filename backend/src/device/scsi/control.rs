@@ -188,6 +188,10 @@ impl Requests for ControlRequests {
                 return Some(Answer { head, len: 0 });
             }
         };
+        if self.pending.iter().any(|pending| pending.place.head == head) {
+            self.complain(taken.position, &"its head is in use");
+            return Some(Answer { head, len: 0 });
+        }
         let kind = split(&readable, 4).and_then(|(kind, _)| gather::<4>(taken.mem, &kind).ok());
         match kind.map(u32::from_le_bytes) {
             Some(VIRTIO_SCSI_T_TMF) => self.manage(&taken, &readable, &writable),
