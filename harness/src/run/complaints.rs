@@ -67,6 +67,13 @@ impl LaneRun<'_> {
         Ok(())
     }
 
+    /// Nor has the guest whose limits were looked at.
+    pub(super) fn hear_limits(&mut self, dir: &Path) -> Result<(), RunError> {
+        let (dir, which) = (&dir.join("limits").join("guest"), "that showed its limits");
+        self.desk.hear(&Guest { dir, which, around: Around::default() })?;
+        Ok(())
+    }
+
     /// The guest that said that it cannot do it.
     pub(super) fn hear_before(&mut self, dir: &Path) -> Result<(), RunError> {
         let (dir, which) = (&dir.join("before"), "that was to write");
@@ -122,7 +129,15 @@ impl LaneRun<'_> {
                 let lied = number == 0 || !self.settings.faults.is_empty();
                 self.hear_both(number, &cut, Around { lied, ..NONE }).map(|_| ())
             }
-            None => self.hear_mkfs(&self.folder.lane(&self.lane.name)?),
+            None => {
+                let dir = self.folder.lane(&self.lane.name)?;
+                // The one before has been heard where there was another.
+                if dir.join("limits").is_dir() {
+                    self.hear_limits(&dir)
+                } else {
+                    self.hear_mkfs(&dir)
+                }
+            }
         }
     }
 

@@ -169,6 +169,12 @@ fn a_panic_of_the_recovering_guest_is_heard_where_its_limits_are_told() {
     assert_eq!(verdicts(&reports), [Verdict::Violated]);
     let why = reports[0].why.as_ref().unwrap();
     assert!(why.contains("Kernel panic") && why.contains("that recovered after the cut"), "{why}");
+    // The one that shows them before any cut is heard, too.
+    let mut lab = FakeLab::new(Bug::None);
+    lab.says = vec![("limits/guest", WARN)];
+    let ran = run_in(lab, &lanes, &only, false);
+    assert_eq!(verdicts(&ran.result.unwrap()), [Verdict::Violated]);
+    assert!(!ran.dir.path().join("run/raw/limits").exists());
 }
 
 #[test]

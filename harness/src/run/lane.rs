@@ -309,7 +309,11 @@ impl LaneRun<'_> {
         if self.lane.atomic.is_some() {
             self.phase("looking at the limits", 0);
         }
-        match setting.look_at_limits(lab, &dir)? {
+        let shown = setting.look_at_limits(lab, &dir)?;
+        self.hear_limits(&dir)?;
+        // What it says is in the findings.
+        let _ = std::fs::remove_dir_all(dir.join("limits"));
+        match shown {
             None => {}
             Some(Shown::Unsupported(why)) => {
                 self.unsupported(why);

@@ -75,7 +75,7 @@ pub struct Lane {
     pub exercise: Vec<Exercise>,
     pub expect: Expect,
     /// A violation that is expected shows as these, and as nothing else; empty: as anything but a
-    /// complaint of the guest's kernel.
+    /// complaint of the guest's kernel. Of such complaints only that requests failed is ever expected.
     pub expect_as: Vec<Clause>,
 }
 
