@@ -67,6 +67,8 @@ pub struct GateContext<'a> {
     pub seq: Option<Seq>,
     /// A write that the disk's limits make atomic.
     pub eligible: bool,
+    /// A write of pieces: never whole.
+    pub pieces: bool,
     /// Asked before at this point, and answered with [`Verdict::Hold`].
     pub again: bool,
 }
@@ -291,6 +293,7 @@ impl<T> Held<T> {
             len: self.request.buffers.len() as u64,
             seq,
             eligible: self.eligible,
+            pieces: !self.request.pieces.is_empty(),
             again,
         }
     }
@@ -337,7 +340,7 @@ impl<E: Engine> GatedQueue<E> {
 
     fn eligible(&self, request: &Request) -> bool {
         match (&request.op, &self.profile) {
-            (Op::Write { offset, atomic, .. }, Some(profile)) => {
+            (Op::Write { offset, atomic, .. }, Some(profile)) if request.pieces.is_empty() => {
                 profile.eligible(*offset, request.buffers.len() as u64, *atomic)
             }
             _ => false,
@@ -431,6 +434,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
             len: request.buffers.len() as u64,
             seq: None,
             eligible,
+            pieces: !request.pieces.is_empty(),
             again: false,
         };
         self.gate.arrived(&context);

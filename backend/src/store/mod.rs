@@ -60,6 +60,9 @@ pub struct Request {
     pub op: Op,
     /// Empty for all but `Read` (to be filled) and `Write` (to be taken).
     pub buffers: Buffers,
+    /// Of a `Write` that is never whole: the lengths of its pieces in their order, which together
+    /// are the buffers'. Each is as a write of its own, and all complete together. Empty: it is one.
+    pub pieces: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -228,6 +228,7 @@ mod tests {
             len: 512,
             seq: None,
             eligible: false,
+            pieces: false,
             again: false,
         }
     }

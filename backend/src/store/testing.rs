@@ -9,7 +9,7 @@ pub(crate) fn origin(position: u16) -> Origin {
 }
 
 pub(crate) fn request(position: u16, op: Op, buffers: Buffers) -> Request {
-    Request { origin: origin(position), op, buffers }
+    Request { origin: origin(position), op, buffers, pieces: Vec::new() }
 }
 
 pub(crate) fn write(position: u16, offset: u64, data: Vec<u8>) -> Request {

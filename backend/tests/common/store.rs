@@ -25,6 +25,7 @@ pub(crate) struct MemStore {
     block: u32,
     pub(crate) ops: Mutex<Vec<Op>>,
     origins: Mutex<Vec<Origin>>,
+    pieces: Mutex<Vec<Vec<u64>>>,
     pub(crate) told: Mutex<Vec<Told>>,
     pub(crate) rings: Mutex<Option<Arc<dyn Rings>>>,
     /// Requests stay where they are.
@@ -90,6 +91,11 @@ impl MemStore {
 
     pub(crate) fn take_ops(&self) -> Vec<Op> {
         std::mem::take(&mut self.ops.lock().unwrap())
+    }
+
+    /// The lengths of the pieces of each request since the last call.
+    pub(crate) fn take_pieces(&self) -> Vec<Vec<u64>> {
+        std::mem::take(&mut self.pieces.lock().unwrap())
     }
 
     pub(crate) fn origins(&self) -> Vec<Origin> {
@@ -203,6 +209,9 @@ impl StoreQueue for MemQueue {
     fn submit(&mut self, request: Request) {
         self.store.ops.lock().unwrap().push(request.op.clone());
         self.store.origins.lock().unwrap().push(request.origin);
+        self.store.pieces.lock().unwrap().push(request.pieces.clone());
+        let pieces = request.pieces.iter().sum::<u64>();
+        assert!(pieces == 0 || pieces == request.buffers.len() as u64);
         if !self.store.cut.load(Ordering::SeqCst) {
             self.waiting.push_back(request);
         }

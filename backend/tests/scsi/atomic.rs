@@ -116,17 +116,23 @@ fn with_a_boundary_a_command_may_still_begin_anywhere() {
 }
 
 #[test]
-fn a_boundary_shorter_than_the_transfer_makes_several_atomic_writes() {
+fn a_boundary_shorter_than_the_transfer_makes_an_atomic_write_of_pieces() {
     let mut b = Bench::profile("explicit16k+b16k");
     let data: Vec<u8> = (0..16384).map(|i| (i / 512) as u8).collect();
     assert!(b.ask(&atomic(0x08, 0, 12, 32), &data, 0).good());
-    assert_eq!(b.store.take_ops(), [write(0, true), write(12, true), write(24, true)]);
+    let pieces = || vec![vec![12 * 512, 12 * 512, 8 * 512]];
+    assert_eq!((b.store.take_ops(), b.store.take_pieces()), (vec![write(0, true)], pieces()));
     for sector in 0..32u8 {
         assert_eq!(b.store.sector(sector.into()), [sector; 512]);
     }
     // Pieces begin where the command does, not on a grid of the disk's.
     assert!(b.ask(&atomic(0, 24, 12, 32), &data, 0).good());
-    assert_eq!(b.store.take_ops(), [write(24, false), write(36, false), write(48, false)]);
+    assert_eq!((b.store.take_ops(), b.store.take_pieces()), (vec![write(24, false)], pieces()));
+    assert!(b.ask(&atomic(0, 24, 16, 32), &data, 0).good());
+    assert_eq!(b.store.take_pieces(), [[16 * 512; 2]]);
+    assert!(b.ask(&atomic(0, 24, 32, 32), &data, 0).good());
+    assert_eq!(b.store.take_pieces(), [Vec::<u64>::new()], "it is one");
+    b.store.take_ops();
 }
 
 #[test]
@@ -134,7 +140,7 @@ fn a_command_makes_no_more_pieces_than_64() {
     let mut b = Bench::profile("explicit64k+b64k");
     let data = vec![1; 64 << 10];
     assert!(b.ask(&atomic(0, 0, 1, 64), &data, 0).good());
-    assert_eq!(b.store.take_ops().len(), 64);
+    assert_eq!((b.store.take_ops().len(), b.store.take_pieces()), (1, vec![vec![512; 64]]));
     for (boundary, blocks) in [(1, 65), (1, 128)] {
         let reply = b.ask(&atomic(0, 0, boundary, blocks), &data, 0);
         assert_eq!((reply.code(), &reply.sense[15..]), (IN_CDB, &[0xc0, 0, 10][..]));

@@ -212,8 +212,9 @@ fn write_same_of_a_pattern_is_that_pattern_in_every_block() {
         (cdb16(0x93, 0x08, 600, 1).to_vec(), 600, 1),
     ] {
         assert!(b.ask(&cdb, &block, 0).good());
-        let each: Vec<Op> = (lba..lba + blocks).map(|sector| write(sector, false)).collect();
-        assert_eq!(b.store.take_ops(), each, "no profile keeps more of them whole");
+        assert_eq!(b.store.take_ops(), [write(lba, false)]);
+        let pieces = vec![512; blocks as usize];
+        assert_eq!(b.store.take_pieces(), [pieces], "no profile keeps more of them whole");
         for sector in lba..lba + blocks {
             assert_eq!(b.store.sector(sector), block);
         }
@@ -223,21 +224,26 @@ fn write_same_of_a_pattern_is_that_pattern_in_every_block() {
 
 #[test]
 fn write_same_is_never_atomic_whatever_a_profile_says_of_its_length() {
-    // One for each tear unit, also where this disk would keep no write of that length: the recording
+    // A piece for each tear unit, also where this disk would keep no write of that length: the recording
     // may be explored as one that does.
     for (profile, blocks) in [("req16k", 32), ("req16k", 33), ("explicit16k", 32), ("lb512", 8)] {
         let mut b = Bench::profile(profile);
         assert!(b.ask(&cdb16(0x93, 0, 7, blocks), &[9; 512], 0).good());
         let end = 7 + u64::from(blocks);
-        let each: Vec<Op> = (7..end).map(|sector| write(sector, false)).collect();
-        assert_eq!(b.store.take_ops(), each, "{profile}");
+        assert_eq!(b.store.take_ops(), [write(7, false)], "{profile}");
+        assert_eq!(b.store.take_pieces(), [vec![512; blocks as usize]], "{profile}");
         assert_eq!(b.store.sector(end - 1), [9; 512]);
         assert_eq!(b.store.sector(end), [pattern(end); 512]);
     }
     // On the disk's own grid.
     let mut b = Bench::profile("req16k+tear4k");
     assert!(b.ask(&cdb16(0x93, 0, 7, 10), &[9; 512], 0).good());
-    assert_eq!(b.store.take_ops(), [write(7, false), write(8, false), write(16, false)]);
+    assert_eq!(b.store.take_ops(), [write(7, false)]);
+    assert_eq!(b.store.take_pieces(), [[512, 4096, 512]]);
+    // A unit's own borders.
+    assert!(b.ask(&cdb16(0x93, 0, 8, 16), &[9; 512], 0).good());
+    assert!(b.ask(&cdb16(0x93, 0, 9, 2), &[9; 512], 0).good());
+    assert_eq!(b.store.take_pieces(), [vec![4096; 2], vec![1024]]);
 }
 
 #[test]
@@ -274,11 +280,11 @@ fn a_failure_of_the_store_is_a_medium_error_of_one_command() {
     let flush = b.ask(&cdb10(0x35, 0, 0, 0), &[], 0);
     assert_eq!(flush.code(), (3, 0x0c, 0));
     assert!(b.ask(&cdb10(0x2a, 0, 0, 1), &[1; 512], 0).good());
-    // Of several requests one fails: one answer, and an error.
+    // One of pieces fails: one answer, and an error.
     let mut b = Bench::profile("req16k");
     b.store.fail_next(1);
     assert_eq!(b.ask(&cdb16(0x93, 0, 0, 8), &[1; 512], 0).code(), (3, 0x0c, 0));
-    assert_eq!(b.store.take_ops().len(), 8);
+    assert_eq!(b.store.take_ops().len(), 1);
 }
 
 #[test]

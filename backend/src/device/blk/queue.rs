@@ -119,7 +119,7 @@ impl Requests for BlkRequests {
                 *slot = Some(Submitted { returns, ..submitted });
                 self.in_flight += 1;
                 let origin = Origin { queue: self.index, position, head, ioprio };
-                self.store.submit(Request { origin, op, buffers });
+                self.store.submit(Request { origin, op, buffers, pieces: Vec::new() });
                 None
             }
         }

@@ -4,20 +4,18 @@
 //! | --- | --- |
 //! | READ | one read; DPO and FUA are taken and change nothing, there is one cache |
 //! | WRITE | one write, with FUA as it came |
-//! | WRITE ATOMIC(16) | one write marked atomic; with an atomic boundary shorter than the transfer, one for each piece |
+//! | WRITE ATOMIC(16) | one write marked atomic; with an atomic boundary shorter than the transfer, in pieces |
 //! | SYNCHRONIZE CACHE | a flush of all; with IMMED answered after it all the same |
 //! | UNMAP | a discard |
-//! | WRITE SAME | of zeroes: a write of zeroes; of any other pattern, of at most [`PATTERN_MAX_BYTES`]: a write for each tear unit |
+//! | WRITE SAME | of zeroes: a write of zeroes; of any other pattern, of at most [`PATTERN_MAX_BYTES`]: a write whose pieces are tear units |
 //!
 //! # When a command of several parts is complete
 //!
-//! WRITE ATOMIC with an atomic boundary, and WRITE SAME of a pattern, may be several requests of the
-//! store. The driver has one answer, after the last of them. A recording has a submit and a complete
-//! event for each, and they complete one by one: it knows crash points at which some of them are
-//! complete and others are not. With FUA, or with the write cache off, the complete ones are stable
-//! there. So what is explored lacks the states in which a later part is on the disk and an earlier
-//! one is not; states that no disk may leave behind are not among it. Live faults and stalls that
-//! count requests count each part.
+//! WRITE ATOMIC with an atomic boundary, and WRITE SAME of a pattern, are one request of the store in
+//! pieces ([`Request`](crate::store::Request)): faults and stalls meet it once. A recording has a
+//! submit event for each piece and then, when all are done, their complete events back to back: the
+//! crash points between those know some pieces as complete, and stable with FUA or with the write
+//! cache off, and others not. No disk was asked for more there: the command is not answered yet.
 //!
 //! WRITE SAME is never whole, whatever its length. Its parts are as long as the tear unit of the disk
 //! that was recorded: explored as a disk with a smaller one they are torn further where they are not
@@ -26,14 +24,13 @@
 //! MAXIMUM WRITE SAME LENGTH is that of zeroes: no field says that other patterns have less.
 
 use super::Scsi;
-use super::command::{Asked, Moved, Requests, Work};
+use super::command::{Asked, Moved, Work};
 use super::sense::{Refused, Sense};
 use super::wire::{be16, be32, be64};
 use crate::device::chain::CHAIN_MAX_BYTES;
 use crate::device::size::Size;
 use crate::device::spans::{Spans, buffers, split};
 use crate::store::{Buffers, Op};
-use smallvec::smallvec;
 use tornblk_model::event::Segment;
 
 /// Bytes that one UNMAP may cover.
@@ -42,7 +39,7 @@ pub const UNMAP_MAX_BYTES: u64 = 64 << 20;
 pub const UNMAP_MAX_DESCRIPTORS: u32 = 32;
 /// Bytes that one WRITE SAME may cover.
 pub const WRITE_SAME_MAX_BYTES: u64 = 16 << 20;
-/// Bytes that one WRITE SAME of anything but zeroes may cover: it is at most 2,048 requests.
+/// Bytes that one WRITE SAME of anything but zeroes may cover: it is at most 2,048 pieces.
 pub const PATTERN_MAX_BYTES: u64 = 1 << 20;
 /// Bytes that one READ or WRITE may move: what a chain may carry.
 pub const TRANSFER_MAX_BYTES: u64 = CHAIN_MAX_BYTES - 4096;
@@ -102,7 +99,7 @@ fn first(spans: &Spans, len: u64) -> Result<Spans, Refused> {
 }
 
 fn one(op: Op, buffers: Buffers, moved: Moved) -> Work {
-    Work::Store { requests: smallvec![(op, buffers)], moved }
+    Work::Store { op, buffers, pieces: Vec::new(), moved }
 }
 
 pub(super) fn flush() -> Work {
@@ -181,21 +178,18 @@ pub(super) fn write_atomic(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refus
         );
     }
     let from = first(asked.data_out, len)?;
-    let piece = if piece == 0 { len } else { (piece * block).min(len) };
-    let mut requests = Requests::new();
-    let (mut at, mut rest) = (0, from);
-    while at < len {
-        let size = piece.min(len - at);
-        let (now, later) = split(&rest, size).ok_or(Refused::Overrun)?;
-        rest = later;
-        let op = Op::Write { offset: offset + at, fua: fua(cdb), atomic: true };
-        requests.push((op, buffers(asked.mem, &now)?));
-        at += size;
-    }
-    if requests.is_empty() {
+    if len == 0 {
         return Ok(Work::Done { taken: 0 });
     }
-    Ok(Work::Store { requests, moved: Moved { taken: len, given: 0 } })
+    let piece = piece * block;
+    let mut pieces = Vec::new();
+    if piece != 0 && piece < len {
+        pieces.resize((len / piece) as usize, piece);
+        pieces.extend(Some(len % piece).filter(|rest| *rest > 0));
+    }
+    let op = Op::Write { offset, fua: fua(cdb), atomic: true };
+    let moved = Moved { taken: len, given: 0 };
+    Ok(Work::Store { op, buffers: buffers(asked.mem, &from)?, pieces, moved })
 }
 
 /// The fields of the Block Limits VPD page that are about WRITE ATOMIC (SBC-4, 6.6.4), in logical
@@ -297,23 +291,18 @@ pub(super) fn write_same(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
     if len > PATTERN_MAX_BYTES {
         return Err(Sense::in_cdb(at, None).into());
     }
-    let requests = non_atomic(disk, offset, len, &pattern);
-    Ok(Work::Store { requests, moved })
+    let op = Op::Write { offset, fua: false, atomic: false };
+    let buffers = Buffers::repeating(&pattern, len as usize);
+    Ok(Work::Store { op, buffers, pieces: tear_units(disk, offset, len), moved })
 }
 
-/// Writes of a pattern, one for each tear unit: no disk that tears at such units keeps more of them
-/// whole, whatever it promises for a write of that length.
-fn non_atomic(disk: &Scsi, offset: u64, len: u64, pattern: &[u8]) -> Requests {
+/// The pieces of a write that is never whole, whatever the profile promises for one of that length.
+fn tear_units(disk: &Scsi, offset: u64, len: u64) -> Vec<u64> {
     let unit = disk.limits().tear_unit();
-    let mut requests = Requests::new();
-    let mut at = offset;
-    while at < offset + len {
-        let end = ((at / unit + 1) * unit).min(offset + len);
-        let op = Op::Write { offset: at, fua: false, atomic: false };
-        requests.push((op, Buffers::repeating(pattern, (end - at) as usize)));
-        at = end;
-    }
-    requests
+    let end = offset + len;
+    let inner = (offset / unit + 1..end.div_ceil(unit)).map(|n| n * unit);
+    let (from, to) = (std::iter::once(offset).chain(inner.clone()), inner.chain([end]));
+    from.zip(to).map(|(from, to)| to - from).collect()
 }
 
 /// SBC-4, 5.20.

@@ -7,7 +7,6 @@ use super::{Scsi, block, inquiry, mode};
 use crate::device::Memory;
 use crate::device::spans::{Spans, copy, split, total};
 use crate::store::{Buffers, Op};
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// A command with the driver's buffers.
@@ -27,13 +26,11 @@ pub(super) enum Work {
     Tell(Vec<u8>),
     /// GOOD, after so many bytes of parameter list.
     Done { taken: u64 },
-    /// For the store; GOOD after the last of them.
-    Store { requests: Requests, moved: Moved },
+    /// For the store, whole or in pieces (see [`Request`](crate::store::Request)).
+    Store { op: Op, buffers: Buffers, pieces: Vec<u64>, moved: Moved },
     /// A flush for the store; if it fails, the write cache is on again where it was before.
     WriteThrough { was_on: bool, taken: u64 },
 }
-
-pub(super) type Requests = SmallVec<[(Op, Buffers); 1]>;
 
 /// Bytes of the driver's buffers that a success is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The virtio-scsi device (VIRTIO 1.2, 5.6): one target with one logical unit, a direct access
 //! block device (SBC-4, SPC-5, SAM-5).
 //!
-//! It is thin: a command becomes requests of the [`Store`], as those of virtio-blk do, and all that
+//! It is thin: a command becomes a request of the [`Store`], as those of virtio-blk do, and all that
 //! happens to them happens there. What SCSI has that virtio-blk lacks reaches the store with them:
 //! `fua`, and `atomic` (WRITE ATOMIC(16)). Limits of atomic writes are in the Block Limits VPD page,
 //! where a stock driver finds them.
@@ -15,9 +15,9 @@
 //! | [`Chain`](super::chain::Chain) | well-formed descriptors inside the guest's memory | [`chain`](super::chain) |
 //! | `Opened` | a command, the place of its response, its data buffers | `queue` |
 //! | `Work` | a command that makes sense on this disk | `command`, `block`, `inquiry`, `mode` |
-//! | [`Request`](crate::store::Request)s | the store's, one or more; `Submitted` stays behind | `queue` |
-//! | [`Done`](crate::store::Done) | what the store made of each | `queue` |
-//! | `Answer` | a head and a length for the used ring, after the last of them | `queue` |
+//! | [`Request`](crate::store::Request) | the store's; `Submitted` stays behind | `queue` |
+//! | [`Done`](crate::store::Done) | what the store made of it | `queue` |
+//! | `Answer` | a head and a length for the used ring | `queue` |
 //!
 //! What is refused skips to its answer:
 //!

@@ -1,6 +1,6 @@
 //! A request queue: from chains to commands, to the store's requests, and to responses.
 
-use super::command::{self, Asked, Moved, Work, fits, understand};
+use super::command::{Asked, Moved, Work, fits, understand};
 use super::sense::{Refused, Sense};
 use super::tasks::{Inbox, Open, Order, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
@@ -11,7 +11,6 @@ use crate::device::chain::{Broken, Chain};
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::device::spans::{Spans, fill, gather, split, total};
 use crate::store::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
-use smallvec::smallvec;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -53,10 +52,6 @@ struct Submitted {
     position: u16,
     tag: u64,
     moved: Moved,
-    /// Requests that the store has of it.
-    parts: usize,
-    /// Of the first of them that failed.
-    failed: Option<Sense>,
     /// Functions that wait for it.
     awaited: Vec<Open>,
     /// It switched the write cache off: on again if it fails.
@@ -168,13 +163,14 @@ impl ScsiRequests {
                 }
             }
             Ok(Work::Done { taken }) => Some(place.good(Moved { taken, given: 0 })),
-            Ok(Work::Store { requests, moved }) => {
-                self.submit(from, (place, command.tag), requests, moved, false);
+            Ok(Work::Store { op, buffers, pieces, moved }) => {
+                self.submit(from, (place, command.tag), (op, buffers, pieces), moved, false);
                 None
             }
             Ok(Work::WriteThrough { was_on, taken }) => {
-                let (flush, moved) = ((Op::Flush, Buffers::empty()), Moved { taken, given: 0 });
-                self.submit(from, (place, command.tag), smallvec![flush], moved, was_on);
+                let flush = (Op::Flush, Buffers::empty(), Vec::new());
+                let moved = Moved { taken, given: 0 };
+                self.submit(from, (place, command.tag), flush, moved, was_on);
                 None
             }
             Err(Refused::Check(sense, why)) => {
@@ -195,27 +191,17 @@ impl ScsiRequests {
         &mut self,
         from: Spot<'_>,
         (place, tag): (Place, u64),
-        requests: command::Requests,
+        (op, buffers, pieces): (Op, Buffers, Vec<u64>),
         moved: Moved,
         cache_off: bool,
     ) {
         let (position, head) = (from.position, place.head);
-        self.submitted[usize::from(head)] = Some(Submitted {
-            place,
-            position,
-            tag,
-            moved,
-            parts: requests.len(),
-            failed: None,
-            awaited: Vec::new(),
-            cache_off,
-        });
+        self.submitted[usize::from(head)] =
+            Some(Submitted { place, position, tag, moved, awaited: Vec::new(), cache_off });
         self.in_flight += 1;
         // The command's own priority is no I/O priority of Linux.
         let origin = Origin { queue: self.index, position, head, ioprio: 0 };
-        for (op, buffers) in requests {
-            self.store.submit(Request { origin, op, buffers });
-        }
+        self.store.submit(Request { origin, op, buffers, pieces });
     }
 
     /// Does what the control queue ordered.
@@ -273,21 +259,13 @@ impl Submitted {
         }
     }
 
-    /// One of its requests ended. After the last one an answer, and the functions that wait until
-    /// it is published.
-    fn part(slot: &mut Option<Submitted>, failed: Option<Sense>) -> Option<(Answer, Vec<Open>)> {
-        let task = slot.as_mut()?;
-        task.parts -= 1;
-        task.failed = task.failed.or(failed);
-        if task.parts > 0 {
-            return None;
-        }
-        let Submitted { place, moved, failed, awaited, .. } = slot.take()?;
+    /// Its request ended: an answer, and the functions that wait until it is published.
+    fn end(self, failed: Option<Sense>) -> (Answer, Vec<Open>) {
         let answer = match failed {
-            None => place.good(moved),
-            Some(sense) => place.check(sense),
+            None => self.place.good(self.moved),
+            Some(sense) => self.place.check(sense),
         };
-        Some((answer, awaited))
+        (answer, self.awaited)
     }
 }
 
@@ -342,8 +320,7 @@ impl Requests for ScsiRequests {
             let Done { request: Request { origin, op, .. }, result } = done;
             let Origin { position, head, .. } = origin;
             let known = submitted.get_mut(usize::from(head));
-            let Some(slot) = known.filter(|s| s.as_ref().is_some_and(|s| s.position == position))
-            else {
+            let Some(task) = known.and_then(|s| s.take_if(|s| s.position == position)) else {
                 // A store that answers what it was not asked.
                 log::error!("queue {index}: an answer for {position}, which is not in flight");
                 return;
@@ -354,15 +331,14 @@ impl Requests for ScsiRequests {
                 }
                 sense_of(&op, &failure)
             });
-            if failed.is_some() && slot.as_ref().is_some_and(|task| task.cache_off) {
+            if failed.is_some() && task.cache_off {
                 log::warn!("the write cache could not be written out: it stays on");
                 device.set_wce(true);
             }
-            if let Some((answer, awaited)) = Submitted::part(slot, failed) {
-                *in_flight -= 1;
-                f(answer);
-                drop(awaited);
-            }
+            let (answer, awaited) = task.end(failed);
+            *in_flight -= 1;
+            f(answer);
+            drop(awaited);
         });
     }
 

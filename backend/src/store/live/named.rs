@@ -224,7 +224,16 @@ mod tests {
     fn see(seen: &Observed, profile: &Profile, op: &Op, len: u64, ioprio: u16) {
         let origin = Origin { queue: 0, position: 0, head: 0, ioprio };
         let eligible = false;
-        let ctx = GateContext { id: 1, origin, op, len, seq: None, eligible, again: false };
+        let ctx = GateContext {
+            id: 1,
+            origin,
+            op,
+            len,
+            seq: None,
+            eligible,
+            pieces: false,
+            again: false,
+        };
         seen.arrived(profile, &ctx);
     }
 

@@ -28,7 +28,7 @@ pub(in crate::store) fn kept_whole(profile: &Profile, disk: &Disk, ctx: &GateCon
     let Op::Write { offset, atomic, .. } = ctx.op else { return false };
     let unit = profile.tear_unit_on(disk);
     let units = (offset + ctx.len).div_ceil(unit) - offset / unit;
-    units > 1 && profile.eligible(*offset, ctx.len, *atomic)
+    units > 1 && !ctx.pieces && profile.eligible(*offset, ctx.len, *atomic)
 }
 
 /// Counts matches: every one is meant, or only the nth.

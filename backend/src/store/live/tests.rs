@@ -292,6 +292,7 @@ fn fields_of_a_match_are_all_needed() {
         len: 4096,
         seq: None,
         eligible: false,
+        pieces: false,
         again: false,
     };
     let range = |offset, len| Match { range: Some(Range { offset, len }), ..Match::default() };
@@ -343,5 +344,24 @@ fn a_fault_strikes_a_stalled_request_that_its_queue_lets_go() {
         assert_eq!(done.len(), 1);
         assert_eq!(matches!(done[0].result, Err(Failure::Injected)), fails, "{offset}");
         assert_eq!(rig.on_disk(0, 512), vec![if fails { 1 } else { 9 }; 512]);
+    }
+}
+
+#[test]
+fn a_write_of_pieces_is_never_kept_whole() {
+    let profile: Profile = "req16k".parse().unwrap();
+    let disk = Disk { capacity: SIZE, lb_size: 512 };
+    for pieces in [false, true] {
+        let ctx = GateContext {
+            id: 1,
+            origin: crate::store::testing::origin(0),
+            op: &Op::Write { offset: 0, fua: false, atomic: false },
+            len: 4096,
+            seq: None,
+            eligible: false,
+            pieces,
+            again: false,
+        };
+        assert_eq!(kept_whole(&profile, &disk, &ctx), !pieces);
     }
 }

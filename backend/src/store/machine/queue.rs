@@ -49,7 +49,8 @@ impl Counts {
             }
             Op::Write { offset, atomic, .. } => {
                 one(&self.writes);
-                if shared.eligible(*offset, len, *atomic) {
+                let whole = request.pieces.is_empty();
+                if whole && shared.eligible(*offset, len, *atomic) {
                     one(&self.eligible);
                 }
                 part(*offset, len)

@@ -12,7 +12,7 @@ use tornblk_model::event::{self, Event, Segment, Seq, Status, Submit};
 use tornblk_model::recording::{Completion, RecordingError};
 
 /// A part of a request that has its own place in the order. All but WRITE ZEROES of parts of
-/// blocks have one.
+/// blocks and writes of pieces have one.
 #[derive(Debug)]
 struct Part {
     seq: Seq,
@@ -182,11 +182,20 @@ impl RecordingEngine {
             }
             Op::Flush => self.record(request, event::Op::Flush, Work::Nothing, last, ticket),
             Op::Write { offset, fua, atomic } => {
-                let fill = |to: &mut [u8]| {
-                    request.buffers.copy_to(0, to);
-                };
-                let flags = (*fua, *atomic);
-                self.record_write(request, (*offset, len), flags, fill, last, ticket)
+                let one = [len];
+                let pieces = if request.pieces.is_empty() { &one } else { &request.pieces[..] };
+                let (flags, mut at) = ((*fua, *atomic), 0);
+                for (i, piece) in pieces.iter().enumerate() {
+                    let fill = |to: &mut [u8]| {
+                        request.buffers.copy_to(at as usize, to);
+                    };
+                    let (range, cut) = ((offset + at, *piece), last && i + 1 == pieces.len());
+                    match self.record_write(request, range, flags, fill, cut, ticket)? {
+                        Recorded::Next => at += piece,
+                        other => return Ok(other),
+                    }
+                }
+                Ok(Recorded::Next)
             }
             Op::Discard { segments } => {
                 let op = event::Op::Discard { segments: segments.clone() };
