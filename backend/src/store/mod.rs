@@ -129,6 +129,10 @@ pub trait Store: Send + Sync {
     fn negotiated(&self, what: Negotiation);
     /// The driver switched between write-back and write-through.
     fn set_writeback(&self, on: bool);
+    /// The power was cut, and no front-end has come since.
+    fn is_off(&self) -> bool {
+        false
+    }
     /// What was in flight on `queue` (on all where `None`) has ended without an answer.
     fn reset(&self, cause: ResetCause, queue: Option<u16>);
 }

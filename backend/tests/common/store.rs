@@ -181,6 +181,10 @@ impl Store for Shared {
         self.0.tell(Told::Negotiated(what));
     }
 
+    fn is_off(&self) -> bool {
+        self.0.cut.load(Ordering::SeqCst)
+    }
+
     fn set_writeback(&self, on: bool) {
         self.0.tell(Told::Writeback(on));
     }

@@ -6,7 +6,7 @@ use crate::common::store::{MemStore, Told};
 use crate::{Bench, FIRST, IN_CDB, IN_LIST, LIST_LENGTH, LimitOptions, SECTORS, memory};
 use tornblk_backend::device::Device;
 use tornblk_backend::store::Op;
-use tornblk_model::event::Negotiation;
+use tornblk_model::event::{Negotiation, ResetCause};
 
 fn sense6(flags: u8, page: u8, subpage: u8) -> [u8; 6] {
     [0x1a, flags, page, subpage, 255, 0]
@@ -133,6 +133,26 @@ fn a_cache_that_cannot_be_written_out_stays_on() {
     b.store.fail_next(1);
     assert_eq!(b.ask(&select6(list.len()), &list, 0).code(), (3, 0x0c, 0));
     assert!(!b.device.wce());
+}
+
+#[test]
+fn a_power_cut_brings_the_default_back() {
+    let mut b = Bench::plain();
+    let list = list6(&caching(false));
+    assert!(b.ask(&select6(list.len()), &list, 0).good());
+    b.device.reset(ResetCause::Reconnect, None);
+    assert!(!b.device.wce(), "no power was lost");
+    b.store.cut_power();
+    b.device.reset(ResetCause::QueueStop, Some(FIRST));
+    assert!(!b.device.wce());
+    b.device.reset(ResetCause::Reconnect, None);
+    assert!(b.device.wce());
+    b.store.power_on();
+    b.store.take_told();
+    b.device.negotiated(b.device.features());
+    let (flush_offered, flush, config_wce, writeback) = (true, true, true, true);
+    let said = Negotiation { flush_offered, flush, config_wce, writeback };
+    assert_eq!(b.store.take_told(), [Told::Negotiated(said)]);
 }
 
 #[test]

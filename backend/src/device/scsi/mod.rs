@@ -114,7 +114,8 @@ pub struct Scsi {
     queue_size: u16,
     id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
     default_wce: bool,
-    /// The write cache is on (caching mode page). Kept over resets and new connections. Locked
+    /// The write cache is on (caching mode page). Kept over resets and new connections, not
+    /// over a power cut. Locked
     /// until the store knows it, too.
     wce: Mutex<bool>,
     negotiated: Mutex<bool>,
@@ -316,6 +317,10 @@ impl Device for Scsi {
         if cause != ResetCause::QueueStop {
             // Whoever comes next is another initiator: it did nothing that it had to be told of.
             self.attention.store(0, Ordering::Release);
+            if self.store.is_off() {
+                // Not saved (SPC-5, 6.13). The next negotiation tells the store.
+                *self.lock_wce() = self.default_wce;
+            }
             *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = false;
         }
         self.store.reset(cause, queue);

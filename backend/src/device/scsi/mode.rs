@@ -1,7 +1,7 @@
 //! Mode parameters (SPC-5, 6.13 to 6.16 and 7.5; SBC-4, 6.5): MODE SENSE and MODE SELECT.
 //!
 //! One value can be changed: WCE, the volatile write cache. The pages cannot be saved; a change
-//! outlives resets all the same, as `writeback` does on virtio-blk.
+//! outlives resets all the same, as `writeback` does on virtio-blk, but no power cut.
 //!
 //! A MODE SELECT that says that WCE is 0 writes the cache out before it is GOOD (SBC-4, 6.5.6): from
 //! its beginning on, what completes is stable; then a flush makes what completed before stable. Where

@@ -361,6 +361,10 @@ impl Store for Machine {
         self.shared.beneath().store.negotiated(what);
     }
 
+    fn is_off(&self) -> bool {
+        self.shared.gate.power.is_cut().is_some() && !lock(&self.shared.view).restarted
+    }
+
     fn set_writeback(&self, on: bool) {
         if let Some(negotiation) = &mut lock(&self.shared.front).negotiation {
             negotiation.writeback = on;
