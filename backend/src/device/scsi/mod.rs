@@ -60,7 +60,7 @@ pub use queue::{ScsiQueue, ScsiRequests};
 
 use super::limits::Limits;
 use super::queue::Worker;
-use super::{Device, DeviceQueue, Memory};
+use super::{Device, DeviceQueue, FrontEnd, Memory};
 use crate::store::Store;
 use sense::Sense;
 use std::fmt;
@@ -128,8 +128,11 @@ pub struct Scsi {
 const ATTENTIONS: [Sense; 2] = [Sense::WAS_RESET, Sense::NEXUS_LOST];
 
 impl Scsi {
+    /// # Panics
+    /// The limits were made for another front-end: nobody has checked that SCSI can say them.
     pub fn new(options: ScsiOptions) -> Arc<Scsi> {
         let ScsiOptions { store, limits, request_queues, queue_size, writeback, id } = options;
+        assert_eq!(limits.front_end, FrontEnd::Scsi, "limits of a SCSI disk");
         Arc::new(Scsi {
             disk: store.disk(),
             read_only: store.read_only(),

@@ -68,7 +68,11 @@ impl StoreQueue for SlowQueue {
 }
 
 fn disk(capacity: u64) -> Arc<Scsi> {
-    let (front_end, seg_max) = (FrontEnd::Scsi, FRONT_END_SEG_MAX);
+    disk_for(FrontEnd::Scsi, capacity)
+}
+
+fn disk_for(front_end: FrontEnd, capacity: u64) -> Arc<Scsi> {
+    let seg_max = FRONT_END_SEG_MAX;
     let limits = LimitOptions { front_end, seg_max, ..LimitOptions::default() };
     Scsi::new(ScsiOptions {
         store: Arc::new(Slow { capacity }),
@@ -164,4 +168,10 @@ fn what_does_not_fit_in_32_bits_says_that_it_does_not() {
         let long = super::mode::sense(&device, &cdb, true).unwrap();
         assert_eq!(long[8..16], blocks.to_be_bytes());
     }
+}
+
+#[test]
+#[should_panic(expected = "limits of a SCSI disk")]
+fn limits_of_another_front_end_are_none_of_a_scsi_disk() {
+    disk_for(FrontEnd::Blk, 1 << 20);
 }
