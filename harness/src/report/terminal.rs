@@ -245,18 +245,19 @@ pub(crate) fn typed(command: &str) -> String {
 }
 
 fn table(report: &RunReport, look: Look) -> String {
+    // Names and words as short as this, so that a line fits into 80 columns.
     let mut table = Table::new();
     table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
-    table.set_header(["lane", "cuts", "eligible", "violations", "control", "verdict"]);
+    table.set_header(["lane", "cuts", "eligible", "findings", "control", "verdict"]);
     for lane in &report.lanes {
         let counts = &lane.counts;
         let eligible = match counts.not_eligible {
             0 => counts.eligible.to_string(),
-            n => format!("{} (+{n} not)", counts.eligible),
+            n => format!("{}/{}", counts.eligible, counts.eligible + n),
         };
         let control = match &lane.control {
             None => "-".to_owned(),
-            Some(c) if c.caught => format!("caught ({})", c.text),
+            Some(c) if c.caught => format!("caught: {}", c.text),
             Some(_) => "not caught".to_owned(),
         };
         table.add_row([
@@ -414,16 +415,16 @@ mod tests {
     #[test]
     fn the_table_is_as_drawn_here() {
         let expected = "\
-+----------------------------------------------------------------------------+
-| lane      cuts        eligible   violations   control         verdict      |
-+============================================================================+
-| raw          4   1200 (+3 not)            1   caught (torn)   VIOLATED     |
-| xfs-cow      4   1200 (+3 not)            0   caught (torn)   passed       |
-| old          4   1200 (+3 not)            0   caught (torn)   unsupported  |
-| weak         4   1200 (+3 not)            0   not caught      inconclusive |
-| known        4   1200 (+3 not)            0   caught (torn)   known        |
-| sick         4   1200 (+3 not)            0   caught (torn)   error        |
-+----------------------------------------------------------------------------+";
++---------------------------------------------------------------------+
+| lane      cuts    eligible   findings   control        verdict      |
++=====================================================================+
+| raw          4   1200/1203          1   caught: torn   VIOLATED     |
+| xfs-cow      4   1200/1203          0   caught: torn   passed       |
+| old          4   1200/1203          0   caught: torn   unsupported  |
+| weak         4   1200/1203          0   not caught     inconclusive |
+| known        4   1200/1203          0   caught: torn   known        |
+| sick         4   1200/1203          0   caught: torn   error        |
++---------------------------------------------------------------------+";
         assert_eq!(table(&report(), PLAIN), expected);
     }
 
