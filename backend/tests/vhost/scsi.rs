@@ -127,9 +127,9 @@ fn a_function_reaches_queues_that_were_not_kicked_yet() {
     assert_eq!(guest.wait(FIRST + 1), [(held.head, 620)]);
 }
 
-#[test]
-fn a_function_outlives_a_change_of_the_guests_memory() {
-    let (server, mut guest) = ready(1);
+/// An ABORT TASK that was taken, and whose command is held by the store: its head, and where its
+/// response goes.
+fn waits_for_a_stalled_command(server: &Server, guest: &mut Guest) -> (u16, u64) {
     server.store.stall();
     let read = [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0];
     guest.queues[FIRST].driver.command(DISK, 42, &read, &[], 512);
@@ -141,6 +141,13 @@ fn a_function_outlives_a_change_of_the_guests_memory() {
     let (query, _) = guest.queues[CONTROL].driver.manage(VIRTIO_SCSI_T_TMF_QUERY_TASK, DISK, 1);
     guest.kick(CONTROL);
     assert_eq!(guest.wait(CONTROL), [(query, 1)]);
+    (head, at)
+}
+
+#[test]
+fn a_function_outlives_a_change_of_the_guests_memory() {
+    let (server, mut guest) = ready(1);
+    let (head, at) = waits_for_a_stalled_command(&server, &mut guest);
     let regions = guest.regions();
     guest.frontend.remove_mem_region(&regions[1]).unwrap();
     assert_eq!(guest.wait(CONTROL), [(head, 1)]);
@@ -151,17 +158,7 @@ fn a_function_outlives_a_change_of_the_guests_memory() {
 #[test]
 fn queues_that_stop_in_any_order_wait_for_no_function() {
     let (server, mut guest) = ready(1);
-    server.store.stall();
-    let read = [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0];
-    guest.queues[FIRST].driver.command(DISK, 42, &read, &[], 512);
-    guest.kick(FIRST);
-    until(|| server.store.take_ops().len() == 1);
-    let (head, at) = guest.queues[CONTROL].driver.manage(VIRTIO_SCSI_T_TMF_ABORT_TASK, DISK, 42);
-    guest.kick(CONTROL);
-    // It was taken when one that came later is answered.
-    let (query, _) = guest.queues[CONTROL].driver.manage(VIRTIO_SCSI_T_TMF_QUERY_TASK, DISK, 1);
-    guest.kick(CONTROL);
-    assert_eq!(guest.wait(CONTROL), [(query, 1)]);
+    let (head, at) = waits_for_a_stalled_command(&server, &mut guest);
     assert_eq!(guest.frontend.get_vring_base(CONTROL).unwrap(), 2);
     assert_eq!(guest.queues[CONTROL].driver.take_used(), [(head, 1)]);
     assert_eq!(u32::from(guest.queues[CONTROL].driver.byte(at)), VIRTIO_SCSI_S_FAILURE);
