@@ -11,8 +11,8 @@ mod requests;
 use common::driver::{Driver, Sent};
 use common::store::MemStore;
 use std::sync::Arc;
-use tornblk_backend::device::Memory;
-use tornblk_backend::device::blk::{Blk, BlkQueue};
+use tornblk_backend::device::blk::Blk;
+use tornblk_backend::device::{Device, DeviceQueue, Memory};
 use virtio_queue::Queue;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -25,7 +25,7 @@ pub(crate) struct Bench {
     pub(crate) store: Arc<MemStore>,
     pub(crate) device: Arc<Blk>,
     pub(crate) driver: Driver,
-    pub(crate) queue: BlkQueue,
+    pub(crate) queue: Box<dyn DeviceQueue>,
     pub(crate) ring: Queue,
 }
 
@@ -40,7 +40,7 @@ impl Bench {
             [(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (END - SEAM) as usize)];
         let mem: Arc<Memory> = Arc::new(GuestMemoryMmap::from_ranges(&regions).unwrap());
         let driver = Driver::new(mem, 0x1000, 256, 0x1_0000);
-        let queue = device.queue(0);
+        let queue = device.clone().queue(0);
         let ring = driver.ring(event_idx);
         Bench { store, device, driver, queue, ring }
     }

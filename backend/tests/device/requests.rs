@@ -6,6 +6,7 @@ use crate::common::store::{MemStore, Told, pattern};
 use crate::common::{ID, device_with};
 use crate::{Bench, SEAM};
 use std::mem::offset_of;
+use tornblk_backend::device::Device;
 use tornblk_backend::device::blk::{
     ATOMIC_CONFIG_BYTES, CONFIG_BYTES, DISCARD_MAX_SECTORS, DISCARD_MAX_SEGMENTS,
     VIRTIO_BLK_F_ATOMIC,

@@ -25,8 +25,8 @@ pub use config::{ATOMIC_CONFIG_BYTES, CONFIG_BYTES};
 pub use features::VIRTIO_BLK_F_ATOMIC;
 pub use queue::{BlkQueue, BlkRequests};
 
-use super::RING_SIZE_MAX;
 use super::limits::Limits;
+use super::{Device, DeviceQueue, RING_SIZE_MAX};
 use crate::store::Store;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,10 +97,6 @@ impl Blk {
         })
     }
 
-    pub fn store(&self) -> &Arc<dyn Store> {
-        &self.store
-    }
-
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
@@ -109,25 +105,39 @@ impl Blk {
         &self.limits
     }
 
-    pub fn queues(&self) -> u16 {
-        self.queues
-    }
-
-    pub fn queue_size(&self) -> u16 {
-        self.queue_size
-    }
-
     pub fn seg_max(&self) -> u32 {
         seg_max(self.queue_size)
     }
 
-    /// Feature bits to offer.
-    pub fn features(&self) -> u64 {
+    /// What GET_ID answers now.
+    pub fn id(&self) -> [u8; DEVICE_ID_BYTES] {
+        (self.id)()
+    }
+
+    fn last_negotiation(&self) -> std::sync::MutexGuard<'_, Option<Negotiation>> {
+        // An option is whole whatever happened to the thread that held the lock.
+        self.negotiated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Blk {
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    fn queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    fn features(&self) -> u64 {
         features::offered(self.read_only, self.queues, self.limits.atomic())
     }
 
-    /// The driver accepted these features.
-    pub fn negotiated(&self, accepted: u64) {
+    fn negotiated(&self, accepted: u64) {
         let what = features::negotiation(accepted, self.writeback.load(Ordering::Acquire));
         self.writeback.store(what.writeback, Ordering::Release);
         let before = self.last_negotiation().replace(what);
@@ -144,8 +154,11 @@ impl Blk {
         }
     }
 
-    /// The bytes `offset..offset + size` of the configuration space; 0 beyond its end.
-    pub fn config(&self, offset: u32, size: u32) -> Vec<u8> {
+    fn shows_config(&self) -> bool {
+        true
+    }
+
+    fn config(&self, offset: u32, size: u32) -> Vec<u8> {
         let space = config::space(&config::Told {
             capacity: self.disk.capacity,
             limits: &self.limits,
@@ -156,8 +169,8 @@ impl Blk {
         super::window(&space, offset, size)
     }
 
-    /// The driver wrote to the configuration space. Only `writeback` may be written.
-    pub fn set_config(&self, offset: u32, bytes: &[u8]) {
+    /// Only `writeback` may be written.
+    fn set_config(&self, offset: u32, bytes: &[u8]) {
         match config::written_writeback(offset, bytes) {
             Ok(Some(on)) => {
                 if self.writeback.swap(on, Ordering::AcqRel) != on {
@@ -174,27 +187,15 @@ impl Blk {
         }
     }
 
-    /// What GET_ID answers now.
-    pub fn id(&self) -> [u8; DEVICE_ID_BYTES] {
-        (self.id)()
+    fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
+        Box::new(BlkQueue::new(n, BlkRequests::new(self, n)))
     }
 
-    /// The device's side of queue `n`, from its start to its stop.
-    pub fn queue(self: &Arc<Self>, n: u16) -> BlkQueue {
-        BlkQueue::new(n, BlkRequests::new(self.clone(), n))
-    }
-
-    /// What was in flight has ended without an answer: after the queues are gone.
-    pub fn reset(&self, cause: ResetCause, queue: Option<u16>) {
+    fn reset(&self, cause: ResetCause, queue: Option<u16>) {
         if cause != ResetCause::QueueStop {
             *self.last_negotiation() = None;
         }
         self.store.reset(cause, queue);
-    }
-
-    fn last_negotiation(&self) -> std::sync::MutexGuard<'_, Option<Negotiation>> {
-        // An option is whole whatever happened to the thread that held the lock.
-        self.negotiated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,13 +4,13 @@
 use super::Blk;
 use super::request::{Bounds, Parsed, Work, parse};
 use crate::complaints::Complaints;
+use crate::device::Memory;
 use crate::device::queue::{Answer, Requests, Taken, Worker};
-use crate::device::{Device, DeviceQueue, Memory};
-use crate::store::{Done, Failure, Origin, Request, Store, StoreQueue};
+use crate::store::{Done, Failure, Origin, Request, StoreQueue};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tornblk_model::event::{ResetCause, Status};
+use tornblk_model::event::Status;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -163,48 +163,6 @@ impl Requests for BlkRequests {
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         self.store.wake_fd()
-    }
-}
-
-impl Device for Blk {
-    fn store(&self) -> &Arc<dyn Store> {
-        Blk::store(self)
-    }
-
-    fn queues(&self) -> u16 {
-        Blk::queues(self)
-    }
-
-    fn queue_size(&self) -> u16 {
-        Blk::queue_size(self)
-    }
-
-    fn features(&self) -> u64 {
-        Blk::features(self)
-    }
-
-    fn negotiated(&self, accepted: u64) {
-        Blk::negotiated(self, accepted);
-    }
-
-    fn shows_config(&self) -> bool {
-        true
-    }
-
-    fn config(&self, offset: u32, size: u32) -> Vec<u8> {
-        Blk::config(self, offset, size)
-    }
-
-    fn set_config(&self, offset: u32, bytes: &[u8]) {
-        Blk::set_config(self, offset, bytes);
-    }
-
-    fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
-        Box::new(Blk::queue(&self, n))
-    }
-
-    fn reset(&self, cause: ResetCause, queue: Option<u16>) {
-        Blk::reset(self, cause, queue);
     }
 }
 
