@@ -154,7 +154,7 @@ impl Carried {
                 What::Corrupt { place: claimed.map(|s| (s.file, s.unit, s.sector)) }
             }
             Read::Zero => What::Zero,
-            Read::Unknown => match read_header(sector, self.nonce) {
+            Read::Poison | Read::Unknown => match read_header(sector, self.nonce) {
                 Some((unit, file, r#gen)) => What::Slot { file, unit, r#gen },
                 None => What::Unknown,
             },

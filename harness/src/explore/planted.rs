@@ -323,7 +323,7 @@ fn random_workload(seed: u64) -> Recorded {
                     direct: disk.rng.below(3) > 0,
                     dsync: disk.rng.below(4) == 0,
                     atomic: disk.rng.below(8) == 0,
-                    protocol: false,
+                    ..WriteFlags::default()
                 };
                 let offset = target.offset_of(unit);
                 disk.mark(&[MarkText::Intent {

@@ -169,7 +169,10 @@ struct View<'a> {
 impl View<'_> {
     fn judge(&self, out: &mut Judgement) {
         self.origin(out);
-        let levels: Levels = self.sectors.iter().map(level).collect();
+        if self.target.moves {
+            return;
+        }
+        let levels: Levels = self.sectors.iter().map(|found| self.level(found)).collect();
         self.durability(&levels, out);
         self.wholeness(&levels, out);
         self.results(out);
@@ -180,6 +183,9 @@ impl View<'_> {
         let mut told = BTreeSet::new();
         for (i, sector) in self.sectors.iter().enumerate() {
             let (clause, text) = match sector {
+                Found::Misplaced { file, .. } if self.target.moves && *file == self.target.file => {
+                    continue;
+                }
                 Found::Misplaced { file, unit, sector, r#gen } => (
                     Clause::Misdirected,
                     format!(
@@ -190,6 +196,12 @@ impl View<'_> {
                 Found::Foreign { nonce } => (
                     Clause::Foreign,
                     format!("sector {i} holds a block of another run (nonce {nonce:#x})"),
+                ),
+                Found::Poison {} => (
+                    Clause::Foreign,
+                    format!(
+                        "sector {i} holds what lay on the disk before the file system was made"
+                    ),
                 ),
                 Found::Unknown {} if self.may_be_made_up(i) => continue,
                 Found::Unknown {} => {
@@ -260,6 +272,7 @@ impl View<'_> {
             let Some(asked) = self.unit.asked(r#gen) else { continue };
             let key = Key { file: self.target.file, unit: self.number, r#gen };
             let reason = match self.seen.eligibility(key) {
+                _ if asked.flags.may_fail => Reason::Failed,
                 _ if asked.result.is_some() && !asked.complete() => Reason::Failed,
                 _ if asked.must_be_whole() => {
                     let promise = if asked.flags.atomic {
@@ -337,10 +350,34 @@ impl View<'_> {
         Some((r#gen, u64::from(r#gen) + 1, Reason::Mixed))
     }
 
+    /// What a sector's content comes to.
+    fn level(&self, found: &Found) -> Option<u64> {
+        match found {
+            Found::Own { r#gen } => Some(u64::from(*r#gen) + 1),
+            Found::Zero {} | Found::Missing {} => Some(self.zeroes()),
+            Found::Misplaced { .. }
+            | Found::Foreign { .. }
+            | Found::Corrupt {}
+            | Found::Poison {}
+            | Found::Unknown {}
+            | Found::Error { .. } => None,
+        }
+    }
+
+    /// Zeroes are no content yet, or what the last punch that was asked for left.
+    fn zeroes(&self) -> u64 {
+        let asked = |r#gen: &u32| self.unit.asked(*r#gen).is_some_and(|asked| asked.flags.zero);
+        let newest = self.unit.newest();
+        newest.and_then(|newest| (0..=newest).rev().find(asked)).map_or(0, |g| u64::from(g) + 1)
+    }
+
     /// Calls that failed.
     fn results(&self, out: &mut Judgement) {
         for (r#gen, asked) in self.unit.failed() {
             let Some(result) = asked.result else { continue };
+            if asked.flags.may_fail {
+                continue;
+            }
             let text = if result < 0 {
                 format!("the write of generation {gen} failed: {}", errno_text(-result))
             } else {
@@ -367,7 +404,7 @@ impl View<'_> {
         let shown: BTreeSet<Option<u32>> = self
             .sectors
             .iter()
-            .filter_map(level_of)
+            .filter_map(|found| self.level(found))
             .map(|l| l.checked_sub(1).map(|g| g as u32))
             .collect();
         let asked: Option<Asked> = r#gen.and_then(|g| self.unit.asked(g));
@@ -389,6 +426,7 @@ impl View<'_> {
             text,
             complaint: None,
             recovery: None,
+            timeline: Vec::new(),
         }
     }
 
@@ -396,7 +434,7 @@ impl View<'_> {
     /// everything of ours is new.
     fn strip(&self, level: u64) -> Vec<Cell> {
         let per = (self.lb_size.min(self.target.unit) as usize / SECTOR).max(1);
-        let cell = |f: &Found| match level_of(f) {
+        let cell = |f: &Found| match self.level(f) {
             Some(l) if l >= level => Cell::New,
             Some(_) => Cell::Old,
             None => Cell::Other,
@@ -409,22 +447,6 @@ impl View<'_> {
             })
             .collect()
     }
-}
-
-fn level_of(found: &Found) -> Option<u64> {
-    match found {
-        Found::Own { r#gen } => Some(u64::from(*r#gen) + 1),
-        Found::Zero {} | Found::Missing {} => Some(0),
-        Found::Misplaced { .. }
-        | Found::Foreign { .. }
-        | Found::Corrupt {}
-        | Found::Unknown {}
-        | Found::Error { .. } => None,
-    }
-}
-
-fn level(found: &Found) -> Option<u64> {
-    level_of(found)
 }
 
 fn level_text(level: u64) -> String {

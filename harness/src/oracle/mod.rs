@@ -74,10 +74,22 @@ pub enum Clause {
     Accepted,
     /// The guest's kernel complained: see [`crate::splat`].
     KernelWarning,
+    /// A system call did not return, though all that it waits for was let go.
+    Hung,
+    /// Two ways of looking at a file show different bytes: mapped, read, on the disk.
+    Incoherent,
+    /// Space, or a reference, was not given back.
+    Leaked,
+    /// A request that changes the disk came while its file system was frozen.
+    WroteFrozen,
+    /// What was to be clean needed recovery.
+    NotClean,
+    /// A system call returned what it may not return.
+    WrongResult,
 }
 
 impl Clause {
-    pub const ALL: [Clause; 13] = [
+    pub const ALL: [Clause; 19] = [
         Clause::Torn,
         Clause::Lost,
         Clause::Stale,
@@ -91,7 +103,18 @@ impl Clause {
         Clause::Limits,
         Clause::Accepted,
         Clause::KernelWarning,
+        Clause::Hung,
+        Clause::Incoherent,
+        Clause::Leaked,
+        Clause::WroteFrozen,
+        Clause::NotClean,
+        Clause::WrongResult,
     ];
+
+    /// By its name.
+    pub fn named(name: &str) -> Option<Clause> {
+        Clause::ALL.into_iter().find(|clause| clause.name() == name)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -108,6 +131,12 @@ impl Clause {
             Clause::Limits => "limits",
             Clause::Accepted => "accepted",
             Clause::KernelWarning => "kernel-warning",
+            Clause::Hung => "hung",
+            Clause::Incoherent => "incoherent",
+            Clause::Leaked => "leaked",
+            Clause::WroteFrozen => "wrote-frozen",
+            Clause::NotClean => "not-clean",
+            Clause::WrongResult => "wrong-result",
         }
     }
 
@@ -122,7 +151,8 @@ impl Clause {
 
     /// Is it neither in a state of the disk nor in the recording, but in what a guest said or did?
     pub fn is_of_a_guest(self) -> bool {
-        matches!(self, Clause::Limits | Clause::Accepted | Clause::KernelWarning)
+        use Clause::{Accepted, Hung, Incoherent, KernelWarning, Leaked, Limits, WrongResult};
+        matches!(self, Limits | Accepted | KernelWarning | Hung | Incoherent | Leaked | WrongResult)
     }
 }
 
@@ -175,6 +205,9 @@ pub struct Finding {
     /// Where it was found, if not in the state itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// Of a race: who did what before, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<String>,
 }
 
 impl Finding {
@@ -195,6 +228,7 @@ impl Finding {
             text,
             complaint: None,
             recovery: None,
+            timeline: Vec::new(),
         }
     }
 }

@@ -112,6 +112,7 @@ pub(crate) mod testing {
                 .into(),
             complaint: None,
             recovery: None,
+            timeline: Vec::new(),
         }
     }
 
@@ -128,6 +129,7 @@ pub(crate) mod testing {
             faults: Vec::new(),
             write: Some((1, 3, 7)),
             named: Default::default(),
+            raced: None,
             judgement: Judgement { findings, ..Judgement::default() },
             folder: Some("/tmp/run/raw/cut-002".into()),
             again: vec!["tornblk repro '/tmp/run/raw/cut-002'".into()],
@@ -159,6 +161,7 @@ pub(crate) mod testing {
             seconds: 12.5,
             reports: if red { vec![cut(vec![finding()])] } else { Vec::new() },
             named: Default::default(),
+            raced: None,
             explored: None,
         }
     }

@@ -1,17 +1,19 @@
 //! One cut of the power, from a fresh disk to a judgement.
 
+use super::complaints::Watch;
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints};
+use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints, race};
 use crate::device::DiskSpec;
 use crate::explore::Subject;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge, on_wire};
-use crate::suite::{Cut, Lane, Plan};
+use crate::suite::{Cut, Lane, Plan, Wrong};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use tornblk_agent::channel::{Command, Outcome, Readback, Workload};
+use tornblk_agent::race::Raced;
 use tornblk_model::crash::Profile;
 use tornblk_proto::NamedWrites;
 
@@ -42,6 +44,9 @@ pub struct CutReport {
     /// How the writes arrived that say how long they are.
     #[serde(default)]
     pub named: NamedWrites,
+    /// What came of the race; `None`: it was none, or it did not end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raced: Option<Raced>,
     pub judgement: Judgement,
     /// `None` where it was not kept.
     pub folder: Option<PathBuf>,
@@ -68,6 +73,7 @@ impl CutReport {
             faults: Vec::new(),
             write: None,
             named: NamedWrites::default(),
+            raced: None,
             judgement: Judgement { findings, ..Judgement::default() },
             folder: None,
             again: Vec::new(),
@@ -123,9 +129,7 @@ impl Setting<'_> {
 
     /// Makes the base image: sparse, formatted by a guest where the lane has a file system.
     pub(super) fn make_base(&self, lab: &mut dyn Lab, dir: &Path) -> Result<(), RunError> {
-        let image = std::fs::File::create(self.base).map_err(RunError::io("make", self.base))?;
-        image.set_len(self.lane.capacity).map_err(RunError::io("make", self.base))?;
-        drop(image);
+        race::make_image(self.base, self.lane)?;
         if self.lane.is_raw() && self.lane.partition == 0 {
             return Ok(());
         }
@@ -142,7 +146,8 @@ impl Setting<'_> {
         }
         guest.ask("sync", Command::Sync {}, LONG)?;
         guest.machine.kill();
-        disk.stop()
+        disk.stop()?;
+        race::check_poison(self.base, self.lane)
     }
 
     /// One cut. `dir` is its folder, `next` that of the one after it.
@@ -159,7 +164,9 @@ impl Setting<'_> {
         let mut disk = lab.disk(&self.spec(dir, cut.seed, Some(recording.clone())))?;
         let mut guest = self.volume.guest(lab, disk.as_ref(), dir, "before", self.interrupted)?;
         let workload = match &cut.plan {
-            Plan::Spread { .. } => self.lane.workload(cut.nonce, cut.seed, &guest.device),
+            Plan::Spread { .. } | Plan::Race { .. } => {
+                self.lane.workload(cut.nonce, cut.seed, &guest.device)
+            }
             Plan::Placed { .. } => self.lane.placed_workload(
                 cut.nonce,
                 cut.seed,
@@ -171,7 +178,10 @@ impl Setting<'_> {
         self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
         lab.expect(&make(dir, "after")?);
 
-        tell(Told::Phase("writing"));
+        if let Plan::Race { wrong: Some(Wrong::Fault(fault)) } = &cut.plan {
+            disk.fault(&fault.to_string())?;
+        }
+        tell(Told::Phase(if self.lane.race.is_some() { "racing" } else { "writing" }));
         let mut seen = |text: &str| tell(Told::Seen(text));
         let mut relay = Relay::new(
             disk.as_mut(),
@@ -182,10 +192,11 @@ impl Setting<'_> {
             self.interrupted,
             &mut seen,
         );
+        relay.watch = Some(Watch::new(&dir.join("before")));
         let said = complaints::said(&dir.join("before"));
-        let command = Command::Workload { workload: workload.clone() };
+        let command = self.command(&guest.device, cut, &workload);
         let ended = guest.machine.call(command, &mut relay, LONG);
-        let (mut failed, mut died) = (None, None);
+        let (mut failed, mut died, mut raced) = (None, None, None);
         match ended {
             Err(CallError::Stopped) => check(self.interrupted)?,
             // To the disk it is one more cut of the power; what the kernel said is told by it.
@@ -197,7 +208,15 @@ impl Setting<'_> {
             }
             Ok(Outcome::Unsupported { message }) => return Ok(Judged::Unsupported(message)),
             Ok(Outcome::Failed { message, .. }) => failed = Some(message),
-            Ok(Outcome::Ok { .. }) => {}
+            Ok(Outcome::Ok { value }) => {
+                if self.lane.race.is_some() {
+                    raced = Some(serde_json::from_value(value).map_err(|e| {
+                        RunError::Guest(format!(
+                            "what the guest says of its race is not understood: {e}"
+                        ))
+                    })?);
+                }
+            }
         }
         if let Some(error) = relay.error.take() {
             return Err(error);
@@ -208,6 +227,7 @@ impl Setting<'_> {
         relay.look_at_the_wire();
         let named = relay.named()?;
         let (write, fired) = (relay.write(), relay.fired);
+        let live = std::mem::take(&mut relay.found);
         let (batches, crashed) = (std::mem::take(&mut relay.batches), relay.crashed.take());
         let Some(crashed) = crashed else {
             return Err(RunError::Bad("the device did not say that the power was cut".into()));
@@ -232,10 +252,15 @@ impl Setting<'_> {
         };
         save(&dir.join("evidence.json"), &evidence)?;
         let mut judgement = evidence.judge(lab, &recording, &crashed.state, crashed.event)?;
+        judgement
+            .findings
+            .extend(live.into_iter().map(race::finding).collect::<Result<Vec<_>, _>>()?);
+        judgement.findings.extend(race::frozen(lab, &recording, self.lane)?);
         if let Some(message) = failed
             && judgement.findings.is_empty()
         {
-            return Err(RunError::Guest(format!("the workload failed in the guest: {message}")));
+            let what = if self.lane.race.is_some() { "race" } else { "workload" };
+            return Err(RunError::Guest(format!("the {what} failed in the guest: {message}")));
         }
         let never = match died.is_some() {
             true => "; that never came, because the guest's kernel died or hung before",
@@ -254,10 +279,23 @@ impl Setting<'_> {
             faults: crashed.faults,
             write: write.map(|k: Key| (k.file, k.unit, k.r#gen)),
             named,
+            raced,
             judgement,
             folder: Some(dir.to_owned()),
             again: Vec::new(),
         })))
+    }
+
+    /// What the guest does until the cut.
+    fn command(&self, device: &str, cut: &Cut, workload: &Workload) -> Command {
+        let wrong = match &cut.plan {
+            Plan::Race { wrong: Some(Wrong::Work(name)) } => Some(name.as_str()),
+            _ => None,
+        };
+        match self.lane.race(cut.nonce, cut.seed, device, wrong) {
+            Some(race) => Command::Race { race },
+            None => Command::Workload { workload: workload.clone() },
+        }
     }
 
     /// Puts what is recorded here into the recording.

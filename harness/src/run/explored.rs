@@ -17,6 +17,8 @@ const FSCK_EVERY: u64 = 50;
 pub(super) struct Asked<'a> {
     pub(super) profile: &'a str,
     pub(super) strategies: &'a [Strategy],
+    /// So many at most; `None`: as many as there is time for.
+    pub(super) states: Option<u64>,
     pub(super) seed: u64,
     pub(super) time: Option<Duration>,
     /// Where its failures are kept.
@@ -63,6 +65,7 @@ fn explore(
         strategies: asked.strategies.to_vec(),
         seed: asked.seed,
         time: asked.time,
+        states: asked.states,
         ..Settings::default()
     };
     let dir = asked.dir;

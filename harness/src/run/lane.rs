@@ -8,7 +8,9 @@ use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
 use crate::explore::ExploreReport;
 use crate::oracle::{Clause, Counts, Finding};
 use crate::splat::Desk;
-use crate::suite::{Exercise, Expect, Lane, Place, PlacedFault, plan_control, plan_cut};
+use crate::suite::{
+    Exercise, Expect, Lane, Place, PlacedFault, Wrong, plan_control, plan_cut, plan_race,
+};
 use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -16,7 +18,8 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{AtomicLimits, Target};
-use tornblk_model::crash::{Fault, FaultKind};
+use tornblk_agent::race::Raced;
+use tornblk_model::crash::{Fault, FaultKind, Strategy};
 use tornblk_proto::NamedWrites;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct LaneReport {
     /// How the writes of its cuts arrived that say how long they are.
     #[serde(default)]
     pub named: NamedWrites,
+    /// What came of its races.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raced: Option<Raced>,
     /// Findings of all cuts.
     pub violations: u64,
     /// Complaints of the guests' kernels that came before in this run, and are no findings again.
@@ -185,12 +191,33 @@ impl LaneReport {
             at_rest: 0,
             counts: Counts::default(),
             named: NamedWrites::default(),
+            raced: None,
             violations: 0,
             complaints_again: 0,
             control: None,
             seconds: 0.0,
             reports: Vec::new(),
             explored: None,
+        }
+    }
+}
+
+impl LaneReport {
+    /// Adds what came of one more race.
+    fn raced(&mut self, one: Option<&Raced>) {
+        let Some(one) = one else { return };
+        let all = self.raced.get_or_insert_default();
+        all.rounds += one.rounds;
+        for (what, times) in &one.reached {
+            *all.reached.entry(what.clone()).or_default() += times;
+        }
+        for (all, one) in [(&mut all.notes, &one.notes), (&mut all.unsupported, &one.unsupported)] {
+            one.iter()
+                .filter(|text| !all.contains(text))
+                .cloned()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|text| all.push(text));
         }
     }
 }
@@ -332,7 +359,7 @@ impl LaneRun<'_> {
         };
         for (i, &number) in numbers.iter().enumerate() {
             // The control and one cut are made whatever it takes, and more while they prove nothing.
-            let enough = || missing(self.lane, &self.report.counts).is_none();
+            let enough = || missing(self.lane, &self.report).is_none();
             if number > 1 && self.settings.only.is_none() && self.clock.is_over() && enough() {
                 // Its folder was made for a guest that may have been started.
                 lab.forget();
@@ -354,6 +381,7 @@ impl LaneRun<'_> {
                 self.report.at_rest += u32::from(!report.fired);
                 self.report.counts += report.judgement.counts;
                 add(&mut self.report.named, &report.named);
+                self.report.raced(report.raced.as_ref());
                 self.report.violations += report.judgement.findings.len() as u64;
             }
             self.keep(report)?;
@@ -400,7 +428,8 @@ impl LaneRun<'_> {
     /// Explores the last cut's recording, where that was asked for.
     fn explore(&mut self, lab: &mut dyn Lab) -> Result<(), RunError> {
         let Some((cut, goes)) = self.last.take() else { return Ok(()) };
-        if !self.settings.explore.is_empty() {
+        let strategies = self.strategies();
+        if !strategies.is_empty() {
             let of = self.report.planned;
             let (lane, progress) = (self.lane.name.as_str(), &mut *self.progress);
             let mut phase = |what: &str| {
@@ -408,7 +437,8 @@ impl LaneRun<'_> {
             };
             let asked = Asked {
                 profile: &self.report.profile,
-                strategies: &self.settings.explore,
+                strategies: &strategies,
+                states: self.lane.race.as_ref().map(|race| race.states),
                 seed: self.settings.seed,
                 time: self.clock.lane_left(),
                 dir: &self.folder.lane(lane)?.join("explored"),
@@ -422,6 +452,15 @@ impl LaneRun<'_> {
             self.folder.remove(&cut);
         }
         Ok(())
+    }
+
+    /// How the last cut's recording is explored: as it was asked for, else as the lane says.
+    fn strategies(&self) -> Vec<Strategy> {
+        let of_lane = || self.lane.race.as_ref().map(|race| race.explore.clone());
+        match self.settings.explore.as_slice() {
+            [] if self.settings.faults.is_empty() => of_lane().unwrap_or_default(),
+            asked => asked.to_vec(),
+        }
     }
 
     fn phase(&mut self, what: &str, cut: u32) {
@@ -439,11 +478,18 @@ impl LaneRun<'_> {
         next: Option<u32>,
     ) -> Result<Option<CutReport>, RunError> {
         let seed = self.settings.seed;
-        let cut = if number == 0 {
-            let fault = PlacedFault {
-                fault: self.lane.control.fault.clone(),
-                place: self.lane.control.place,
+        let fault = match &self.lane.control.wrong {
+            Wrong::Fault(fault) => Some(fault.clone()),
+            Wrong::Work(_) => None,
+        };
+        let cut = if self.lane.race.is_some() {
+            let wrong = match number {
+                0 => Some(self.lane.control.wrong.clone()),
+                number => self.fault_for(number).map(Wrong::Fault),
             };
+            plan_race(self.lane, seed, number, wrong)
+        } else if let (0, Some(fault)) = (number, fault) {
+            let fault = PlacedFault { fault, place: self.lane.control.place };
             plan_control(self.lane, seed, 0, fault)
         } else if let Some(fault) = self.fault_for(number) {
             let place = place_of(&fault);
@@ -529,10 +575,18 @@ impl LaneRun<'_> {
 
     fn control(&mut self, report: &CutReport) {
         let findings = &report.judgement.findings;
-        let found = caught(&self.lane.control.caught_as, report.write, findings);
+        let caught_as = &self.lane.control.caught_as;
+        let race = self.lane.race.is_some();
+        let found = match race {
+            // All of it is wrong.
+            true => findings.iter().map(|f| f.clause).find(|c| caught_as.contains(c)),
+            false => caught(caught_as, report.write, findings),
+        };
         let text = match found {
             Some(clause) => clause.to_string(),
-            None if report.faults.is_empty() => "the fault found nothing to break".to_owned(),
+            None if report.faults.is_empty() && !race => {
+                "the fault found nothing to break".to_owned()
+            }
             None if findings.is_empty() => "nothing was noticed".to_owned(),
             None => {
                 let mut clauses: Vec<Clause> = findings.iter().map(|f| f.clause).collect();
@@ -542,7 +596,7 @@ impl LaneRun<'_> {
                 format!("only {} was noticed, or elsewhere", clauses.join(", "))
             }
         };
-        let fault = self.lane.control.fault.to_string();
+        let fault = self.lane.control.wrong.to_string();
         self.report.control = Some(ControlReport { fault, caught: found.is_some(), text });
     }
 
@@ -558,7 +612,7 @@ impl LaneRun<'_> {
             save(&folder.join("verdict.json"), &report)?;
             let goes = !bad && !self.settings.keep;
             // The last one is still wanted.
-            let wanted = !self.settings.explore.is_empty() && report.number > 0;
+            let wanted = !self.strategies().is_empty() && report.number > 0;
             if wanted && let Some((before, true)) = self.last.replace((folder.clone(), goes)) {
                 self.folder.remove(&before);
             }
@@ -616,8 +670,8 @@ impl LaneRun<'_> {
             Verdict::Inconclusive
         } else if self.settings.only.is_some() {
             Verdict::Passed
-        } else if let Some(missing) = missing(self.lane, &report.counts) {
-            why = Some(missing.to_owned());
+        } else if let Some(missing) = missing(self.lane, report) {
+            why = Some(missing);
             Verdict::Inconclusive
         } else if let Some(e) = explored.filter(|e| e.verdict == Verdict::Inconclusive) {
             let reason = e.why.clone().unwrap_or_default();
@@ -679,8 +733,16 @@ fn caught(
 }
 
 /// What was not put to the test.
-fn missing(lane: &Lane, counts: &Counts) -> Option<&'static str> {
-    lane.exercise.iter().find_map(|what| match what {
+fn missing(lane: &Lane, report: &LaneReport) -> Option<String> {
+    let counts = &report.counts;
+    let met = |what: &String| {
+        report.raced.as_ref().and_then(|raced| raced.reached.get(what)).is_some_and(|n| *n > 0)
+    };
+    let mut moments = lane.race.iter().flat_map(|race| &race.must_reach);
+    if let Some(moment) = moments.find(|moment| !met(moment)) {
+        return Some(format!("the race never came to \"{moment}\": nothing is proved"));
+    }
+    let missing = lane.exercise.iter().find_map(|what| match what {
         Exercise::Whole if counts.eligible == 0 => {
             Some("no write had to be whole: nothing is proved")
         }
@@ -698,7 +760,8 @@ fn missing(lane: &Lane, counts: &Counts) -> Option<&'static str> {
             Some("nothing had to survive: nothing is proved")
         }
         _ => None,
-    })
+    });
+    missing.map(str::to_owned)
 }
 
 /// Where a fault of the user's shows.

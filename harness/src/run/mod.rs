@@ -19,6 +19,7 @@ mod explored;
 mod folder;
 mod lane;
 mod limits;
+mod race;
 mod real;
 mod relay;
 mod repro;
@@ -55,6 +56,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_agent::race::{DeviceAnswer, DeviceAsk, RaceFinding};
 use tornblk_model::crash::{Fault, Strategy};
 use tornblk_proto::{Crashed, NamedWrites, Trigger};
 
@@ -100,6 +102,12 @@ pub trait Host {
     /// The error is a sentence, and ends the command as [`Host::stop`] does.
     fn marks(&mut self, marks: &[MarkText]) -> Result<(), String>;
     fn progress(&mut self, text: &str);
+    /// Something that a race wants of the disk under test.
+    fn ask(&mut self, _what: DeviceAsk) -> DeviceAnswer {
+        DeviceAnswer::Refused { message: "nobody serves the disk now".into() }
+    }
+    /// A promise that a race saw broken.
+    fn found(&mut self, _finding: RaceFinding) {}
     /// Give up on the command?
     fn stop(&mut self) -> bool;
 }
@@ -149,6 +157,10 @@ pub trait Disk {
     /// How the writes arrived that say how long they are.
     fn named(&mut self) -> Result<NamedWrites, RunError> {
         Ok(NamedWrites::default())
+    }
+    /// What a race of the guest wants of it.
+    fn ask(&mut self, _what: DeviceAsk) -> DeviceAnswer {
+        DeviceAnswer::Refused { message: "it cannot be asked".into() }
     }
     /// Whatever was armed is off, unless the power was cut before that: then how.
     fn disarm(&mut self) -> Result<Option<Crashed>, RunError>;

@@ -13,8 +13,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_agent::race::{
+    DeviceAnswer, DeviceAsk, DeviceOp, DeviceStatus, RaceFinding, StallPoint,
+};
 use tornblk_image::Image;
-use tornblk_proto::{Client, ClientError, Crashed, NamedWrites, Pending, RefusalKind};
+use tornblk_proto::{
+    Client, ClientError, Counters, Crashed, Match, NamedWrites, OpKind, Pending, Range,
+    RefusalKind, StallWhen,
+};
 
 /// For what was armed before to be forgotten.
 const DISARM: Duration = Duration::from_secs(5);
@@ -270,6 +276,11 @@ impl Disk for RealDisk {
         }
     }
 
+    fn ask(&mut self, what: DeviceAsk) -> DeviceAnswer {
+        asked(self.device.client(), what)
+            .unwrap_or_else(|error| DeviceAnswer::Refused { message: error.to_string() })
+    }
+
     fn fault(&mut self, spec: &str) -> Result<(), RunError> {
         match self.device.client().fault(spec) {
             Ok(_) => Ok(()),
@@ -322,6 +333,43 @@ impl Disk for RealDisk {
     }
 }
 
+/// What a race wants, in the device's own words.
+fn asked(client: &Client, what: DeviceAsk) -> Result<DeviceAnswer, ClientError> {
+    Ok(match what {
+        DeviceAsk::Stall { op, range, nth, when } => {
+            let op = op.map(|op| match op {
+                DeviceOp::Read => OpKind::Read,
+                DeviceOp::Write => OpKind::Write,
+                DeviceOp::Flush => OpKind::Flush,
+                DeviceOp::Discard => OpKind::Discard,
+                DeviceOp::WriteZeroes => OpKind::WriteZeroes,
+            });
+            let range = range.map(|(offset, len)| Range { offset, len });
+            let when = match when {
+                StallPoint::BeforeIo => StallWhen::BeforeIo,
+                StallPoint::BeforeCompletion => StallWhen::BeforeCompletion,
+            };
+            let token = client.stall(Match { op, range, nth, eligible: false }, when)?;
+            DeviceAnswer::Token { token }
+        }
+        DeviceAsk::Release { token } => DeviceAnswer::Released { requests: client.release(token)? },
+        DeviceAsk::Fault { spec } => DeviceAnswer::Token { token: client.fault(spec)? },
+        DeviceAsk::Status {} => {
+            let status = client.status()?;
+            let Counters { reads, writes, flushes, discards, write_zeroes, .. } = status.counters;
+            DeviceAnswer::Status(DeviceStatus {
+                held: status.stalls.iter().map(|stall| (stall.token, stall.held)).collect(),
+                in_flight: status.in_flight,
+                reads,
+                writes,
+                flushes,
+                discards,
+                write_zeroes,
+            })
+        }
+    })
+}
+
 /// Ends the connection of an armed crash. The device answers it first: that the power was cut, or
 /// that it was disarmed.
 fn hang_up(pending: &Pending<Crashed>, client: &Client) -> Option<Crashed> {
@@ -371,6 +419,14 @@ impl vm::Host for Adapter<'_> {
 
     fn progress(&mut self, text: &str) {
         self.0.progress(text);
+    }
+
+    fn ask(&mut self, what: DeviceAsk) -> DeviceAnswer {
+        self.0.ask(what)
+    }
+
+    fn found(&mut self, finding: RaceFinding) {
+        self.0.found(finding);
     }
 
     fn stop(&mut self) -> bool {

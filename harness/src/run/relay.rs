@@ -1,12 +1,14 @@
 //! Between the guest's marks and the device: records each mark, and cuts the power where the plan
 //! says so.
 
+use super::complaints::Watch;
 use super::{Arm, Disk, Host, RunError};
 use crate::oracle::{Key, LedgerBuilder};
 use crate::suite::{Cut, CutKind, Place, Plan};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{MarkText, Target, Workload};
+use tornblk_agent::race::{DeviceAnswer, DeviceAsk, RaceFinding};
 use tornblk_model::crash::{Fault, FaultKind};
 use tornblk_proto::{Crashed, Match, NamedWrites, OpKind, Range, Trigger};
 
@@ -32,6 +34,10 @@ pub(super) struct Relay<'a> {
     pub(super) error: Option<RunError>,
     seen: &'a mut dyn FnMut(&str),
     looked: Instant,
+    /// What a race saw broken.
+    pub(super) found: Vec<RaceFinding>,
+    /// The guest's console.
+    pub(super) watch: Option<Watch>,
 }
 
 /// How often the device's log is looked at.
@@ -85,6 +91,8 @@ impl<'a> Relay<'a> {
             error: None,
             seen,
             looked: Instant::now(),
+            found: Vec::new(),
+            watch: None,
         }
     }
 
@@ -111,7 +119,7 @@ impl<'a> Relay<'a> {
     pub(super) fn cut_now(&mut self) -> Result<(), RunError> {
         self.crashed = self.disk.disarm()?;
         if self.crashed.is_none() {
-            self.fired = false;
+            self.fired = matches!(self.cut.plan, Plan::Race { .. });
             self.arm(Trigger::Now)?;
             self.crashed = self.disk.crashed(Duration::from_secs(60))?;
         }
@@ -188,6 +196,8 @@ impl<'a> Relay<'a> {
                     return Ok(());
                 }
             },
+            // It is cut when it is over.
+            Plan::Race { .. } => return Ok(()),
             Plan::Placed { fault, .. } => {
                 let range = self.range(file, unit, at);
                 let spec = placed(&fault.fault, range);
@@ -216,8 +226,13 @@ impl<'a> Relay<'a> {
     fn arm(&mut self, at: Trigger) -> Result<(), RunError> {
         // A placed loss of what was acknowledged keeps nothing that may be lost, so that it shows
         // for certain.
-        let nothing = matches!(&self.cut.plan, Plan::Placed { fault, .. }
-            if fault.place == Place::Acknowledged && fault.fault.kind == FaultKind::IgnoreFlush);
+        let nothing = match &self.cut.plan {
+            Plan::Spread { .. } => false,
+            Plan::Placed { fault, .. } => {
+                fault.place == Place::Acknowledged && fault.fault.kind == FaultKind::IgnoreFlush
+            }
+            Plan::Race { wrong } => wrong.is_some(),
+        };
         self.disk.arm(&Arm {
             at,
             seed: self.cut.seed,
@@ -267,9 +282,21 @@ impl Host for Relay<'_> {
         log::debug!("guest: {text}");
     }
 
+    fn ask(&mut self, what: DeviceAsk) -> DeviceAnswer {
+        self.disk.ask(what)
+    }
+
+    fn found(&mut self, finding: RaceFinding) {
+        (self.seen)(&format!("{}: {}", finding.clause, finding.text));
+        self.found.push(finding);
+    }
+
     fn stop(&mut self) -> bool {
         if self.looked.elapsed() > LOOK {
             self.look_at_the_wire();
+        }
+        if self.watch.as_mut().is_some_and(Watch::complained) {
+            return true;
         }
         if self.crashed.is_none() && self.error.is_none() && self.stage == Stage::Armed {
             match self.disk.crashed(Duration::ZERO) {

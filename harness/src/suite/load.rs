@@ -1,14 +1,15 @@
 //! Reads suites, and refuses what cannot work before anything is started.
 
+use super::race::RaceText;
 use super::{
-    Atomic, Bound, Budget, Control, Exercise, Expect, Lane, Place, Statx, Suite, parse_flags,
+    Atomic, Bound, Budget, Control, Exercise, Expect, Lane, Place, Statx, Suite, Wrong, parse_flags,
 };
 use crate::oracle::{Clause, OnWire};
 use crate::vm::FrontEnd;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tornblk_agent::channel::{AtomicLimits, Prepare, Target, Workload};
+use tornblk_agent::channel::{AtomicLimits, Prepare, Target, Workload, WriteFlags};
 use tornblk_agent::planted::{self, Planted};
 use tornblk_model::crash::{AtomicMode, Fault, FaultKind, Profile};
 use tornblk_model::event::Disk;
@@ -98,6 +99,8 @@ struct LaneText {
     fstype: Option<String>,
     mount_options: Option<String>,
     tune: Option<Vec<(String, String)>>,
+    race: Option<RaceText>,
+    poison: Option<bool>,
     writes: Option<u32>,
     sync_every: Option<u32>,
     target: Option<Vec<TargetText>>,
@@ -168,13 +171,16 @@ struct TargetText {
     named: bool,
     #[serde(default)]
     buffer_offset: Size,
+    #[serde(default)]
+    moves: bool,
 }
 
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct ControlText {
-    fault: String,
-    place: Place,
+    fault: Option<String>,
+    wrong: Option<String>,
+    place: Option<Place>,
     caught_as: Vec<Clause>,
 }
 
@@ -252,7 +258,7 @@ impl File {
                 return Err(format!("two lanes are called {name}"));
             }
             let text = text.filled_up(&texts).map_err(|e| format!("lane {name}: {e}"))?;
-            lanes.push(text.build().map_err(|e| format!("lane {name}: {e}"))?);
+            lanes.push(text.build(&self.name).map_err(|e| format!("lane {name}: {e}"))?);
             texts.push(text);
         }
         Ok(Suite {
@@ -306,6 +312,8 @@ impl LaneText {
             fstype,
             mount_options,
             tune,
+            race,
+            poison,
             writes,
             sync_every,
             target,
@@ -316,7 +324,7 @@ impl LaneText {
         ))
     }
 
-    fn build(&self) -> Result<Lane, String> {
+    fn build(&self, suite: &str) -> Result<Lane, String> {
         let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(name_ok) {
             return Err("a lane's name is made of letters, digits, '-', '_' and '.'".into());
@@ -326,7 +334,14 @@ impl LaneText {
         if mkfs.is_empty() != fstype.is_empty() {
             return Err("`mkfs` and `fstype` go together".into());
         }
-        let (queues, writes) = (self.queues.unwrap_or(1), need(self.writes, "`writes`")?);
+        let race = self.race.clone().map(|race| race.build(suite)).transpose()?;
+        // A race says by itself what it does.
+        let writes = self.writes.or(race.as_ref().map(|_| 1));
+        let (queues, writes) = (self.queues.unwrap_or(1), need(writes, "`writes`")?);
+        let poison = self.poison.unwrap_or(false);
+        if poison && mkfs.is_empty() {
+            return Err("`poison` is what lies beneath a file system: add `mkfs`".into());
+        }
         if queues == 0 || writes == 0 {
             return Err("`queues` and `writes` are at least 1".into());
         }
@@ -385,11 +400,16 @@ impl LaneText {
             fstype,
             mount_options: self.mount_options.clone().unwrap_or_default(),
             tune: self.tune.clone().unwrap_or_default(),
+            poison,
             writes,
             sync_every: self.sync_every.unwrap_or(0),
-            targets: self.targets(&ground)?,
-            control: need(self.control.clone(), "[lane.control]")?.build()?,
-            exercise: need(self.exercise.clone(), "`exercise`")?,
+            targets: self.targets(&ground, race.is_some())?,
+            control: need(self.control.clone(), "[lane.control]")?.build(race.is_some())?,
+            exercise: need(
+                self.exercise.clone().or(race.as_ref().map(|_| Vec::new())),
+                "`exercise`",
+            )?,
+            race,
             expect: match self.expect.clone().unwrap_or_default() {
                 ExpectText::Passed => Expect::Passed,
                 ExpectText::Violated(why) => Expect::Violated(why),
@@ -406,7 +426,7 @@ impl LaneText {
         self.survives.iter().flatten().map(kind).collect()
     }
 
-    fn targets(&self, ground: &Ground) -> Result<Vec<Target>, String> {
+    fn targets(&self, ground: &Ground, race: bool) -> Result<Vec<Target>, String> {
         let texts = need(self.target.as_ref(), "[[lane.target]]")?;
         if texts.is_empty() {
             return Err("it has no [[lane.target]]".into());
@@ -414,7 +434,7 @@ impl LaneText {
         let mut targets = Vec::new();
         for (i, text) in texts.iter().cloned().enumerate() {
             let number = i as u32 + 1;
-            let target = text.build(number).and_then(|target| ground.put(target));
+            let target = text.build(number, race).and_then(|target| ground.put(target));
             targets.push(target.map_err(|e| format!("target {number}: {e}"))?);
         }
         match overlap(&targets) {
@@ -447,7 +467,7 @@ pub fn fits(front_end: FrontEnd, profile: &Profile) -> Result<(), String> {
     }
 }
 
-fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
+pub(super) fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
     value.ok_or_else(|| format!("it has no {what}"))
 }
 
@@ -486,8 +506,20 @@ impl Ground {
 const DEVICE: &str = "{device}";
 
 impl ControlText {
-    fn build(self) -> Result<Control, String> {
-        let fault: Fault = self.fault.parse().map_err(|e| format!("[control] `fault`: {e}"))?;
+    fn build(self, race: bool) -> Result<Control, String> {
+        let wrong = match (self.fault, self.wrong) {
+            (Some(fault), None) => {
+                Wrong::Fault(fault.parse().map_err(|e| format!("[control] `fault`: {e}"))?)
+            }
+            (None, Some(name)) if race => Wrong::Work(name),
+            _ if race => return Err("[control] has a `fault` or a `wrong`".into()),
+            _ => return Err("[control] has a `fault`; a `wrong` is for a race".into()),
+        };
+        // A race is cut when it is over.
+        let place = match self.place {
+            None if race => Place::Acknowledged,
+            place => need(place, "[control] `place`")?,
+        };
         if self.caught_as.is_empty() {
             return Err("[control] `caught-as` is empty: what would show that it works?".into());
         }
@@ -498,7 +530,7 @@ impl ControlText {
                     .into(),
             );
         }
-        Ok(Control { fault, place: self.place, caught_as: self.caught_as })
+        Ok(Control { wrong, place, caught_as: self.caught_as })
     }
 }
 
@@ -520,11 +552,12 @@ impl StatxText {
 }
 
 impl TargetText {
-    fn build(self, file: u32) -> Result<Target, String> {
+    fn build(self, file: u32, race: bool) -> Result<Target, String> {
+        let least = if race { 512 } else { 4096 };
         let unit = u32::try_from(self.unit.0)
             .ok()
-            .filter(|u| u.is_power_of_two() && (4096..=65536).contains(u))
-            .ok_or("`unit` is a power of two from 4k to 64k")?;
+            .filter(|u| u.is_power_of_two() && (least..=65536).contains(u))
+            .ok_or("`unit` is a power of two from 4k (of a race: 512) to 64k")?;
         if !self.offset.0.is_multiple_of(u64::from(unit)) {
             return Err("`offset` is a multiple of `unit`".into());
         }
@@ -536,7 +569,7 @@ impl TargetText {
                 "`planted` says how units are written: no `flags`, and a `depth` of 1".into()
             );
         }
-        if self.planted.is_none() && self.flags.is_empty() {
+        if self.planted.is_none() && self.flags.is_empty() && !race {
             return Err("`flags` are at least one".into());
         }
         if self.threads.saturating_mul(self.depth) > self.units {
@@ -550,6 +583,7 @@ impl TargetText {
             .filter(|offset| *offset < 4096 && offset.is_multiple_of(512))
             .ok_or("`buffer-offset` is a multiple of 512 below 4096")?;
         let flags: Result<Vec<_>, _> = match self.planted {
+            None if self.flags.is_empty() => Ok(vec![WriteFlags::PLAIN]),
             Some(_) => Ok(vec![planted::FLAGS]),
             None => self.flags.iter().map(|f| parse_flags(f)).collect(),
         };
@@ -568,6 +602,7 @@ impl TargetText {
             sequential: self.sequential,
             named: self.named,
             buffer_offset,
+            moves: self.moves,
         })
     }
 }

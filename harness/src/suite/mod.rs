@@ -4,22 +4,28 @@
 //! (`mkfs`, `fstype`; a raw disk without), which writes a guest makes (targets), and its negative
 //! control: a fault that must be caught right there, or the lane's green means nothing.
 //!
+//! A lane with `[lane.race]` has a guest race system calls against each other over its targets
+//! ([`race`]), and its control may be a race that is wrong on purpose.
+//!
 //! `{device}`, `{disk}` and `{mount}` stand for `/dev/vda`, `vda` and where the file system is
 //! mounted; `{device}1` is the partition, where the lane makes one.
 
 mod load;
 mod plan;
+mod race;
 
 pub use load::{SuiteError, builtin, fits, load, parse, parse_time, tried_at_the_end};
-pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut};
+pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut, plan_race};
+pub use race::{RaceLane, Wrong};
 
 use crate::oracle::{Clause, Finding, OnWire};
 use crate::splat::Kind;
 use crate::vm::FrontEnd;
 use serde::Deserialize;
 use std::time::Duration;
-use tornblk_agent::channel::{Target, Workload, WriteFlags};
-use tornblk_model::crash::{Fault, FaultKind};
+use tornblk_agent::channel::{MountPoint, Target, Workload, WriteFlags};
+use tornblk_agent::race::Race;
+use tornblk_model::crash::FaultKind;
 
 /// Where a lane's file system is mounted in the guest.
 pub const MOUNT: &str = "/mnt";
@@ -65,6 +71,10 @@ pub struct Lane {
     pub mount_options: String,
     /// Files under /sys and what is written into them before the workload.
     pub tune: Vec<(String, String)>,
+    /// `None`: the guest writes.
+    pub race: Option<RaceLane>,
+    /// Before the file system is made the disk is full of what no file may ever show.
+    pub poison: bool,
     pub writes: u32,
     pub sync_every: u32,
     pub targets: Vec<Target>,
@@ -138,7 +148,7 @@ pub enum Expect {
 /// The negative control.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Control {
-    pub fault: Fault,
+    pub wrong: Wrong,
     pub place: Place,
     /// It is caught by a finding of one of these.
     pub caught_as: Vec<Clause>,
@@ -210,6 +220,25 @@ impl Lane {
         workload.writes = writes;
         workload.sync_every = 1;
         workload
+    }
+
+    /// The race of one cut on the disk `device`; `None`: the lane has none.
+    pub fn race(&self, nonce: u64, seed: u64, device: &str, wrong: Option<&str>) -> Option<Race> {
+        let race = self.race.as_ref()?;
+        let mount = (!self.is_raw()).then(|| MountPoint {
+            target: MOUNT.to_owned(),
+            fstype: self.fstype.clone(),
+            options: self.mount_options.clone(),
+        });
+        Some(Race {
+            name: race.name.clone(),
+            device: device.to_owned(),
+            mount,
+            workload: self.workload(nonce, seed, device),
+            rounds: race.rounds,
+            set: race.set.clone(),
+            wrong: wrong.map(str::to_owned),
+        })
     }
 
     /// Makes the partition table; `None`: the disk has none.

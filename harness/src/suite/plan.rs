@@ -4,7 +4,7 @@
 //! to be acknowledged to the guest, the device is told to cut at one of the next requests, so a cut
 //! is always near a place that has a name, whatever the machine's speed.
 
-use super::{Lane, Place};
+use super::{Lane, Place, Wrong};
 use std::fmt;
 use tornblk_model::crash::Fault;
 
@@ -58,6 +58,8 @@ pub enum Plan {
     Spread { write: u32, kind: CutKind },
     /// A fault on one write of the placed workload, and the cut right after it.
     Placed { write: u32, fault: PlacedFault },
+    /// At rest, after a race.
+    Race { wrong: Option<Wrong> },
 }
 
 /// Which request after the intent it is.
@@ -97,6 +99,10 @@ impl fmt::Display for Plan {
                 }
                 CutKind::Told => write!(f, "right after write {write} returned"),
             },
+            Plan::Race { wrong: None } => f.write_str("at rest, after the race"),
+            Plan::Race { wrong: Some(wrong) } => {
+                write!(f, "at rest, after the race with {wrong}")
+            }
             Plan::Placed { write, fault } => match fault.place {
                 Place::InFlight => {
                     write!(f, "{} on write {write}, right after its request", fault.fault)
@@ -119,6 +125,7 @@ impl Plan {
     pub fn write(&self) -> u32 {
         match self {
             Plan::Spread { write, .. } | Plan::Placed { write, .. } => *write,
+            Plan::Race { .. } => u32::MAX,
         }
     }
 
@@ -154,6 +161,12 @@ pub fn plan_cut(lane: &Lane, seed: u64, number: u32, of: u32) -> Cut {
     // ever have been at risk.
     let kind = if number % 2 == 1 { CutKind::Submitted(1) } else { kind };
     Cut { number, seed: rng.next(), nonce: rng.next() | 1, plan: Plan::Spread { write, kind } }
+}
+
+/// Cut `number` of a lane with a race, which `wrong` is done to.
+pub fn plan_race(lane: &Lane, seed: u64, number: u32, wrong: Option<Wrong>) -> Cut {
+    let mut rng = Rng::new(seed, &["race", &lane.name], u64::from(number));
+    Cut { number, seed: rng.next(), nonce: rng.next() | 1, plan: Plan::Race { wrong } }
 }
 
 /// The negative control (`number` 0), or cut `number` of a run with a fault.

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::Serialize;
-use tornblk_agent::channel::{Command, Outcome, ToGuest, ToHost};
+use tornblk_agent::channel::{Command, Outcome, PROTOCOL, ToGuest, ToHost};
 
 use super::lines::Lines;
 use super::{Host, VmError};
@@ -75,6 +75,11 @@ impl Agent {
                 host.marks(&marks).map_err(VmError::Marks)?;
                 self.send(&ToGuest::Acked { mark })?;
             }
+            Some(ToHost::Ask { ask, what }) => {
+                let answer = host.ask(what);
+                self.send(&ToGuest::Answer { ask, answer })?;
+            }
+            Some(ToHost::Found { finding }) => host.found(finding),
             Some(ToHost::Ended { id, result }) => {
                 if self.running == Some(id) {
                     self.running = None;
@@ -116,8 +121,8 @@ impl Agent {
 
 fn check(protocol: u32) -> Result<(), VmError> {
     match protocol {
-        1 => Ok(()),
-        other => Err(VmError::Protocol(format!("it speaks version {other}, not 1"))),
+        PROTOCOL => Ok(()),
+        other => Err(VmError::Protocol(format!("it speaks version {other}, not {PROTOCOL}"))),
     }
 }
 

@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_agent::race::{DeviceAnswer, DeviceAsk, RaceFinding};
 use tornblk_image::Image;
 
 pub use accel::Accel;
@@ -85,6 +86,14 @@ pub trait Host {
 
     /// What the agent does, for the user.
     fn progress(&mut self, text: &str);
+
+    /// Something that a race wants of the disk under test.
+    fn ask(&mut self, _what: DeviceAsk) -> DeviceAnswer {
+        DeviceAnswer::Refused { message: "nobody serves the disk now".into() }
+    }
+
+    /// A promise that a race saw broken.
+    fn found(&mut self, _finding: RaceFinding) {}
 
     /// Asked at least every 20 ms: `true` gives up waiting ([`VmError::Stopped`]), because the
     /// power is to be cut, or was.

@@ -14,17 +14,16 @@
 //! acknowledges it, and the agent waits for that before it goes on. So an *intent* is on record
 //! before its system call starts, and a *done* only after it returned.
 
+pub use crate::lines::{Lines, MAX_LINE};
 use crate::planted::{self, Planted};
+use crate::race::{DeviceAnswer, DeviceAsk, Race, RaceFinding};
 use serde::{Deserialize, Serialize};
 
 /// The virtio-serial port's name: `/dev/virtio-ports/<NAME>` in the guest.
 pub const PORT: &str = "tornblk.agent";
 
 /// Said in [`ToHost::Hello`]; counts the incompatible changes of this file.
-pub const PROTOCOL: u32 = 1;
-
-/// The longest line either side takes: a readback of some hundred thousand units.
-pub const MAX_LINE: usize = 64 << 20;
+pub const PROTOCOL: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "to-guest", rename_all = "kebab-case", deny_unknown_fields)]
@@ -38,6 +37,8 @@ pub enum ToGuest {
     /// Ends the workload that `Run` with this `id` started: it stops asking for writes, waits for
     /// those in flight and ends as [`Outcome::Failed`]. No answer of its own.
     Stop { id: u64 },
+    /// What came of [`ToHost::Ask`] with this number.
+    Answer { ask: u64, answer: DeviceAnswer },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +57,15 @@ pub enum ToHost {
     /// Something for the log and the progress line.
     Progress {
         text: String,
+    },
+    /// Something of the disk under test, while a [`Command::Race`] runs. → [`ToGuest::Answer`]
+    Ask {
+        ask: u64,
+        what: DeviceAsk,
+    },
+    /// A promise that a race saw broken: told at once, for who breaks it may take the kernel along.
+    Found {
+        finding: RaceFinding,
     },
     Ended {
         id: u64,
@@ -105,6 +115,24 @@ pub struct WriteFlags {
     /// whole after recovery, and durable when it is done.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protocol: bool,
+    /// It leaves zeroes: a hole is punched, or the range zeroed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero: bool,
+    /// It is made to fail or to be cut short: any part of it may be there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_fail: bool,
+}
+
+impl WriteFlags {
+    /// Through the page cache.
+    pub const PLAIN: WriteFlags = WriteFlags {
+        direct: false,
+        atomic: false,
+        dsync: false,
+        protocol: false,
+        zero: false,
+        may_fail: false,
+    };
 }
 
 impl MarkText {
@@ -200,6 +228,11 @@ pub enum Command {
     /// `Failed` where the disk went away.
     Workload {
         workload: Workload,
+    },
+    /// → [`crate::race::Raced`] when done. `Unsupported` where a probe, made before anything else,
+    /// found that the kernel or the file system cannot do it.
+    Race {
+        race: Race,
     },
     /// Reads back what a workload wrote. → [`Readback`]
     Readback {
@@ -353,7 +386,7 @@ pub struct Target {
     pub path: String,
     /// Where the first unit begins (bytes): a multiple of `unit`.
     pub offset: u64,
-    /// Bytes in a unit: a power of two, 4 KiB to 64 KiB.
+    /// Bytes in a unit: a power of two, 4 KiB to 64 KiB; of a race from 512 bytes on.
     pub unit: u32,
     pub units: u32,
     pub threads: u32,
@@ -381,6 +414,10 @@ pub struct Target {
     /// Buffers begin that many bytes behind a page boundary: a multiple of 512 below 4096.
     #[serde(default, skip_serializing_if = "is_default")]
     pub buffer_offset: u32,
+    /// Its blocks may be anywhere in it, in any generation that was asked for, or zeroes: a range is
+    /// collapsed or inserted. Nothing but whose they are is judged.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub moves: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -574,6 +611,8 @@ pub enum Found {
     /// Our magic, but the checksum is wrong.
     Corrupt {},
     Zero {},
+    /// What lay on the disk before the file system was made ([`crate::payload::POISON`]).
+    Poison {},
     /// Nothing we know.
     Unknown {},
     /// Beyond the end of the file, or no file.
@@ -592,115 +631,9 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     line
 }
 
-/// Cuts what was read into lines.
-#[derive(Debug, Default)]
-pub struct Lines {
-    buffer: Vec<u8>,
-    /// Where the next line begins in `buffer`, and how far it was searched for its end.
-    start: usize,
-    searched: usize,
-    /// The line is longer than [`MAX_LINE`]: skip the rest.
-    skipping: bool,
-}
-
-impl Lines {
-    pub fn new() -> Lines {
-        Lines::default()
-    }
-
-    /// Adds bytes as they were read.
-    pub fn push(&mut self, bytes: &[u8]) {
-        if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.searched -= self.start;
-            self.start = 0;
-        }
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The next whole line, without its newline; empty ones are left out.
-    pub fn next_line(&mut self) -> Option<&[u8]> {
-        loop {
-            let Some(n) = self.buffer[self.searched..].iter().position(|b| *b == b'\n') else {
-                self.searched = self.buffer.len();
-                if self.buffer.len() - self.start > MAX_LINE {
-                    self.skipping = true;
-                    self.reset_buffer();
-                }
-                return None;
-            };
-            let (from, to) = (self.start, self.searched + n);
-            self.start = to + 1;
-            self.searched = to + 1;
-            if std::mem::take(&mut self.skipping) || from == to {
-                continue;
-            }
-            return Some(&self.buffer[from..to]);
-        }
-    }
-
-    /// Forgets the beginning of a line: its sender is gone.
-    pub fn reset(&mut self) {
-        self.skipping = false;
-        self.reset_buffer();
-    }
-
-    fn reset_buffer(&mut self) {
-        self.buffer.clear();
-        self.start = 0;
-        self.searched = 0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn all(lines: &mut Lines) -> Vec<String> {
-        let mut out = Vec::new();
-        while let Some(l) = lines.next_line() {
-            out.push(String::from_utf8_lossy(l).into_owned());
-        }
-        out
-    }
-
-    #[test]
-    fn lines_come_whole_however_they_were_read() {
-        let text = b"\nab\n\ncde\nf";
-        for size in 1..text.len() {
-            let mut lines = Lines::new();
-            let mut got = Vec::new();
-            for piece in text.chunks(size) {
-                lines.push(piece);
-                got.extend(all(&mut lines));
-            }
-            assert_eq!(got, ["ab", "cde"], "pieces of {size}");
-            lines.push(b"g\n");
-            assert_eq!(all(&mut lines), ["fg"]);
-        }
-    }
-
-    #[test]
-    fn the_beginning_of_a_line_whose_sender_is_gone_is_forgotten() {
-        let mut lines = Lines::new();
-        lines.push(b"{\"half\":");
-        assert!(lines.next_line().is_none());
-        lines.reset();
-        lines.push(b"whole\n");
-        assert_eq!(all(&mut lines), ["whole"]);
-    }
-
-    #[test]
-    fn a_line_without_end_is_skipped() {
-        let mut lines = Lines::new();
-        for _ in 0..=MAX_LINE >> 20 {
-            lines.push(&[b'x'; 1 << 20]);
-            assert!(lines.next_line().is_none());
-        }
-        assert!(lines.buffer.len() <= MAX_LINE, "it must not be kept");
-        lines.push(b"the end of it\nnext\n");
-        assert_eq!(all(&mut lines), ["next"]);
-    }
 
     #[test]
     fn marks_survive_their_line() {

@@ -19,6 +19,10 @@ use crate::channel::Found;
 pub const MAGIC: [u8; 8] = *b"tornblk1";
 pub const SECTOR: usize = 512;
 
+/// What the disk holds before its file system is made, so that whoever shows it to a file is caught:
+/// this, again and again.
+pub const POISON: [u8; 8] = *b"poison!\n";
+
 /// What a sector says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -73,6 +77,8 @@ pub enum Read {
     /// Our magic, but a wrong checksum.
     Corrupt,
     Zero,
+    /// [`POISON`]
+    Poison,
     Unknown,
 }
 
@@ -84,7 +90,13 @@ pub fn read(sector: &[u8]) -> Read {
         return Read::Unknown;
     }
     if sector[..8] != MAGIC {
-        return if sector.iter().all(|b| *b == 0) { Read::Zero } else { Read::Unknown };
+        return if sector.iter().all(|b| *b == 0) {
+            Read::Zero
+        } else if sector.chunks(POISON.len()).all(|word| word == POISON) {
+            Read::Poison
+        } else {
+            Read::Unknown
+        };
     }
     if crc32c::crc32c(&sector[..508]) != u32_at(508) {
         return Read::Corrupt;
@@ -125,6 +137,7 @@ pub fn classify(block: &[u8], nonce: u64, file: u32, unit: u64, sector: u32) -> 
         }
         Read::Corrupt => Found::Corrupt {},
         Read::Zero => Found::Zero {},
+        Read::Poison => Found::Poison {},
         Read::Unknown => Found::Unknown {},
     }
 }
@@ -148,5 +161,6 @@ mod tests {
         assert_eq!(classify(&unit[512..1024], 7, 2, 3, 1), Found::Corrupt {});
         assert_eq!(classify(&[0; 512], 7, 2, 3, 1), Found::Zero {});
         assert_eq!(classify(&[1; 512], 7, 2, 3, 1), Found::Unknown {});
+        assert_eq!(classify(&POISON.repeat(64), 7, 2, 3, 1), Found::Poison {});
     }
 }

@@ -66,8 +66,7 @@ impl Protocol {
 }
 
 /// The flags of every write of a planted target.
-pub const FLAGS: WriteFlags =
-    WriteFlags { direct: true, atomic: false, dsync: false, protocol: true };
+pub const FLAGS: WriteFlags = WriteFlags { direct: true, protocol: true, ..WriteFlags::PLAIN };
 
 /// What a driver does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -413,7 +413,7 @@ fn workloads_that_cannot_be_meant_are_refused() {
     let cases: [(&str, Change); 9] = [
         ("no targets", |w| w.files.clear()),
         ("power of two", |w| w.files[0].unit = 5000),
-        ("power of two", |w| w.files[0].unit = 2048),
+        ("power of two", |w| w.files[0].unit = 256),
         ("multiple", |w| w.files[0].offset = 512),
         ("threads", |w| w.files[0].threads = 9),
         ("threads", |w| w.files[0].threads = 0),

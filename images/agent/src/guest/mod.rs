@@ -7,6 +7,7 @@
 //! - [`check`]: a disk's content found out in one go, for those who have thousands to look at.
 //! - [`disk`], [`exec`], [`fs`], [`log`]: the commands, by what they work on.
 //! - [`workload`]: writes that describe themselves, and reading them back.
+//! - [`race`]: system calls against each other, on purpose.
 //! - [`sys`]: the ioctls that no crate has.
 //!
 //! Nothing here prints: the guest may have no console, and then `println!` panics.
@@ -21,6 +22,7 @@ pub mod init;
 pub mod log;
 pub mod outbox;
 pub mod port;
+pub mod race;
 pub mod serve;
 pub mod sys;
 pub mod workload;

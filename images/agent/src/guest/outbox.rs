@@ -3,13 +3,14 @@
 //! Marks that come while an earlier message is being written are gathered into one message: a
 //! round trip costs a millisecond and more where the guest's processor is emulated.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::port::Link;
 use super::{Error, Result};
 use crate::channel::{MarkText, ToHost, encode};
+use crate::race::{DeviceAnswer, DeviceAsk};
 
 /// Marks in one message, at most.
 const MARKS: usize = 1024;
@@ -36,6 +37,9 @@ struct State {
     running: Option<u64>,
     stopped: Option<u64>,
     closed: bool,
+    /// Questions so far, and the answers that nobody took yet.
+    asked: u64,
+    answers: HashMap<u64, DeviceAnswer>,
 }
 
 #[derive(Debug)]
@@ -90,6 +94,30 @@ impl Outbox {
             }
         }
         Ok(())
+    }
+
+    /// Asks something of the disk under test, and waits for the answer. An error where none will come.
+    pub fn ask(&self, what: DeviceAsk) -> Result<DeviceAnswer> {
+        let mut state = self.lock();
+        state.asked += 1;
+        let ask = state.asked;
+        state.queue.push_back(Out::Message(ToHost::Ask { ask, what }));
+        self.wake.notify_one();
+        loop {
+            if let Some(answer) = state.answers.remove(&ask) {
+                return Ok(answer);
+            }
+            if state.closed || state.is_stopped() {
+                return Err(Error::Refused("the host does not answer any more".into()));
+            }
+            state = self.acked.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The host has answered.
+    pub fn answered(&self, ask: u64, answer: DeviceAnswer) {
+        self.lock().answers.insert(ask, answer);
+        self.acked.notify_all();
     }
 
     /// The last batch that is recorded.

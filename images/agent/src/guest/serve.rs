@@ -4,6 +4,7 @@
 //! commands, one at a time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::log::{self, log};
 use super::outbox::Outbox;
 use super::port::{Link, Received};
-use super::{Error, Result, check, disk, exec, fs, workload};
+use super::{Error, Result, check, disk, exec, fs, race, workload};
 use crate::channel::{Command, Lines, Outcome, PROTOCOL, ToGuest, ToHost};
 
 /// Orphans are looked for this often where nothing else happens.
@@ -30,7 +31,7 @@ pub enum End {
 
 /// Serves one host. As PID 1 it takes care of orphans, and switches off itself.
 pub fn serve(link: &dyn Link, as_init: bool) -> End {
-    let outbox = Outbox::default();
+    let outbox = Arc::new(Outbox::default());
     let (sender, commands) = channel();
     std::thread::scope(|scope| {
         scope.spawn(|| outbox.write_to(link));
@@ -100,6 +101,7 @@ fn take(line: &[u8], outbox: &Outbox, commands: &Sender<(u64, Command)>) {
         Ok(ToGuest::Ping { id }) => outbox.say(hello(Some(id))),
         Ok(ToGuest::Acked { mark }) => outbox.acknowledge(mark),
         Ok(ToGuest::Stop { id }) => outbox.stop(id),
+        Ok(ToGuest::Answer { ask, answer }) => outbox.answered(ask, answer),
         // The receiver is gone only after PowerOff.
         Ok(ToGuest::Run { id, command }) => drop(commands.send((id, command))),
         Err(e) => {
@@ -117,7 +119,7 @@ fn take(line: &[u8], outbox: &Outbox, commands: &Sender<(u64, Command)>) {
     }
 }
 
-fn run(outbox: &Outbox, id: u64, command: Command) -> Result<Value> {
+fn run(outbox: &Arc<Outbox>, id: u64, command: Command) -> Result<Value> {
     match command {
         Command::WaitDisk { serial, timeout_ms } => {
             disk::wait(&serial, Duration::from_millis(timeout_ms))
@@ -137,6 +139,12 @@ fn run(outbox: &Outbox, id: u64, command: Command) -> Result<Value> {
             let written = workload::run(&workload, outbox);
             outbox.end();
             to_value(&written?)
+        }
+        Command::Race { race } => {
+            outbox.begin(id);
+            let raced = race::run(race, outbox);
+            outbox.end();
+            to_value(&raced?)
         }
         Command::Readback { workload } => to_value(&workload::readback::readback(&workload)?),
         Command::CheckState { check } => to_value(&check::check(&check)?),

@@ -111,8 +111,7 @@ impl Drop for Host {
     }
 }
 
-pub const BUFFERED: WriteFlags =
-    WriteFlags { direct: false, atomic: false, dsync: false, protocol: false };
+pub const BUFFERED: WriteFlags = WriteFlags::PLAIN;
 pub const DSYNC: WriteFlags = WriteFlags { dsync: true, ..BUFFERED };
 
 /// A target of 4 KiB units in a file.

@@ -203,9 +203,9 @@ pub fn check(workload: &Workload) -> Result<()> {
     let mut numbers = HashSet::new();
     for t in &workload.files {
         let (path, unit) = (&t.path, t.unit);
-        if !unit.is_power_of_two() || !(4096..=65536).contains(&unit) {
+        if !unit.is_power_of_two() || !(512..=65536).contains(&unit) {
             return refuse(format!(
-                "{path}: a unit of {unit} bytes is no power of two from 4 KiB to 64 KiB"
+                "{path}: a unit of {unit} bytes is no power of two from 512 bytes to 64 KiB"
             ));
         }
         if !t.offset.is_multiple_of(unit.into()) {

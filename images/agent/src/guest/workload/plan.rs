@@ -25,7 +25,7 @@ pub struct Plan {
     generations: Vec<u32>,
     flags: Vec<WriteFlags>,
     sync_every: u32,
-    rng: SplitMix64,
+    rng: Rng,
     /// The last units chosen (indices of `generations`), not to be chosen again until `window`
     /// others were: what is in flight is among them, as long as none is overtaken that often.
     recent: VecDeque<usize>,
@@ -59,7 +59,7 @@ impl Plan {
             generations: vec![0; own],
             flags: target.flags.clone(),
             sync_every: workload.sync_every,
-            rng: SplitMix64::new(workload.seed, target.file, thread),
+            rng: Rng::of_thread(workload.seed, target.file, thread),
             recent: VecDeque::new(),
             window: (target.depth as usize - 1).min(own - 1),
             sequential: target.sequential,
@@ -105,18 +105,23 @@ impl Iterator for Plan {
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and the same on every machine.
 #[derive(Clone, Debug)]
-struct SplitMix64(u64);
+pub struct Rng(u64);
 
-impl SplitMix64 {
-    /// A sequence of its own for each thread of each file.
-    fn new(seed: u64, file: u32, thread: u32) -> SplitMix64 {
-        let mut mixed = SplitMix64(seed);
-        mixed.0 = mixed.next() ^ u64::from(file);
-        mixed.0 = mixed.next() ^ u64::from(thread);
-        SplitMix64(mixed.next())
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// A sequence of its own for each thread of each file.
+    fn of_thread(seed: u64, file: u32, thread: u32) -> Rng {
+        let mut mixed = Rng(seed);
+        mixed.0 = mixed.next() ^ u64::from(file);
+        mixed.0 = mixed.next() ^ u64::from(thread);
+        Rng(mixed.next())
+    }
+
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -124,7 +129,8 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    /// Below `n`, which is not 0.
+    pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 }

@@ -1,0 +1,90 @@
+//! Threads that may never come back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use crate::guest::{Error, Result};
+
+/// A thread of a race. Not joined when dropped: the kernel may keep it for ever.
+#[derive(Debug)]
+pub struct Task<T> {
+    name: String,
+    /// Thread id; 0 until it runs.
+    tid: Arc<AtomicI32>,
+    answer: Receiver<T>,
+}
+
+/// Why a task has no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// It is still at it: its kernel stack, the innermost function first; empty where the kernel
+    /// does not tell.
+    Stuck(String),
+    /// It panicked.
+    Gone,
+}
+
+impl<T: Send + 'static> Task<T> {
+    /// `name` is what the timeline calls it: ten letters at most.
+    pub fn start(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<Task<T>> {
+        let (sender, answer) = channel();
+        let tid = Arc::new(AtomicI32::new(0));
+        let own = Arc::clone(&tid);
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                own.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+                // Nobody waits any more: nothing to be told.
+                let _ = sender.send(work());
+            })
+            .map_err(Error::system(format!("cannot start the thread {name}")))?;
+        Ok(Task { name: name.into(), tid, answer })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits for its answer that long. May be asked again where it is stuck.
+    pub fn wait(&self, time: Duration) -> std::result::Result<T, NoAnswer> {
+        match self.answer.recv_timeout(time) {
+            Ok(answer) => Ok(answer),
+            Err(RecvTimeoutError::Timeout) => Err(NoAnswer::Stuck(self.stack())),
+            Err(RecvTimeoutError::Disconnected) => Err(NoAnswer::Gone),
+        }
+    }
+
+    /// Where in the kernel it is: `a < b < c`.
+    pub fn stack(&self) -> String {
+        let tid = self.tid.load(Ordering::Acquire);
+        let stack =
+            std::fs::read_to_string(format!("/proc/self/task/{tid}/stack")).unwrap_or_default();
+        let functions = stack.lines().map(|line| {
+            line.trim_start_matches("[<0>] ")
+                .split('+')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        });
+        functions.filter(|f| !f.is_empty()).collect::<Vec<_>>().join(" < ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_does_not_end_is_told_and_may_end_later() {
+        let (go, wait) = channel::<()>();
+        let task = Task::start("slow", move || wait.recv().is_ok()).expect("starts");
+        assert!(matches!(task.wait(Duration::from_millis(20)), Err(NoAnswer::Stuck(_))));
+        go.send(()).expect("it waits");
+        assert!(matches!(task.wait(Duration::from_secs(20)), Ok(true)));
+        let gone: Task<()> = Task::start("gone", || panic!("on purpose")).expect("starts");
+        assert!(matches!(gone.wait(Duration::from_secs(20)), Err(NoAnswer::Gone)));
+    }
+}
