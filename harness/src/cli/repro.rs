@@ -3,19 +3,22 @@
 use super::explore::{GuestOptions, means};
 use super::{run, signals};
 use crate::device::{Device, DiskSpec};
-use crate::explore::bundle::{Bundle, Judge, Meta, Unpacked, is_bundle};
+use crate::explore::bundle::{Bundle, Judge, Meta, RaceAgain, Unpacked, is_bundle};
 use crate::explore::guest::NESTED;
 use crate::explore::{GuestNeeds, Opened, RecordingIds, Subject, Verdict, named};
 use crate::oracle::Finding;
 use crate::out::say;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
-use crate::report::{headline, text};
-use crate::run::{GuestArgs, Lab, RealLab, RunError, kept_state, repro};
+use crate::report::{findings, headline, text};
+use crate::run::{
+    GuestArgs, Lab, RealLab, RunError, RunFolder, RunReport, Settings, kept_state, repro, run_lanes,
+};
+use crate::suite;
 use crate::vm::{self, BOOT_TIMEOUT, FrontEnd, NoHost, Vm, VmConfig};
 use anyhow::{Context, bail};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -103,6 +106,9 @@ impl ReproArgs {
             let lock = meta.image.as_ref().filter(|_| self.guest.given().kernel.is_none());
             return shell(&on, &given, lock, interrupted);
         }
+        if let Some(race) = &meta.race {
+            return self.race(race, &meta, &given, temp.path(), interrupted);
+        }
         let live = crate::report::explore::Live::new(Look::detect());
         live.note("judging the state");
         let needs = GuestNeeds {
@@ -155,6 +161,46 @@ impl ReproArgs {
     }
 }
 
+impl ReproArgs {
+    /// Runs a race again: what was found is in no state of the disk.
+    fn race(
+        &self,
+        again: &RaceAgain,
+        meta: &Meta,
+        guest: &GuestArgs,
+        temp: &Path,
+        interrupted: &Arc<AtomicBool>,
+    ) -> anyhow::Result<u8> {
+        let suite = suite::parse(&again.text, &format!("the suite in {}", self.what.display()))?;
+        let lane = suite.lanes.into_iter().find(|lane| lane.name == again.lane);
+        let lane = lane.with_context(|| format!("the suite has no lane {}", again.lane))?;
+        let faults = again.faults.iter().map(|fault| fault.parse().map_err(anyhow::Error::msg));
+        let settings = Settings {
+            seed: again.seed,
+            cuts: again.cuts,
+            only: Some(again.cut),
+            faults: faults.collect::<anyhow::Result<_>>()?,
+            profile: Some(meta.profile.clone()),
+            guest: guest.clone(),
+            ..Settings::default()
+        };
+        let mut live = Live::new(Look::detect());
+        let mut lab = run::lab(guest, &mut |text| live.note(text), interrupted)?;
+        if let (Some(lock), None) = (&meta.image, &self.guest.given().kernel) {
+            same_kernel(lock, &lab.image.lock)?;
+        }
+        let folder = RunFolder::create(Some(&temp.join("run")), again.seed)?;
+        let (lanes, mut reports) = ([(again.suite.clone(), lane)], Vec::new());
+        run_lanes(&mut lab, &lanes, &settings, &folder, interrupted, &mut live, &mut reports)?;
+        live.finish();
+        let Some(report) = reports.first() else { bail!("the race was not run") };
+        let now: Vec<Finding> = findings(report).map(|(_, finding)| finding.clone()).collect();
+        tell(&now);
+        say!("findings: {} now, {} then", now.len(), meta.findings.len());
+        Ok(RunReport::exit_code(&reports, &[]))
+    }
+}
+
 /// With that of the state of the recovery on it, if that is what failed.
 fn name_of(meta: &Meta) -> String {
     match &meta.recovery {
@@ -167,6 +213,7 @@ fn tell(findings: &[Finding]) {
     for finding in findings {
         say!("{}", headline(finding));
         say!("  {}", text(finding));
+        finding.timeline.iter().for_each(|line| say!("  {line}"));
         if !finding.strip.is_empty() {
             say!("  blocks {}", strip(&finding.strip, utf8_locale()));
         }

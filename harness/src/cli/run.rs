@@ -11,7 +11,7 @@ use crate::run::{
     Debugger, GuestArgs, KernelRun, Lab as _, LaneReport, RealLab, RunFolder, RunReport, Settings,
     Verdict, run_lanes, word,
 };
-use crate::suite::{self, Lane, Suite, parse_time};
+use crate::suite::{self, Known, Lane, Suite, parse_time};
 use crate::vm::{Accel, FrontEnd, Qemu};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -102,6 +102,16 @@ pub(super) struct RunArgs {
     #[arg(long)]
     keep: bool,
 
+    /// Findings that this list explains are shown and are no failure: a file, or `builtin` for the
+    /// list that comes with the program (harness/suites/known.toml). What is listed and not seen is
+    /// told
+    #[arg(long, value_name = "FILE")]
+    known: Option<String>,
+
+    /// What is in it.
+    #[arg(skip)]
+    known_list: Known,
+
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -152,6 +162,9 @@ impl RunArgs {
         }
         let interrupted = signals::watch()?;
         check_writable(self.json.iter().chain(&self.junit))?;
+        if let Some(known) = &self.known {
+            self.known_list = Known::load(known)?;
+        }
         let suites = self.load()?;
         let mut lanes = select(&suites, &self.lane)?;
         if self.modules.is_some() && self.kernel.len() != 1 {
@@ -358,6 +371,7 @@ impl RunArgs {
             ("--kernel", (!self.kernel.is_empty()).then(|| self.kernel.join(","))),
             ("--front-end", self.front_end.map(|name| FrontEnd::from(name).to_string())),
             ("--profile", self.profile.clone()),
+            ("--known", self.known.clone()),
             ("--append", self.develop.append.clone()),
         ];
         let faults = self.fault.iter().map(|f| ("--fault", Some(f.to_string())));
@@ -387,6 +401,7 @@ impl RunArgs {
         let cuts = suites.iter().map(|s| budget(s).cuts).max().unwrap_or(1);
         let time = suites.iter().map(|s| budget(s).time).sum();
         Settings {
+            known: self.known_list.clone(),
             seed: self.seed,
             cuts: self.crashes.unwrap_or(cuts),
             // Who asks for a number of cuts wants them all.

@@ -151,6 +151,11 @@ pub fn report(
 }
 
 impl ExploreReport {
+    /// Different contents that were looked at, of all profiles.
+    pub fn unique(&self) -> u64 {
+        self.profiles.iter().map(|profile| profile.counts.unique).sum()
+    }
+
     /// "shard 2/3 is missing", where one is.
     pub fn absent(&self) -> Option<String> {
         (!self.missing.is_empty()).then(|| absent(&self.missing))

@@ -13,9 +13,6 @@ pub(super) fn table(report: &RunReport, look: Look) -> String {
     table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
     // As they were asked for: releases are long. What they are stands in the lines below.
     let head = |kernel: &crate::run::KernelRun| kernel.given.clone();
-    let mut header = vec!["lane".to_owned()];
-    header.extend(report.kernels.iter().map(head));
-    table.set_header(header);
     // Two suites may have lanes of one name.
     let mut names: Vec<(&str, &str)> = Vec::new();
     for lane in &report.lanes {
@@ -24,10 +21,16 @@ pub(super) fn table(report: &RunReport, look: Look) -> String {
             names.push(name);
         }
     }
+    let many = names.iter().any(|(suite, _)| *suite != names[0].0);
+    let mut header = if many { vec!["suite".to_owned()] } else { Vec::new() };
+    header.push("lane".to_owned());
+    header.extend(report.kernels.iter().map(head));
+    table.set_header(header);
     let rows: Vec<Vec<Option<Verdict>>> = names.iter().map(|name| row(report, *name)).collect();
-    for ((_, name), row) in names.iter().zip(&rows) {
+    for ((suite, name), row) in names.iter().zip(&rows) {
         let cells = row.iter().map(|v| v.map_or(NOT_RUN.to_owned(), |v| v.to_string()));
-        table.add_row(std::iter::once((*name).to_owned()).chain(cells));
+        let labels = many.then(|| (*suite).to_owned()).into_iter().chain([(*name).to_owned()]);
+        table.add_row(labels.chain(cells));
     }
     // Painted afterwards, from the last column to the first: the widths are those of the plain text.
     let header = 3;

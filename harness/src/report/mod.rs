@@ -19,6 +19,7 @@ use crate::oracle::{Clause, Finding};
 use crate::run::{CutReport, LaneReport};
 use std::io;
 use std::path::Path;
+use tornblk_agent::race::Raced;
 use tornblk_proto::NamedWrites;
 
 /// Whole or not at all: half a report would be taken for one.
@@ -59,6 +60,20 @@ pub fn named_in_words(named: &NamedWrites) -> Option<String> {
         text = format!("{text}; the first that is wrong: {first}");
     }
     Some(text)
+}
+
+/// What came of races, beside what is wrong: a line each.
+pub fn raced_in_words(raced: &Raced) -> Vec<String> {
+    let met: Vec<String> =
+        raced.reached.iter().map(|(what, times)| format!("{what} {times}")).collect();
+    let rounds = format!("{} rounds", raced.rounds);
+    let mut lines = vec![match met.as_slice() {
+        [] => rounds,
+        met => format!("{rounds}; met: {}", met.join(", ")),
+    }];
+    lines.extend(raced.notes.iter().map(|note| format!("seen: {note}")));
+    lines.extend(raced.unsupported.iter().map(|part| format!("not tried: {part}")));
+    lines
 }
 
 /// "torn: /mnt/a unit 3 (bytes 49152..65536), generation 7", or what the kernel said
@@ -162,6 +177,7 @@ pub(crate) mod testing {
             reports: if red { vec![cut(vec![finding()])] } else { Vec::new() },
             named: Default::default(),
             raced: None,
+            not_seen: Vec::new(),
             explored: None,
         }
     }

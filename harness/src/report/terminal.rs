@@ -1,6 +1,7 @@
 //! The terminal: progress while it works, then a table, the findings, and what to do next.
 
 use super::{findings, headline, strip, text};
+use crate::explore::ExploreReport;
 use crate::oracle::Finding;
 use crate::out::note;
 use crate::run::{CutReport, LaneReport, Phase, Progress, RunReport, Verdict, word};
@@ -14,6 +15,9 @@ use std::time::Duration;
 
 /// Findings of a lane that are told in full; the rest is counted.
 const TOLD: usize = 3;
+
+/// Steps of a time line that are shown.
+const STEPS: usize = 16;
 
 /// Characters of a state or a fault that are shown.
 const LONGEST: usize = 160;
@@ -187,6 +191,9 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
             let what = if ended { "it ended" } else { "the time was over" };
             writeln!(out, "{name}: {what} after {cuts} of {planned} cuts")?;
         }
+        for entry in &lane.not_seen {
+            writeln!(out, "{name}: passed, though it is known to fail: {entry}")?;
+        }
         if lane.complaints_again > 0 {
             writeln!(
                 out,
@@ -200,6 +207,11 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
                 out,
                 "{name}: {rest} of {cuts} cuts were made at rest: their moment never came"
             )?;
+        }
+    }
+    for lane in &report.lanes {
+        for text in lane.raced.iter().flat_map(super::raced_in_words) {
+            writeln!(out, "{}: {text}", lane_name(report, lane))?;
         }
     }
     for lane in &report.lanes {
@@ -248,10 +260,15 @@ fn table(report: &RunReport, look: Look) -> String {
     // Names and words as short as this, so that a line fits into 80 columns.
     let mut table = Table::new();
     table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
-    table.set_header(["lane", "cuts", "eligible", "findings", "control", "verdict"]);
+    // What a race is held against is the crash states of its recording.
+    let races = report.lanes.iter().all(|lane| lane.raced.is_some());
+    let tried = if races { "states" } else { "eligible" };
+    table.set_header(["lane", "cuts", tried, "findings", "control", "verdict"]);
     for lane in &report.lanes {
         let counts = &lane.counts;
-        let eligible = match counts.not_eligible {
+        let explored = lane.explored.as_ref().map_or(0, ExploreReport::unique);
+        let tried = match counts.not_eligible {
+            _ if lane.raced.is_some() => explored.to_string(),
             0 => counts.eligible.to_string(),
             n => format!("{}/{}", counts.eligible, counts.eligible + n),
         };
@@ -263,7 +280,7 @@ fn table(report: &RunReport, look: Look) -> String {
         table.add_row([
             lane.name.clone(),
             lane.cuts.to_string(),
-            eligible,
+            tried,
             lane.violations.to_string(),
             control,
             lane.verdict.to_string(),
@@ -345,7 +362,18 @@ fn write_finding(
     for fault in &cut.faults {
         writeln!(out, "  fault  {}", shortened(fault))?;
     }
+    if !finding.timeline.is_empty() {
+        writeln!(out, "  what happened:")?;
+    }
+    for line in last(&finding.timeline) {
+        writeln!(out, "  {line}")?;
+    }
     Ok(())
+}
+
+/// The end of a time line: the whole of it stands in the report.
+fn last(timeline: &[String]) -> &[String] {
+    &timeline[timeline.len().saturating_sub(STEPS)..]
 }
 
 /// The whole of it stands in the report.

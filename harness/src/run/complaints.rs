@@ -1,7 +1,8 @@
 //! What the kernels of a lane's guests complained about: findings of its cuts.
 
 use super::cut::CutReport;
-use super::lane::{LaneRun, Verdict};
+use super::lane::LaneRun;
+use super::verdict::Verdict;
 use super::{GuestArgs, RunError};
 use crate::oracle::{Clause, Finding, Judgement};
 use crate::splat::{Again, Around, Desk, Guest, Kind, find, harmless};

@@ -3,102 +3,23 @@
 use super::cut::{CutReport, Judged, Setting, Told, save};
 use super::explored::{Asked, explored};
 use super::limits::Shown;
+use super::verdict::{ControlReport, LaneReport, Verdict};
 use super::volume::Volume;
 use super::{GuestArgs, Lab, Phase, Progress, RunError, RunFolder, Settings};
-use crate::explore::ExploreReport;
-use crate::oracle::{Clause, Counts, Finding};
+use crate::oracle::{Clause, Finding};
 use crate::splat::Desk;
 use crate::suite::{
     Exercise, Expect, Lane, Place, PlacedFault, Wrong, plan_control, plan_cut, plan_race,
 };
-use crate::vm::FrontEnd;
-use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{AtomicLimits, Target};
-use tornblk_agent::race::Raced;
 use tornblk_model::crash::{Fault, FaultKind, Strategy};
 use tornblk_proto::NamedWrites;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// As expected.
-    Passed,
-    /// Red, as the suite expects: told, but no failure.
-    KnownRed,
-    Violated,
-    Inconclusive,
-    Unsupported,
-    /// Could not be run.
-    Error,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Verdict::Passed => "passed",
-            Verdict::KnownRed => "known",
-            Verdict::Violated => "VIOLATED",
-            Verdict::Inconclusive => "inconclusive",
-            Verdict::Unsupported => "unsupported",
-            Verdict::Error => "error",
-        })
-    }
-}
-
-/// Whether the lane can notice what it is for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ControlReport {
-    pub fault: String,
-    pub caught: bool,
-    /// As what it was caught, or why it was not.
-    pub text: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LaneReport {
-    pub suite: String,
-    pub name: String,
-    pub about: String,
-    pub profile: String,
-    #[serde(default)]
-    pub front_end: FrontEnd,
-    /// Release of the guest's kernel.
-    #[serde(default)]
-    pub kernel: String,
-    pub verdict: Verdict,
-    /// Why, where the verdict alone does not say it.
-    pub why: Option<String>,
-    /// Cuts that were made, of how many.
-    pub cuts: u32,
-    pub planned: u32,
-    /// Of the cuts, those whose moment never came: made at rest, after the workload's end.
-    #[serde(default)]
-    pub at_rest: u32,
-    pub counts: Counts,
-    /// How the writes of its cuts arrived that say how long they are.
-    #[serde(default)]
-    pub named: NamedWrites,
-    /// What came of its races.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub raced: Option<Raced>,
-    /// Findings of all cuts.
-    pub violations: u64,
-    /// Complaints of the guests' kernels that came before in this run, and are no findings again.
-    #[serde(default)]
-    pub complaints_again: u64,
-    /// `None`: not asked for.
-    pub control: Option<ControlReport>,
-    pub seconds: f64,
-    /// Cuts with findings, and all where they are kept.
-    pub reports: Vec<CutReport>,
-    /// The crash states of the last cut's recording; `None`: not asked for.
-    #[serde(default)]
-    pub explored: Option<ExploreReport>,
-}
+/// A race's recording is explored that long, however late it is.
+const EXPLORED: Duration = Duration::from_secs(20);
 
 /// Runs the lanes one after another.
 ///
@@ -155,6 +76,7 @@ pub fn run_lanes(
         run.complained_elsewhere()?;
         let mut report = run.report;
         report.seconds = started.elapsed().as_secs_f64();
+        report.tell_known(&settings.known, &lab.release());
         progress.lane_done(&report);
         let bundles = report.explored.as_ref().is_some_and(|e| !e.failures.is_empty());
         if report.reports.is_empty()
@@ -173,53 +95,6 @@ pub fn run_lanes(
         saved?;
     }
     Ok(())
-}
-
-impl LaneReport {
-    fn new(suite: &str, lane: &Lane, settings: &Settings) -> LaneReport {
-        LaneReport {
-            suite: suite.to_owned(),
-            name: lane.name.clone(),
-            about: lane.about.clone(),
-            profile: settings.profile.clone().unwrap_or_else(|| lane.profile.clone()),
-            front_end: lane.front_end,
-            kernel: String::new(),
-            verdict: Verdict::Inconclusive,
-            why: None,
-            cuts: 0,
-            planned: if settings.only.is_some() { 1 } else { settings.cuts },
-            at_rest: 0,
-            counts: Counts::default(),
-            named: NamedWrites::default(),
-            raced: None,
-            violations: 0,
-            complaints_again: 0,
-            control: None,
-            seconds: 0.0,
-            reports: Vec::new(),
-            explored: None,
-        }
-    }
-}
-
-impl LaneReport {
-    /// Adds what came of one more race.
-    fn raced(&mut self, one: Option<&Raced>) {
-        let Some(one) = one else { return };
-        let all = self.raced.get_or_insert_default();
-        all.rounds += one.rounds;
-        for (what, times) in &one.reached {
-            *all.reached.entry(what.clone()).or_default() += times;
-        }
-        for (all, one) in [(&mut all.notes, &one.notes), (&mut all.unsupported, &one.unsupported)] {
-            one.iter()
-                .filter(|text| !all.contains(text))
-                .cloned()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|text| all.push(text));
-        }
-    }
 }
 
 /// Shares the time out over the lanes, and says what is left.
@@ -384,7 +259,7 @@ impl LaneRun<'_> {
                 self.report.raced(report.raced.as_ref());
                 self.report.violations += report.judgement.findings.len() as u64;
             }
-            self.keep(report)?;
+            self.keep(lab, report)?;
             self.clock.cut_done();
         }
         self.explore(lab)?;
@@ -440,7 +315,11 @@ impl LaneRun<'_> {
                 strategies: &strategies,
                 states: self.lane.race.as_ref().map(|race| race.states),
                 seed: self.settings.seed,
-                time: self.clock.lane_left(),
+                time: self.clock.lane_left().map(|left| match self.lane.race {
+                    // It is a part of the lane, and not an extra.
+                    Some(_) => left.max(EXPLORED),
+                    None => left,
+                }),
                 dir: &self.folder.lane(lane)?.join("explored"),
                 interrupted: self.interrupted,
             };
@@ -600,14 +479,30 @@ impl LaneRun<'_> {
         self.report.control = Some(ControlReport { fault, caught: found.is_some(), text });
     }
 
+    /// One file to show it again: where it cannot be made, there is the folder.
+    fn bundle(&self, lab: &dyn Lab, report: &mut CutReport) {
+        let lane = (self.suite, self.lane);
+        match super::race::bundle(lab, lane, self.settings, report, &self.report.profile) {
+            Ok(None) => {}
+            Ok(Some(path)) => {
+                let command = format!("tornblk repro {}", word(&path.display().to_string()));
+                report.again.insert(0, command);
+            }
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
     /// Writes the verdict beside the evidence, and drops the evidence where nothing is wrong.
-    fn keep(&mut self, mut report: CutReport) -> Result<(), RunError> {
+    fn keep(&mut self, lab: &dyn Lab, mut report: CutReport) -> Result<(), RunError> {
         let bad = if report.number == 0 {
             self.report.control.as_ref().is_some_and(|c| !c.caught)
         } else {
             !report.judgement.findings.is_empty()
         };
         self.progress.cut(&self.lane.name, &report);
+        if bad && report.number > 0 {
+            self.bundle(lab, &mut report);
+        }
         if let Some(folder) = &report.folder {
             save(&folder.join("verdict.json"), &report)?;
             let goes = !bad && !self.settings.keep;

@@ -20,6 +20,8 @@ mod folder;
 mod lane;
 mod limits;
 mod race;
+#[cfg(test)]
+mod race_tests;
 mod real;
 mod relay;
 mod repro;
@@ -28,19 +30,21 @@ mod session;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod volume;
 mod wire;
 
 pub use cut::{CutReport, Judged};
 pub use debugger::Debugger;
 pub use folder::RunFolder;
+pub use lane::run_lanes;
 pub(crate) use lane::word;
-pub use lane::{ControlReport, LaneReport, Verdict, run_lanes};
 pub use real::RealLab;
 #[cfg(test)]
 pub(crate) use repro::read as read_raw;
 pub use repro::{KeptState, MakeLab, Reproduced, kept_state, repro};
 pub use session::{RECORDING, Recorded, session};
+pub use verdict::{ControlReport, LaneReport, Verdict};
 pub use volume::Volume;
 pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};
@@ -49,6 +53,7 @@ use crate::device::{DeviceError, DiskSpec};
 use crate::explore::{ExploreError, GuestNeeds, Means, Opened, Subject, Units};
 use crate::oracle::Wire;
 use crate::splat::SplatError;
+use crate::suite::Known;
 use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +62,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_agent::race::{DeviceAnswer, DeviceAsk, RaceFinding};
+use tornblk_image::Lock;
 use tornblk_model::crash::{Fault, Strategy};
 use tornblk_proto::{Crashed, NamedWrites, Trigger};
 
@@ -212,6 +218,16 @@ pub trait Lab {
         Err("the guest has no module for atomic limits".into())
     }
 
+    /// Release of the guest's kernel.
+    fn release(&self) -> String {
+        String::new()
+    }
+
+    /// What the guest's image was made of.
+    fn image_lock(&self) -> Option<Lock> {
+        None
+    }
+
     /// Key of the guest's image; `None`: it is not one of ours.
     fn image(&self) -> Option<String> {
         None
@@ -221,7 +237,7 @@ pub trait Lab {
 }
 
 /// What a run is told on the command line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     pub seed: u64,
     /// Of each lane.
@@ -240,6 +256,8 @@ pub struct Settings {
     pub keep: bool,
     /// Explore the recording of each lane's last cut with these; empty: do not.
     pub explore: Vec<Strategy>,
+    /// What kernels are known to get wrong: no news.
+    pub known: Known,
     /// Suites as they were given, by their names: for the commands that are shown.
     pub given: BTreeMap<String, String>,
     pub guest: GuestArgs,

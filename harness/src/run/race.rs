@@ -1,14 +1,20 @@
 //! What a lane with a race has, and another has not: a poisoned disk, findings of the guest's own, and
 //! what may not reach the disk while its file system is frozen.
 
-use super::{Lab, RunError};
+use super::cut::CutReport;
+use super::session::RECORDING;
+use super::{Lab, RunError, Settings};
+use crate::explore::bundle::{EXTENSION, Judge, Meta, Needed, RaceAgain, pack};
 use crate::oracle::{Clause, Finding};
 use crate::suite::Lane;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tornblk_agent::payload::POISON;
 use tornblk_agent::race::RaceFinding;
+use tornblk_model::crash::StateName;
+use tornblk_model::recording::Reader;
 
 /// Bytes written or read at once.
 const CHUNK: usize = 1 << 20;
@@ -76,4 +82,40 @@ pub(super) fn frozen(
     _lane: &Lane,
 ) -> Result<Vec<Finding>, RunError> {
     Ok(Vec::new())
+}
+
+/// Makes one file of a red cut: its disk, and where that does not show it, the race itself. → its path.
+///
+/// # Errors
+/// There is no recording, or the file cannot be written.
+pub(super) fn bundle(
+    lab: &dyn Lab,
+    lane: (&str, &Lane),
+    settings: &Settings,
+    cut: &CutReport,
+    profile: &str,
+) -> Result<Option<PathBuf>, RunError> {
+    let (suite, lane) = lane;
+    let (Some(race), Some(folder)) = (&lane.race, &cut.folder) else { return Ok(None) };
+    let recording = folder.join(RECORDING);
+    let bad = |e: &dyn std::fmt::Display| RunError::Bad(format!("no bundle can be made: {e}"));
+    let reader = Arc::new(Reader::open(&recording).map_err(|e| bad(&e))?);
+    let state = StateName(cut.state.clone());
+    let mut meta = Meta::new(state, profile.to_owned(), Judge::Guest);
+    meta.findings.clone_from(&cut.judgement.findings);
+    meta.image = lab.image_lock();
+    let of_the_disk = |finding: &Finding| finding.clause.is_of_the_disk();
+    let live = !cut.judgement.findings.iter().all(of_the_disk);
+    meta.race = live.then(|| RaceAgain {
+        suite: suite.to_owned(),
+        text: race.text.clone(),
+        lane: lane.name.clone(),
+        seed: settings.seed,
+        cut: cut.number,
+        cuts: settings.cuts,
+        faults: settings.faults.iter().map(ToString::to_string).collect(),
+    });
+    let path = folder.with_extension(EXTENSION);
+    pack(&path, &reader, None, &Needed::All, &meta).map_err(|e| bad(&e))?;
+    Ok(Some(path))
 }

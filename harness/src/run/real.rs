@@ -16,7 +16,7 @@ use tornblk_agent::channel::{Command, MarkText, Outcome};
 use tornblk_agent::race::{
     DeviceAnswer, DeviceAsk, DeviceOp, DeviceStatus, RaceFinding, StallPoint,
 };
-use tornblk_image::Image;
+use tornblk_image::{Image, Lock};
 use tornblk_proto::{
     Client, ClientError, Counters, Crashed, Match, NamedWrites, OpKind, Pending, Range,
     RefusalKind, StallWhen,
@@ -200,6 +200,14 @@ impl Lab for RealLab {
 
     fn guest_module(&self) -> Result<String, String> {
         self.image.guest_module().map(str::to_owned).map_err(str::to_owned)
+    }
+
+    fn image_lock(&self) -> Option<Lock> {
+        Some(self.image.lock.clone())
+    }
+
+    fn release(&self) -> String {
+        self.image.release.clone()
     }
 
     fn image(&self) -> Option<String> {

@@ -17,6 +17,7 @@ use tornblk_agent::channel::{
     UnitFound, Workload, WriteFlags,
 };
 use tornblk_agent::payload::{self, Stamp};
+use tornblk_agent::race::{Race, RaceFinding, Raced};
 use tornblk_model::crash::{AtomicMode, Profile};
 use tornblk_model::event::Seq;
 use tornblk_proto::{Crashed, Match, OpKind, Trigger};
@@ -68,6 +69,14 @@ pub(super) enum Bug {
     NoAtomicFiles,
     /// Writes beyond the limits are taken.
     TakesAnything,
+    /// A race finds that a call hangs.
+    RaceFinds,
+    /// It never comes to its moment.
+    RaceMisses,
+    /// What is done wrong on purpose is not noticed.
+    RaceBlind,
+    /// The kernel complains, and the race goes on for ever.
+    RaceComplains,
 }
 
 #[derive(Debug)]
@@ -464,6 +473,46 @@ impl FakeMachine {
         Ok(Outcome::Ok { value: serde_json::json!({}) })
     }
 
+    fn race(&self, race: &Race, host: &mut dyn Host) -> Result<Outcome, CallError> {
+        let bug = self.state().bug;
+        for target in &race.workload.files {
+            for unit in 0..u64::from(target.units) {
+                self.state().stable.insert((target.file, unit), [Some(0); 2]);
+            }
+        }
+        host.marks(&[MarkText::Phase { name: "load-done".into() }])
+            .map_err(|_| CallError::Stopped)?;
+        let clause = match race.wrong.as_deref() {
+            Some("stamp") if bug != Bug::RaceBlind => Some("foreign"),
+            None if bug == Bug::RaceFinds => Some("hung"),
+            _ => None,
+        };
+        if let Some(clause) = clause {
+            host.found(RaceFinding {
+                clause: clause.into(),
+                text: "as it was told to".into(),
+                timeline: vec!["first".into(), "second".into()],
+                ..RaceFinding::default()
+            });
+        }
+        if bug == Bug::RaceComplains && race.wrong.is_none() {
+            let (console, _) = &self.at_work;
+            std::fs::write(console, self.at_work.1)
+                .map_err(|e| CallError::Failed(RunError::io("write", console)(e)))?;
+            let end = std::time::Instant::now() + Duration::from_secs(60);
+            while !host.stop() {
+                assert!(std::time::Instant::now() < end, "nobody listens");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return Err(CallError::Stopped);
+        }
+        let mut raced = Raced { rounds: race.rounds, ..Raced::default() };
+        if bug != Bug::RaceMisses {
+            raced.reached.insert("met".into(), 2);
+        }
+        Ok(Outcome::Ok { value: serde_json::to_value(raced).unwrap_or_default() })
+    }
+
     fn readback(&self, workload: &Workload) -> Readback {
         let state = self.state();
         let mut readback = Readback::default();
@@ -589,6 +638,7 @@ impl Machine for FakeMachine {
                 Ok(Outcome::Unsupported { message: "RWF_ATOMIC: EINVAL".into() })
             }
             Command::Workload { workload } => self.workload(&workload, host),
+            Command::Race { race } => self.race(&race, host),
             Command::Readback { workload } => {
                 ok(serde_json::to_value(self.readback(&workload)).unwrap_or_default())
             }

@@ -63,6 +63,7 @@ pub(super) fn lanes() -> Vec<(String, Lane)> {
 
 pub(super) fn settings() -> Settings {
     Settings {
+        known: Default::default(),
         seed: 1,
         cuts: 3,
         time: None,

@@ -23,6 +23,12 @@ pub enum SuiteError {
     Unknown(String),
     #[error("cannot read the suite {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    #[error(
+        "cannot read the list of what is known, {}: {source}; the one that comes with the program is \
+         called builtin",
+        path.display()
+    )]
+    Known { path: PathBuf, source: std::io::Error },
     #[error("{origin}: {message}")]
     Bad { origin: String, message: String },
 }
@@ -57,7 +63,10 @@ pub fn parse(text: &str, origin: &str) -> Result<Suite, SuiteError> {
         let at = line.map(|n| format!("line {n}: ")).unwrap_or_default();
         bad(format!("{at}{}", e.message()))
     })?;
-    let suite = file.build().map_err(bad)?;
+    let mut suite = file.build().map_err(bad)?;
+    for race in suite.lanes.iter_mut().filter_map(|lane| lane.race.as_mut()) {
+        race.text = text.to_owned();
+    }
     Ok(suite)
 }
 

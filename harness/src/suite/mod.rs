@@ -10,10 +10,12 @@
 //! `{device}`, `{disk}` and `{mount}` stand for `/dev/vda`, `vda` and where the file system is
 //! mounted; `{device}1` is the partition, where the lane makes one.
 
+mod known;
 mod load;
 mod plan;
 mod race;
 
+pub use known::{Entry, Known};
 pub use load::{SuiteError, builtin, fits, load, parse, parse_time, tried_at_the_end};
 pub use plan::{Cut, CutKind, PlacedFault, Plan, Rng, plan_control, plan_cut, plan_race};
 pub use race::{RaceLane, Wrong};

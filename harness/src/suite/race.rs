@@ -20,6 +20,8 @@ pub struct RaceLane {
     pub explore: Vec<Strategy>,
     /// So many of them, at most.
     pub states: u64,
+    /// The suite as it is written: a bundle takes it along.
+    pub text: String,
 }
 
 /// What is done wrong on purpose.
@@ -86,6 +88,7 @@ impl RaceText {
             must_reach: self.must_reach,
             explore: explore.iter().map(strategy).collect::<Result<_, _>>()?,
             states: self.states.unwrap_or(STATES),
+            text: String::new(),
         })
     }
 }

@@ -57,6 +57,22 @@ pub enum Judge {
     Guest,
 }
 
+/// A race, with all that it needs to be run again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RaceAgain {
+    pub suite: String,
+    /// The suite as it is written.
+    pub text: String,
+    pub lane: String,
+    pub seed: u64,
+    /// Which cut of how many.
+    pub cut: u32,
+    pub cuts: u32,
+    #[serde(default)]
+    pub faults: Vec<String>,
+}
+
 /// What a bundle says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +97,9 @@ pub struct Meta {
     /// What fails is this state of the recovery, which is in the bundle, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<StateText>,
+    /// What shows it is a race that is run again: it is in no state of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub race: Option<RaceAgain>,
     /// What was found, when the bundle was made.
     pub findings: Vec<Finding>,
     /// SHA-256 of number and content of every block that is here and not zero, in the state.
@@ -101,6 +120,7 @@ impl Meta {
             judge,
             image: None,
             recovery: None,
+            race: None,
             findings: Vec::new(),
             content: String::new(),
         }
