@@ -192,7 +192,8 @@ impl Setting<'_> {
             self.interrupted,
             &mut seen,
         );
-        relay.watch = Some(Watch::new(&dir.join("before")));
+        // Where a fault makes it complain, it is waited for.
+        relay.watch = cut.plan.fault().is_none().then(|| Watch::new(&dir.join("before")));
         let said = complaints::said(&dir.join("before"));
         let command = self.command(&guest.device, cut, &workload);
         let ended = guest.machine.call(command, &mut relay, LONG);
@@ -227,6 +228,7 @@ impl Setting<'_> {
         relay.look_at_the_wire();
         let named = relay.named()?;
         let (write, fired) = (relay.write(), relay.fired);
+        let complained = relay.watch.as_mut().is_some_and(Watch::complained);
         let live = std::mem::take(&mut relay.found);
         let (batches, crashed) = (std::mem::take(&mut relay.batches), relay.crashed.take());
         let Some(crashed) = crashed else {
@@ -262,9 +264,10 @@ impl Setting<'_> {
             let what = if self.lane.race.is_some() { "race" } else { "workload" };
             return Err(RunError::Guest(format!("the {what} failed in the guest: {message}")));
         }
-        let never = match died.is_some() {
-            true => "; that never came, because the guest's kernel died or hung before",
-            false => "; that never came, so it was cut at rest, after the workload's end",
+        let never = match (died.is_some(), complained) {
+            (true, _) => "; that never came, because the guest's kernel died or hung before",
+            (_, true) => "; that never came, because the guest's kernel complained before",
+            _ => "; that never came, so it was cut at rest, after the workload's end",
         };
         judgement.findings.extend(died);
         Ok(Judged::Done(Box::new(CutReport {

@@ -129,6 +129,15 @@ impl Plan {
         }
     }
 
+    /// What the disk does wrong on purpose.
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            Plan::Spread { .. } | Plan::Race { wrong: None | Some(Wrong::Work(_)) } => None,
+            Plan::Placed { fault, .. } => Some(&fault.fault),
+            Plan::Race { wrong: Some(Wrong::Fault(fault)) } => Some(fault),
+        }
+    }
+
     /// Writes that a placed workload makes: some are left after the one that is meant, where the
     /// cut needs one that is acknowledged.
     pub fn placed_writes(&self) -> u32 {
