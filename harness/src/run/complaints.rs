@@ -7,8 +7,7 @@ use super::{GuestArgs, RunError};
 use crate::oracle::{Clause, Finding, Judgement};
 use crate::splat::{Again, Around, Desk, Guest, Kind, find, harmless};
 use crate::vm::CONSOLE;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 use tornblk_model::crash::{Fault, FaultKind};
 
 /// Of a run with this guest.
@@ -40,43 +39,6 @@ pub(super) fn ended(error: &RunError, dir: &Path, before: u64) -> Option<Finding
     };
     let text = format!("{text}\nit was at the workload, before the cut");
     Some(Finding { complaint: Some(kind), ..Finding::new(Clause::KernelWarning, text) })
-}
-
-/// How often a console is looked at, and how long a complaint has to be told in full: its trace.
-const LOOK: Duration = Duration::from_secs(1);
-const IN_FULL: Duration = Duration::from_secs(3);
-
-/// Looks at a guest's console while it works: a kernel that complains is not waited for.
-#[derive(Debug)]
-pub(super) struct Watch {
-    console: PathBuf,
-    /// So far it was read.
-    read: u64,
-    looked: Instant,
-    since: Option<Instant>,
-}
-
-impl Watch {
-    /// What the guest in `dir` says from now on.
-    pub(super) fn new(dir: &Path) -> Watch {
-        Watch { console: dir.join(CONSOLE), read: said(dir), looked: Instant::now(), since: None }
-    }
-
-    /// Has the kernel complained of what is a finding, whatever comes of the workload? That requests
-    /// failed is none of this: the workload sees it, too.
-    pub(super) fn complained(&mut self) -> bool {
-        if self.since.is_none() && self.looked.elapsed() >= LOOK {
-            self.looked = Instant::now();
-            let log = std::fs::read(&self.console).unwrap_or_default();
-            let new = log.get(self.read as usize..).unwrap_or_default();
-            let text = String::from_utf8_lossy(new);
-            let bad = find(&text).iter().any(|splat| {
-                splat.kind != Kind::Io && harmless(splat, Around::default()).is_none()
-            });
-            self.since = bad.then(Instant::now);
-        }
-        self.since.is_some_and(|since| since.elapsed() >= IN_FULL)
-    }
 }
 
 /// Of the guest that recovers a kept cut again, whose folder is in `dir`.

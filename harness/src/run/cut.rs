@@ -1,6 +1,5 @@
 //! One cut of the power, from a fresh disk to a judgement.
 
-use super::complaints::Watch;
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
@@ -8,6 +7,7 @@ use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complai
 use crate::device::DiskSpec;
 use crate::explore::Subject;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge, on_wire};
+use crate::splat::{IN_FULL, Watch};
 use crate::suite::{Cut, Lane, Plan, Wrong};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -193,7 +193,7 @@ impl Setting<'_> {
             &mut seen,
         );
         // Where a fault makes it complain, it is waited for.
-        relay.watch = cut.plan.fault().is_none().then(|| Watch::new(&dir.join("before")));
+        relay.watch = cut.plan.fault().is_none().then(|| Watch::new(&dir.join("before"), IN_FULL));
         let said = complaints::said(&dir.join("before"));
         let command = self.command(&guest.device, cut, &workload);
         let ended = guest.machine.call(command, &mut relay, LONG);
@@ -228,7 +228,7 @@ impl Setting<'_> {
         relay.look_at_the_wire();
         let named = relay.named()?;
         let (write, fired) = (relay.write(), relay.fired);
-        let complained = relay.watch.as_mut().is_some_and(Watch::complained);
+        let complained = relay.watch.as_mut().is_some_and(|watch| watch.complained().is_some());
         let live = std::mem::take(&mut relay.found);
         let (batches, crashed) = (std::mem::take(&mut relay.batches), relay.crashed.take());
         let Some(crashed) = crashed else {

@@ -1,9 +1,9 @@
 //! Between the guest's marks and the device: records each mark, and cuts the power where the plan
 //! says so.
 
-use super::complaints::Watch;
 use super::{Arm, Disk, Host, RunError};
 use crate::oracle::{Key, LedgerBuilder};
+use crate::splat::Watch;
 use crate::suite::{Cut, CutKind, Place, Plan};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -295,7 +295,7 @@ impl Host for Relay<'_> {
         if self.looked.elapsed() > LOOK {
             self.look_at_the_wire();
         }
-        if self.watch.as_mut().is_some_and(Watch::complained) {
+        if self.watch.as_mut().is_some_and(|watch| watch.complained().is_some()) {
             return true;
         }
         if self.crashed.is_none() && self.error.is_none() && self.stage == Stage::Armed {
@@ -309,7 +309,10 @@ impl Host for Relay<'_> {
 }
 
 /// For commands that make no marks.
-pub(super) struct Quiet<'a>(pub(super) &'a AtomicBool);
+pub(super) struct Quiet<'a> {
+    pub(super) interrupted: &'a AtomicBool,
+    pub(super) watch: Watch,
+}
 
 impl Host for Quiet<'_> {
     fn marks(&mut self, _: &[MarkText]) -> Result<(), String> {
@@ -321,7 +324,7 @@ impl Host for Quiet<'_> {
     }
 
     fn stop(&mut self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.interrupted.load(Ordering::Relaxed) || self.watch.complained().is_some()
     }
 }
 

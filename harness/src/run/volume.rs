@@ -4,6 +4,7 @@ use super::cut::SERIAL;
 use super::relay::Quiet;
 use super::{CallError, Disk, Host, Lab, Machine, RunError, check, limits};
 use crate::oracle::{Clause, Finding, OnWire};
+use crate::splat::{PATIENCE, Watch};
 use crate::suite::{Lane, MOUNT};
 use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
@@ -75,7 +76,7 @@ impl Volume {
         let mut machine = lab.machine(&dir)?;
         check(interrupted)?;
         machine.attach(&disk.socket(), SERIAL, self.queues, self.front_end)?;
-        let mut guest = Guest { machine, device: String::new(), interrupted };
+        let mut guest = Guest { machine, device: String::new(), dir, interrupted };
         let value = guest.describe()?;
         guest.device = value["device"].as_str().unwrap_or_default().to_owned();
         if guest.device.is_empty() {
@@ -202,6 +203,8 @@ pub(super) struct Guest<'a> {
     pub(super) machine: Box<dyn Machine>,
     /// `/dev/vda`
     pub(super) device: String,
+    /// Where its console is.
+    dir: PathBuf,
     interrupted: &'a AtomicBool,
 }
 
@@ -213,8 +216,18 @@ impl Guest<'_> {
     }
 
     pub(super) fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, CallError> {
-        let mut host = Quiet(self.interrupted);
-        self.machine.call(command, &mut host as &mut dyn Host, time)
+        let watch = Watch::new(&self.dir, PATIENCE);
+        let mut host = Quiet { interrupted: self.interrupted, watch };
+        match self.machine.call(command, &mut host as &mut dyn Host, time) {
+            Err(CallError::Stopped) => Err(match host.watch.complained() {
+                Some(title) => CallError::Failed(RunError::Hung(format!(
+                    "the kernel complained, and nothing came {} s after: {title}",
+                    PATIENCE.as_secs()
+                ))),
+                None => CallError::Stopped,
+            }),
+            other => other,
+        }
     }
 
     /// A command that must succeed.

@@ -4,6 +4,7 @@
 //! - [`scan`]: finds complaints in a log, each with all that belongs to it.
 //! - [`harmless`]: what is a complaint, and no finding; with the reason.
 //! - [`decode`]: functions of a trace become lines of source, where the kernel's symbols are there.
+//! - [`watch`]: sees them while the guest works.
 //! - [`desk`]: complaints of a run become findings, each different one once.
 //!
 //! A guest is killed at the cut, so its log is what reached the serial console.
@@ -12,11 +13,13 @@ mod decode;
 mod desk;
 mod harmless;
 mod scan;
+mod watch;
 
 pub use decode::Symbols;
 pub use desk::{Again, Desk, Guest};
 pub use harmless::{Around, Harmless, harmless};
 pub use scan::find;
+pub use watch::{IN_FULL, PATIENCE, Watch};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

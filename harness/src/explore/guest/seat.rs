@@ -5,10 +5,12 @@ use super::shown::{Differs, Shown, SwitchError, Wanted};
 use super::{Case, GuestSettings};
 use crate::device::{Device, StatesSpec};
 use crate::run::{RunError, check};
+use crate::splat::{PATIENCE, Watch};
 use crate::suite::MOUNT;
 use crate::vm::{Host, NoHost, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{
     Command, MarkText, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
@@ -322,8 +324,17 @@ impl Seat {
             workload,
         };
         let start = Instant::now();
-        let mut beneath = Beneath(&mut self.device);
+        let mut beneath =
+            Beneath { device: &mut self.device, watch: Watch::new(&self.dir, PATIENCE) };
         let outcome = guest.call_over(Command::CheckState { check }, CHECK_TIMEOUT, &mut beneath);
+        let outcome = match (outcome, beneath.watch.complained()) {
+            (Err(SeatError::Ends(ExploreError::Interrupted)), Some(title))
+                if !self.settings.stop.load(Ordering::Relaxed) =>
+            {
+                Err(SeatError::Died(format!("did not come to an end: {title}")))
+            }
+            (outcome, _) => outcome,
+        };
         let took = start.elapsed();
         let found: StateFound = match self.unless_gone(outcome)? {
             Outcome::Ok { value } => serde_json::from_value(value).map_err(|e| {
@@ -374,6 +385,8 @@ impl Guest {
         let settings = [
             // Work queues come and go with each mount, each after a grace period.
             ("/sys/kernel/rcu_expedited".to_owned(), "1"),
+            // A task that hangs is told soon.
+            ("/proc/sys/kernel/hung_task_timeout_secs".to_owned(), "30"),
             (format!("/sys/block/{disk}/queue/scheduler"), "none"),
             (format!("/sys/block/{disk}/queue/iostats"), "0"),
             (format!("/sys/block/{disk}/queue/wbt_lat_usec"), "0"),
@@ -408,8 +421,11 @@ impl Guest {
     }
 }
 
-/// Ends the wait for a guest whose device went: its reads would wait for ever.
-struct Beneath<'a>(&'a mut Device);
+/// Ends the wait for a guest whose device went, or whose kernel hangs: it would be for ever.
+struct Beneath<'a> {
+    device: &'a mut Device,
+    watch: Watch,
+}
 
 impl Host for Beneath<'_> {
     fn marks(&mut self, marks: &[MarkText]) -> Result<(), String> {
@@ -421,7 +437,7 @@ impl Host for Beneath<'_> {
     }
 
     fn stop(&mut self) -> bool {
-        self.0.check().is_err()
+        self.device.check().is_err() || self.watch.complained().is_some()
     }
 }
 
