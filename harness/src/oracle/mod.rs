@@ -26,13 +26,17 @@
 //!   whole; else it is [`Clause::NotAtomic`]. What the kernel shows of those limits is what the
 //!   device says ([`Clause::Limits`]), and what goes beyond them is refused ([`Clause::Accepted`]).
 //!
+//! - **Frozen**: between FIFREEZE's return and FITHAW nothing changes the disk ([`frozen`]).
+//!
 //! Not torn, durable and ordered are three verdicts: a unit can break more than one.
 
+mod frozen;
 mod judge;
 mod ledger;
 mod on_wire;
 mod wire;
 
+pub use frozen::{Frozen, frozen};
 pub use judge::{Asking, Seen, judge, judge_unit};
 pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
 pub use on_wire::{OnWire, Reached, on_wire};

@@ -3,7 +3,9 @@
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints, race};
+use super::{
+    CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints, frozen, race,
+};
 use crate::device::DiskSpec;
 use crate::explore::Subject;
 use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge, on_wire};
@@ -257,7 +259,9 @@ impl Setting<'_> {
         judgement
             .findings
             .extend(live.into_iter().map(race::finding).collect::<Result<Vec<_>, _>>()?);
-        judgement.findings.extend(race::frozen(lab, &recording, self.lane)?);
+        if self.lane.race.is_some() {
+            judgement.findings.extend(frozen::frozen(lab, dir, dir)?);
+        }
         if let Some(message) = failed
             && judgement.findings.is_empty()
         {

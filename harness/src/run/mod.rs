@@ -17,6 +17,7 @@ mod cut;
 mod debugger;
 mod explored;
 mod folder;
+mod frozen;
 mod lane;
 mod limits;
 mod race;
@@ -51,7 +52,7 @@ pub use wire::{WireQuery, read_wire};
 
 use crate::device::{DeviceError, DiskSpec};
 use crate::explore::{ExploreError, GuestNeeds, Means, Opened, Subject, Units};
-use crate::oracle::Wire;
+use crate::oracle::{Finding, Frozen, Wire};
 use crate::splat::SplatError;
 use crate::suite::Known;
 use crate::vm::FrontEnd;
@@ -203,6 +204,20 @@ pub trait Lab {
         _guests: &GuestNeeds,
     ) -> Result<Box<dyn Means + 'a>, ExploreError> {
         Ok(Box::new(Units::of(opened, subject)?))
+    }
+
+    /// Mounts the disk as it was at times when its file system was frozen: → what is wrong with it.
+    ///
+    /// # Errors
+    /// It cannot be judged here.
+    fn frozen(
+        &self,
+        _opened: &Opened,
+        _subject: &Subject,
+        _guests: &GuestNeeds,
+        _times: &[&Frozen],
+    ) -> Result<Vec<Finding>, ExploreError> {
+        Ok(Vec::new())
     }
 
     /// Why no guest here can be given a disk like that; `None`: it can.

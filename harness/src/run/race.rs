@@ -1,5 +1,5 @@
-//! What a lane with a race has, and another has not: a poisoned disk, findings of the guest's own, and
-//! what may not reach the disk while its file system is frozen.
+//! What a lane with a race has, and another has not: a poisoned disk, findings of the guest's own, and a
+//! bundle that runs it again.
 
 use super::cut::CutReport;
 use super::session::RECORDING;
@@ -73,15 +73,6 @@ pub(super) fn finding(found: RaceFinding) -> Result<Finding, RunError> {
         ))
     })?;
     Ok(Finding { file, path, offset, len, timeline, ..Finding::new(clause, text) })
-}
-
-/// What reached the disk while its file system was frozen.
-pub(super) fn frozen(
-    _lab: &mut dyn Lab,
-    _recording: &Path,
-    _lane: &Lane,
-) -> Result<Vec<Finding>, RunError> {
-    Ok(Vec::new())
 }
 
 /// Makes one file of a red cut: its disk, and where that does not show it, the race itself. → its path.

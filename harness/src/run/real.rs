@@ -2,9 +2,9 @@
 
 use super::{Arm, CallError, Debugger, Disk, Host, Lab, Machine, RunError, WireQuery, read_wire};
 use crate::device::{Device, DeviceError, DiskSpec};
-use crate::explore::guest::GuestSettings;
+use crate::explore::guest::{Case, GuestSettings, frozen};
 use crate::explore::{ExploreError, GuestNeeds, Guests, Means, Opened, Subject, Units};
-use crate::oracle::Wire;
+use crate::oracle::{Finding, Frozen, Wire};
 use crate::vm::{self, Accel, BOOT_TIMEOUT, FrontEnd, Qemu, Vm, VmConfig, VmError};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -187,6 +187,20 @@ impl Lab for RealLab {
         (settings.fsck_every, settings.nested) = (needs.fsck_every, needs.nested);
         settings.seed = needs.seed;
         Ok(Box::new(Guests::of(opened, subject, settings)?))
+    }
+
+    fn frozen(
+        &self,
+        opened: &Opened,
+        subject: &Subject,
+        needs: &GuestNeeds,
+        times: &[&Frozen],
+    ) -> Result<Vec<Finding>, ExploreError> {
+        let stop = self.stop.clone().unwrap_or_else(|| Arc::clone(&needs.stop));
+        let settings = GuestSettings::new(self, needs.dir.clone(), stop);
+        let (base, events) = (opened.base.as_deref(), &opened.events);
+        let case = Case::new(&opened.reader, base, subject.clone(), events, &opened.history)?;
+        frozen(&case, &settings, times)
     }
 
     fn forget(&mut self) {

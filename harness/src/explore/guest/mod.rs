@@ -23,6 +23,7 @@
 //! [`StateCheck`]: tornblk_agent::channel::StateCheck
 
 mod case;
+mod frozen;
 mod fsck;
 mod nested;
 mod seat;
@@ -30,6 +31,7 @@ mod shown;
 mod verifier;
 
 pub use case::Case;
+pub use frozen::frozen;
 pub use seat::{Seat, Stopwatch};
 pub use verifier::GuestVerifier;
 

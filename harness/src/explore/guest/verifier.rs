@@ -11,7 +11,8 @@ use crate::oracle::{Clause, Finding, Recovery};
 use crate::run::{is_broken, whole_file};
 use std::path::PathBuf;
 use tornblk_agent::channel::StateFound;
-use tornblk_model::crash::{Content, Source};
+use tornblk_model::crash::{Content, Profile, Source, StateName};
+use tornblk_model::event::Seq;
 
 /// Guests that a state may use up before it counts as not to be judged.
 const GUESTS: u32 = 3;
@@ -124,6 +125,50 @@ impl<'a> GuestVerifier<'a> {
             }
         }
         Ok(Verdict::Unsure(why))
+    }
+
+    /// Judges a state by its name at a crash point, its file system's own checker asked: → what is
+    /// wrong, and what the kernel said.
+    ///
+    /// # Errors
+    /// There is no such state, or no guest can be started.
+    pub fn named(
+        &mut self,
+        profile: &Profile,
+        after: Seq,
+        name: &StateName,
+    ) -> Result<(Vec<Finding>, Vec<String>), ExploreError> {
+        self.bar = Some(self.case.bar(profile, after)?);
+        self.differs = Differs::Anywhere;
+        let mut why = String::new();
+        for _ in 0..GUESTS {
+            let is_new = self.seat.age() == 0;
+            match self.look_at(name) {
+                Ok(seen) => return Ok(seen),
+                Err(SeatError::Ends(error)) => return Err(error),
+                Err(SeatError::Died(how)) if is_new => {
+                    self.seat.discard();
+                    let text = format!("recovering after the cut {how}");
+                    return Ok((vec![self.unrecoverable(text)], Vec::new()));
+                }
+                Err(SeatError::Died(how) | SeatError::Failed(how)) => {
+                    log::debug!("{}: {how}; in a new guest once more", name.0);
+                    self.seat.discard();
+                    why = how;
+                }
+            }
+        }
+        Err(ExploreError::Bad(format!("the state {} could not be judged: {why}", name.0)))
+    }
+
+    /// One try.
+    fn look_at(&mut self, name: &StateName) -> Result<(Vec<Finding>, Vec<String>), SeatError> {
+        let nonce = self.seat.use_state(&name.0)?;
+        let found = self.seat.check(nonce)?;
+        let said = found.messages.clone();
+        let history = self.case.history;
+        let findings = self.findings(found, true, &|| Ok(history.build(name)?))?;
+        Ok((findings, said))
     }
 
     /// One try.
