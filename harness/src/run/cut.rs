@@ -227,6 +227,7 @@ impl Setting<'_> {
         if relay.crashed.is_none() {
             relay.cut_now()?;
         }
+        relay.let_go();
         relay.look_at_the_wire();
         let named = relay.named()?;
         let (write, fired) = (relay.write(), relay.fired);

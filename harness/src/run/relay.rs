@@ -38,6 +38,8 @@ pub(super) struct Relay<'a> {
     pub(super) found: Vec<RaceFinding>,
     /// The guest's console.
     pub(super) watch: Option<Watch>,
+    /// What a race had the disk hold back.
+    stalls: Vec<u64>,
 }
 
 /// How often the device's log is looked at.
@@ -93,6 +95,7 @@ impl<'a> Relay<'a> {
             looked: Instant::now(),
             found: Vec::new(),
             watch: None,
+            stalls: Vec::new(),
         }
     }
 
@@ -125,6 +128,15 @@ impl<'a> Relay<'a> {
         }
         self.stage = Stage::Over;
         Ok(())
+    }
+
+    /// The disk holds nothing back any more for a race that was stopped in its middle: the guest that
+    /// recovers must not wait for it.
+    pub(super) fn let_go(&mut self) {
+        for token in std::mem::take(&mut self.stalls) {
+            // Most of them are gone: the race let go by itself.
+            self.disk.ask(DeviceAsk::Release { token });
+        }
     }
 
     /// Is all of it on record? If not, the power is off.
@@ -283,7 +295,14 @@ impl Host for Relay<'_> {
     }
 
     fn ask(&mut self, what: DeviceAsk) -> DeviceAnswer {
-        self.disk.ask(what)
+        let stalls = matches!(what, DeviceAsk::Stall { .. });
+        let answer = self.disk.ask(what);
+        if let DeviceAnswer::Token { token } = answer
+            && stalls
+        {
+            self.stalls.push(token);
+        }
+        answer
     }
 
     fn found(&mut self, finding: RaceFinding) {
