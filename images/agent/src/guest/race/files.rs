@@ -167,17 +167,22 @@ pub fn read_unit(file: &File, target: &Target, unit: u64) -> io::Result<Vec<u8>>
 
 /// Sectors in words: `3 x generation 7, 5 x zeroes`.
 pub fn in_words(sectors: &[Found]) -> String {
+    // Runs: how many, and the first.
     let mut runs: Vec<(u32, &Found)> = Vec::new();
     for sector in sectors {
         match runs.last_mut() {
-            Some((n, last)) if *last == sector => *n += 1,
+            Some((n, first)) if follows(first, *n, sector) => *n += 1,
             _ => runs.push((1, sector)),
         }
     }
     let word = |(n, found): &(u32, &Found)| match found {
         Found::Own { r#gen } => format!("{n} x generation {gen}"),
         Found::Misplaced { file, unit, sector, r#gen } => {
-            format!("{n} x sector {sector} of unit {unit} of file {file}, generation {gen}")
+            let which = match n {
+                1 => format!("sector {sector}"),
+                n => format!("sectors {sector} to {}", sector + n - 1),
+            };
+            format!("{n} x {which} of unit {unit} of file {file}, generation {gen}")
         }
         Found::Foreign { nonce } => format!("{n} x a block of another run ({nonce:#x})"),
         Found::Corrupt {} => format!("{n} x a wrong checksum"),
@@ -188,4 +193,32 @@ pub fn in_words(sectors: &[Found]) -> String {
         Found::Error { errno } => format!("{n} x {}", crate::guest::explain(*errno)),
     };
     runs.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+/// Is this what comes `n` sectors behind `first`, if it goes on like that?
+fn follows(first: &Found, n: u32, found: &Found) -> bool {
+    match (first, found) {
+        (
+            Found::Misplaced { file, unit, sector, r#gen },
+            Found::Misplaced { file: f, unit: u, sector: s, r#gen: g },
+        ) => (file, unit, sector + n, r#gen) == (f, u, *s, g),
+        _ => first == found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_another_file_is_told_in_one_word() {
+        let other = |sector| Found::Misplaced { file: 2, unit: 7, sector, r#gen: 3 };
+        let own = Found::Own { r#gen: 1 };
+        let words = in_words(&[own.clone(), own, other(4), other(5), other(7), Found::Zero {}]);
+        assert_eq!(
+            words,
+            "2 x generation 1, 2 x sectors 4 to 5 of unit 7 of file 2, generation 3, \
+             1 x sector 7 of unit 7 of file 2, generation 3, 1 x zeroes"
+        );
+    }
 }
