@@ -142,6 +142,107 @@ pub fn place_of(file: &File, offset: u64, len: u64) -> Option<u64> {
     inside.then(|| map.physical + (offset - map.logical))
 }
 
+/// `FIEMAP_EXTENT_LAST`, and extents asked for at once.
+const LAST: u32 = 0x1;
+const EXTENTS: usize = 64;
+
+/// `struct fiemap_extent` of `linux/fiemap.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct RawExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved32: [u32; 3],
+}
+
+/// `struct fiemap` with room for some.
+#[repr(C)]
+struct FiemapList {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [RawExtent; EXTENTS],
+}
+
+/// A piece of a file that has blocks, or has them promised. Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub offset: u64,
+    pub len: u64,
+    /// On the disk; says nothing where `delayed`.
+    pub at: u64,
+    /// Blocks are reserved, but not chosen yet.
+    pub delayed: bool,
+    /// It has blocks and reads as zeroes.
+    pub unwritten: bool,
+}
+
+/// The extents that overlap the bytes `offset..offset + len` of a file, in their order.
+pub fn extents(file: &File, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
+    let end = offset + len;
+    let mut start = offset;
+    let mut all = Vec::new();
+    while start < end {
+        let mut list = FiemapList {
+            start,
+            length: end - start,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: EXTENTS as u32,
+            reserved: 0,
+            extents: [RawExtent::default(); EXTENTS],
+        };
+        // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as
+        // it says there is room for.
+        unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, FiemapList>::new(&mut list))? };
+        let mapped = &list.extents[..(list.mapped_extents as usize).min(EXTENTS)];
+        all.extend(mapped.iter().map(|raw| Extent {
+            offset: raw.logical,
+            len: raw.length,
+            at: raw.physical,
+            // FIEMAP_EXTENT_DELALLOC, FIEMAP_EXTENT_UNWRITTEN
+            delayed: raw.flags & 0x4 != 0,
+            unwritten: raw.flags & 0x800 != 0,
+        }));
+        match mapped.last() {
+            Some(last) if last.flags & LAST == 0 && last.length > 0 => {
+                start = last.logical + last.length;
+            }
+            _ => break,
+        }
+    }
+    Ok(all)
+}
+
+/// `struct xfs_fs_eofblocks` of `xfs/xfs_fs.h`.
+#[repr(C)]
+#[derive(Default)]
+struct XfsEofblocks {
+    version: u32,
+    flags: u32,
+    ids: [u32; 3],
+    pad32: u32,
+    min_file_size: u64,
+    pad64: [u64; 12],
+}
+
+/// `XFS_IOC_FREE_EOFBLOCKS`
+const XFS_FREE_EOFBLOCKS: Opcode = opcode::read::<XfsEofblocks>(b'X', 58);
+
+/// Has XFS give back what it reserved on speculation, and waits for it. `file`: any of the file system.
+pub fn xfs_free_speculative(file: &File) -> io::Result<()> {
+    // XFS_EOFBLOCKS_VERSION, XFS_EOF_FLAGS_SYNC
+    let which = XfsEofblocks { version: 1, flags: 1, ..XfsEofblocks::default() };
+    // SAFETY: the ioctl reads one `xfs_fs_eofblocks`, whatever its number says of the direction.
+    unsafe { Ok(ioctl(file, Setter::<XFS_FREE_EOFBLOCKS, XfsEofblocks>::new(which))?) }
+}
+
 /// Shares a range (bytes) of `from` with `to`, at the same offset.
 pub fn clone_range(from: &File, to: &File, offset: u64, len: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
