@@ -100,10 +100,9 @@ pub fn pwrite(file: &File, bytes: &[u8], offset: u64, flags: WriteFlags) -> i64 
 pub fn sync(ctx: &Ctx, file: &File, target: &Target, forget: bool) -> Result<i64> {
     // Everything that is recorded by now.
     let since = ctx.mark(Vec::new())?;
-    let result = match rustix::fs::fsync(file) {
-        _ if forget => 0,
-        Ok(()) => 0,
-        Err(e) => -i64::from(e.raw_os_error()),
+    let result = match (!forget).then(|| rustix::fs::fsync(file)) {
+        None | Some(Ok(())) => 0,
+        Some(Err(e)) => -i64::from(e.raw_os_error()),
     };
     ctx.did(format!("fsync of {}: {result}", target.path));
     ctx.mark(vec![MarkText::Synced { file: target.file, since, result }])?;
