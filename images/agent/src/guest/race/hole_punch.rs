@@ -1,0 +1,14 @@
+//! The races of suite `hole-punch`.
+
+use std::sync::Arc;
+
+use super::Ctx;
+use crate::guest::{Error, Result};
+
+/// Runs the lane's race.
+///
+/// # Errors
+/// It could not be carried out.
+pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
+    Err(Error::Refused(format!("there is no race of {} yet", ctx.race.name)))
+}
