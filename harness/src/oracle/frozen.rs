@@ -25,6 +25,11 @@ pub struct Frozen {
     pub since: Seq,
 }
 
+/// Does this mark say that a file system is frozen?
+pub fn is_frozen(mark: &MarkText) -> bool {
+    matches!(mark, MarkText::Phase { name } if name.starts_with(FROZEN))
+}
+
 /// The times that are marked, and what changed the disk in them.
 pub fn frozen<'a>(
     events: impl IntoIterator<Item = &'a (Seq, Event)>,

@@ -36,7 +36,7 @@ mod ledger;
 mod on_wire;
 mod wire;
 
-pub use frozen::{Frozen, frozen};
+pub use frozen::{Frozen, frozen, is_frozen};
 pub use judge::{Asking, Seen, judge, judge_unit};
 pub use ledger::{Asked, Ledger, LedgerBuilder, UnitLedger};
 pub use on_wire::{OnWire, Reached, on_wire};

@@ -261,7 +261,7 @@ impl Setting<'_> {
             .findings
             .extend(live.into_iter().map(race::finding).collect::<Result<Vec<_>, _>>()?);
         if self.lane.race.is_some() {
-            judgement.findings.extend(frozen::frozen(lab, dir, dir)?);
+            judgement.findings.extend(frozen::frozen(lab, dir, dir, &evidence.batches)?);
         }
         if let Some(message) = failed
             && judgement.findings.is_empty()

@@ -88,7 +88,7 @@ pub fn repro(
     let mut now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
     let again = super::complaints::again(temp.path(), &then, &now, &evidence.guest)?;
     now.findings.extend(again);
-    now.findings.extend(super::frozen::frozen(lab.as_mut(), dir, temp.path())?);
+    now.findings.extend(super::frozen::frozen(lab.as_mut(), dir, temp.path(), &evidence.batches)?);
     Ok(Reproduced::new(then, now, sha256))
 }
 
