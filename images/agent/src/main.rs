@@ -4,6 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
+use tornblk_agent::guest::child;
 use tornblk_agent::guest::init::init;
 use tornblk_agent::guest::log::log;
 use tornblk_agent::guest::port::Stream;
@@ -17,6 +18,9 @@ fn main() -> ExitCode {
     // PID 1 gets whatever of the kernel's command line the kernel does not know.
     if std::process::id() == 1 {
         init();
+    }
+    if let [child::CHILD, part, ..] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return child::run(part, &args[2..]);
     }
     let ["--serve", socket] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
         log(USAGE);

@@ -4,6 +4,7 @@
 //! - [`port`]: the byte stream to the host, a virtio-serial port or (in tests) a socket.
 //! - [`outbox`]: what is said to the host, in order; marks and their acknowledgement.
 //! - [`serve`]: takes commands and answers them.
+//! - [`child`]: processes of the agent's own.
 //! - [`check`]: a disk's content found out in one go, for those who have thousands to look at.
 //! - [`disk`], [`exec`], [`fs`], [`log`]: the commands, by what they work on.
 //! - [`workload`]: writes that describe themselves, and reading them back.
@@ -15,6 +16,7 @@
 use crate::channel::Outcome;
 
 pub mod check;
+pub mod child;
 pub mod disk;
 pub mod exec;
 pub mod fs;

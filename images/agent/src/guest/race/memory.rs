@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, null_mut};
 
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MsyncFlags, ProtFlags};
 
 pub const PAGE: usize = 4096;
 
@@ -116,6 +116,15 @@ impl Map {
         assert!(offset + len <= self.len, "within the mapping");
         // SAFETY: of this mapping alone, to which nobody has a reference: what it holds may change.
         unsafe { Ok(rustix::mm::madvise(self.address(offset).cast(), len, advice)?) }
+    }
+
+    /// msync(2) with `MS_SYNC`, of all of it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sync(&self) -> io::Result<()> {
+        // SAFETY: of this mapping alone; nothing is changed in it.
+        unsafe { Ok(rustix::mm::msync(self.address(0).cast(), self.len, MsyncFlags::SYNC)?) }
     }
 
     /// mprotect(2) of a range: whole pages. What may not be written must not be stored to.

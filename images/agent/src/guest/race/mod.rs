@@ -4,6 +4,8 @@
 //! - [`timeline`]: who did what, in its order.
 //! - [`task`]: threads that may never come back, because the kernel keeps them.
 //! - [`memory`]: mappings that are read and written while others pull at them.
+//! - [`mapper`]: a process of its own that maps a file.
+//! - [`fuse_server`]: a FUSE server of the agent's, in a process of its own.
 //! - [`files`]: files of units: written with their marks, looked at from every side.
 //!
 //! A race ends in bounded time, whatever the kernel does: each wait has a limit, and a call that does
@@ -18,7 +20,9 @@ pub mod delalloc_punch;
 pub mod files;
 pub mod freeze;
 pub mod fuse_passthrough;
+pub mod fuse_server;
 pub mod hole_punch;
+pub mod mapper;
 pub mod memory;
 pub mod task;
 pub mod timeline;

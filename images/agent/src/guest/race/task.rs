@@ -1,5 +1,6 @@
 //! Threads that may never come back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -59,18 +60,18 @@ impl<T: Send + 'static> Task<T> {
     /// Where in the kernel it is: `a < b < c`.
     pub fn stack(&self) -> String {
         let tid = self.tid.load(Ordering::Acquire);
-        let stack =
-            std::fs::read_to_string(format!("/proc/self/task/{tid}/stack")).unwrap_or_default();
-        let functions = stack.lines().map(|line| {
-            line.trim_start_matches("[<0>] ")
-                .split('+')
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        });
-        functions.filter(|f| !f.is_empty()).collect::<Vec<_>>().join(" < ")
+        stack_of(Path::new(&format!("/proc/self/task/{tid}")))
     }
+}
+
+/// Where in the kernel a thread is, by its folder in `/proc`: `a < b < c`, the innermost function
+/// first; empty where it is not in there, or the kernel does not tell.
+pub fn stack_of(thread: &Path) -> String {
+    let stack = std::fs::read_to_string(thread.join("stack")).unwrap_or_default();
+    let functions = stack.lines().map(|line| {
+        line.trim_start_matches("[<0>] ").split('+').next().unwrap_or_default().trim().to_owned()
+    });
+    functions.filter(|f| !f.is_empty()).collect::<Vec<_>>().join(" < ")
 }
 
 #[cfg(test)]
