@@ -4,6 +4,7 @@
 //! - [`timeline`]: who did what, in its order.
 //! - [`task`]: threads that may never come back, because the kernel keeps them.
 //! - [`memory`]: mappings that are read and written while others pull at them.
+//! - [`aio`]: writes that are submitted and waited for apart.
 //! - [`mapper`]: a process of its own that maps a file.
 //! - [`fuse_server`]: a FUSE server of the agent's, in a process of its own.
 //! - [`files`]: files of units: written with their marks, looked at from every side.
@@ -14,6 +15,7 @@
 //!
 //! What is promised after a cut of the power is told by marks, as a workload tells it.
 
+pub mod aio;
 pub mod buffered_atomic;
 pub mod ctx;
 pub mod delalloc_punch;

@@ -1,0 +1,303 @@
+//! Opens that exclude each other, and those that must wait.
+//!
+//! What excludes what stands in `fs/fuse/iomode.c` and its comments, the same from 6.12 to 7.3: a
+//! cached open (or a mapping of a direct one) keeps passthrough opens of the inode out, and a
+//! passthrough open every open in another mode. The user sees EIO from open(2), and ENODEV or ETXTBSY
+//! from mmap(2); nothing else.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::fuse_server::{Mode, Op};
+use super::super::memory::{Map, PAGE};
+use super::super::{PATIENCE, Task, files};
+use super::parallel::in_iomode;
+use super::{Stage, name};
+use crate::channel::{Found, Target};
+use crate::guest::{Error, Result, explain};
+
+/// Opens of each thread.
+const OPENS: u32 = 12;
+const THREADS: u64 = 3;
+
+pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
+    exclude(stage)?;
+    waiting_open(stage)?;
+    churn(stage, &Mode::ALL)
+}
+
+/// How a file is held open already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Open(Mode),
+    /// In direct mode, and mapped: FUSE's page cache is in use.
+    Mapped,
+}
+
+/// May a file be opened in this mode while it is held so?
+fn may_open(held: Held, mode: Mode) -> bool {
+    match held {
+        Held::Open(Mode::Direct) => true,
+        Held::Open(Mode::Cached) | Held::Mapped => !mode.is_backed(),
+        Held::Open(Mode::Passthrough | Mode::Both) => mode.is_backed(),
+    }
+}
+
+fn exclude(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    ctx.phase("exclude")?;
+    let mut all = Mode::ALL.map(Held::Open).to_vec();
+    if stage.mmap {
+        all.push(Held::Mapped);
+    }
+    for held in all {
+        let first =
+            stage.open(target, if let Held::Open(m) = held { m } else { Mode::Direct }, 0)?;
+        let map = (held == Held::Mapped)
+            .then(|| Map::shared(&first, 0, PAGE))
+            .transpose()
+            .map_err(Error::system("cannot map a file in direct mode"))?;
+        for mode in Mode::ALL {
+            let second = stage.open(target, mode, 0);
+            let said = second.as_ref().err().map(|e| e.errno().unwrap_or(0));
+            ctx.did(format!("held {held:?}, opened {mode:?}: {said:?}"));
+            let text = match (said, may_open(held, mode)) {
+                (None, true) => continue,
+                (Some(libc::EIO), false) => {
+                    ctx.reached("excluded");
+                    continue;
+                }
+                (None, false) => {
+                    let text = format!(
+                        "a file that is open as {held:?} was opened as {mode:?}, which that excludes"
+                    );
+                    ctx.found("accepted", Some((target, 0, 0)), text);
+                    continue;
+                }
+                (Some(errno), true) => format!("fails with {}", explain(errno)),
+                (Some(errno), false) => format!("fails with {}, not EIO", explain(errno)),
+            };
+            let text = format!("opening a file as {mode:?} that is open as {held:?} {text}");
+            ctx.found("wrong-result", Some((target, 0, 0)), text);
+        }
+        drop(map);
+    }
+    mapping_excluded(stage, target)
+}
+
+/// A file that was opened in direct mode cannot be mapped while the inode is in passthrough mode; and
+/// can again afterwards, where it ever can.
+fn mapping_excluded(stage: &Stage, target: &Target) -> Result<()> {
+    let ctx = &stage.ctx;
+    let direct = stage.open(target, Mode::Direct, 0)?;
+    let other = stage.open(target, Mode::Passthrough, 0)?;
+    let mapped = Map::shared(&direct, 0, PAGE).map(drop);
+    let said = mapped.as_ref().err().and_then(std::io::Error::raw_os_error);
+    if said != Some(libc::ENODEV) {
+        let clause = if said.is_none() { "accepted" } else { "wrong-result" };
+        let text = format!(
+            "mmap of a file in direct mode, whose inode is in passthrough mode: {mapped:?}, not \
+             ENODEV"
+        );
+        ctx.found(clause, Some((target, 0, 0)), text);
+    }
+    drop(other);
+    if stage.mmap
+        && let Err(e) = Map::shared(&direct, 0, PAGE)
+    {
+        let text = format!("mmap of a file in direct mode fails with {e} after passthrough ended");
+        ctx.found("wrong-result", Some((target, 0, 0)), text);
+    }
+    Ok(())
+}
+
+/// A direct write that the server holds, and the task of an open in cached mode that waits for it.
+fn waiting_open(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    ctx.phase("open-waits")?;
+    let held = stage.server.hold(Op::Write)?;
+    let writer = direct_write(stage, target)?;
+    held.holds(1, PATIENCE)?;
+    let opening = cached_open(stage, target)?;
+    if is_waiting(&opening) {
+        ctx.reached("open-waits");
+    }
+    drop(held);
+    ctx.answer(&writer, "a direct write through FUSE")??;
+    let opened = ctx.answer(&opening, "a cached open beside a direct write that has ended")?;
+    if let Err(e) = opened {
+        let text = format!("a cached open that waited for a direct write fails: {e}");
+        ctx.found("wrong-result", Some((target, 0, 0)), text);
+    }
+    Ok(())
+}
+
+fn direct_write(stage: &Arc<Stage>, target: &Target) -> Result<Task<Result<i64>>> {
+    let file = stage.open(target, Mode::Direct, libc::O_DIRECT)?;
+    let (own, target) = (Arc::clone(stage), target.clone());
+    let flags = stage.flags(Mode::Direct, true);
+    Task::start("writer", move || own.write(&file, &target, 1, flags))
+}
+
+fn cached_open(stage: &Arc<Stage>, target: &Target) -> Result<Task<Result<File>>> {
+    let (own, target) = (Arc::clone(stage), target.clone());
+    Task::start("opener", move || own.open(&target, Mode::Cached, 0))
+}
+
+/// Is the task seen to wait for the inode's mode?
+fn is_waiting(task: &Task<Result<File>>) -> bool {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while std::time::Instant::now() < end {
+        if in_iomode(&task.stack()) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+/// A cached open waits for a direct write; meanwhile the inode enters passthrough mode; the write
+/// ends. `fuse_file_cached_io_open` then is to see that ("Check if inode entered passthrough io mode
+/// while waiting"), and to fail.
+fn passed_by(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    ctx.phase("passed-by")?;
+    let held = stage.server.hold(Op::Write)?;
+    let writer = direct_write(stage, target)?;
+    held.holds(1, PATIENCE)?;
+    let opening = cached_open(stage, target)?;
+    let waiting = is_waiting(&opening);
+    let passthrough = stage.open(target, Mode::Passthrough, 0)?;
+    if waiting {
+        ctx.reached("passed-by");
+    }
+    drop(held);
+    ctx.answer(&writer, "a direct write through FUSE")??;
+    let what = "an open in cached mode that waited for a direct write to end, while the file was \
+                opened in passthrough mode, which stays open,";
+    let opened = ctx.answer(&opening, what)?;
+    ctx.did(format!("the cached open: {opened:?}"));
+    match opened {
+        Err(e) if e.errno() == Some(libc::EIO) => {}
+        other => {
+            let text = format!("a cached open beside a passthrough one: {other:?}, not EIO");
+            ctx.found("wrong-result", Some((target, 0, 0)), text);
+        }
+    }
+    drop(passthrough);
+    Ok(())
+}
+
+pub(super) fn waits(stage: &Arc<Stage>) -> Result<()> {
+    waiting_open(stage)?;
+    passed_by(stage)
+}
+
+/// Threads open, read, map and close the file again and again, while another writes it.
+pub(super) fn churn(stage: &Arc<Stage>, modes: &[Mode]) -> Result<()> {
+    let ctx = &stage.ctx;
+    ctx.phase("churn")?;
+    let mut tasks = Vec::new();
+    for thread in 0..THREADS {
+        let (own, modes) = (Arc::clone(stage), modes.to_vec());
+        let task = move || open_and_close(&own, &modes, thread);
+        tasks.push(Task::start(&format!("churn-{thread}"), task)?);
+    }
+    for task in &tasks {
+        ctx.answer(task, "open, read, write, mmap or close of a FUSE file")??;
+    }
+    ctx.reached("churn");
+    Ok(())
+}
+
+fn open_and_close(stage: &Arc<Stage>, modes: &[Mode], thread: u64) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    let mut rng = ctx.rng(&[3, stage.round.into(), thread]);
+    // Units of its own to write, so that no two ever write one.
+    let own = |n: u64| n / THREADS * THREADS + thread;
+    for _ in 0..OPENS {
+        let mode = modes[rng.below(modes.len())];
+        let direct = rng.below(2) == 0;
+        let writes = rng.below(3) == 0;
+        let mut open = OpenOptions::new();
+        open.read(true).write(writes);
+        let flags = stage.server.flags(mode) | if direct { libc::O_DIRECT } else { 0 };
+        let file = match open.custom_flags(flags).open(stage.server.path(name(target))) {
+            Ok(file) => file,
+            Err(e) if e.raw_os_error() == Some(libc::EIO) && modes.len() > 1 => {
+                ctx.reached("conflict");
+                continue;
+            }
+            Err(e) => {
+                let text = format!("opening a file as {mode:?} fails: {e}");
+                ctx.found("wrong-result", Some((target, 0, 0)), text);
+                continue;
+            }
+        };
+        ctx.did(format!("opened as {mode:?}"));
+        let unit = own(rng.below(target.units as usize - THREADS as usize) as u64);
+        if writes {
+            stage.write(&file, target, unit, stage.flags(mode, direct))?;
+        }
+        let found = stage.read(&file, target, unit)?;
+        stage.shows(target, unit, &found, &format!("read(2) of a file just opened as {mode:?}"));
+        if rng.below(3) == 0 {
+            look_at_a_mapping(stage, target, &file, (mode, modes.len() > 1), unit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Maps a file, to be read only, and looks at a unit of which nobody else writes.
+fn look_at_a_mapping(
+    stage: &Stage,
+    target: &Target,
+    file: &File,
+    (mode, mixed): (Mode, bool),
+    unit: u64,
+) -> Result<()> {
+    let refused = |errno| match errno {
+        libc::ENODEV => mode == Mode::Direct && (mixed || !stage.mmap),
+        libc::ETXTBSY => mode == Mode::Direct && mixed,
+        _ => false,
+    };
+    match Map::shared_to_read(file, 0, target.end() as usize) {
+        Ok(map) => {
+            if mode == Mode::Direct && !stage.mmap {
+                let text = "a file with FOPEN_DIRECT_IO was mapped and shared, though the server \
+                            did not ask for FUSE_DIRECT_IO_ALLOW_MMAP";
+                stage.ctx.found("accepted", Some((target, 0, 0)), text);
+            }
+            let mut bytes = vec![0; target.unit as usize];
+            map.load(target.offset_of(unit) as usize, &mut bytes)
+                .map_err(Error::system("cannot read a mapping of a FUSE file"))?;
+            let found: Vec<Found> = files::sectors(&stage.ctx, target, unit, &bytes);
+            let how = format!("a mapping of a file just opened as {mode:?}");
+            stage.shows(target, unit, &found, &how);
+        }
+        Err(e) if e.raw_os_error().is_some_and(refused) => {}
+        Err(e) => {
+            let text = format!("mapping a file that was opened as {mode:?} fails: {e}");
+            stage.ctx.found("wrong-result", Some((target, 0, 0)), text);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_uses_the_backing_file_and_what_uses_the_page_cache_exclude_each_other() {
+        let open = Held::Open;
+        assert!(may_open(open(Mode::Cached), Mode::Direct));
+        assert!(!may_open(open(Mode::Cached), Mode::Both));
+        assert!(!may_open(Held::Mapped, Mode::Passthrough));
+        assert!(may_open(open(Mode::Direct), Mode::Passthrough));
+        assert!(!may_open(open(Mode::Passthrough), Mode::Direct));
+        assert!(may_open(open(Mode::Both), Mode::Passthrough));
+    }
+}

@@ -1,0 +1,283 @@
+//! Direct writes in place, beside each other.
+//!
+//! Where the server promised FOPEN_PARALLEL_DIRECT_WRITES, it must see them at once: it holds each
+//! until all are there. In passthrough mode pwrite(2) has the FUSE inode to itself (seen from 6.12
+//! to 7.3: `fuse_passthrough_write_iter`); asynchronous writes give it back once they are submitted,
+//! so that the disk must have several of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::aio::Writes;
+use super::super::fuse_server::{Mode, Op};
+use super::super::mapper::{Called, Mapper};
+use super::super::{PATIENCE, Task, Which, files};
+use super::Stage;
+use crate::channel::{Target, WriteFlags};
+use crate::guest::{Error, Result};
+use crate::race::DeviceOp;
+
+/// Writes at once.
+const WRITES: u64 = 8;
+/// How long they may take to come together.
+const TOGETHER: Duration = Duration::from_secs(15);
+
+pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
+    match stage.mode {
+        Mode::Passthrough => by_disk(stage),
+        Mode::Direct | Mode::Both => by_server(stage),
+        Mode::Cached => Ok(()),
+    }
+}
+
+/// Units of no neighbours, so that no two of them become one request.
+fn units(stage: &Stage, target: &Target) -> Vec<u64> {
+    let mut rng = stage.ctx.rng(&[1, stage.round.into()]);
+    let first = rng.below(target.units as usize - 2 * WRITES as usize) as u64;
+    (0..WRITES).map(|i| first + 2 * i).collect()
+}
+
+fn by_server(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    ctx.phase("parallel")?;
+    let file = Arc::new(stage.open(target, stage.mode, libc::O_DIRECT)?);
+    let flags = stage.flags(stage.mode, true);
+    let held = stage.server.hold(Op::Write)?;
+    let mut writers = Vec::new();
+    for unit in units(stage, target) {
+        let (stage, file, target) = (Arc::clone(stage), Arc::clone(&file), target.clone());
+        let write = move || stage.write(&file, &target, unit, flags);
+        writers.push(Task::start(&format!("writer-{unit}"), write)?);
+    }
+    let many = held.holds(WRITES as u32, TOGETHER)?;
+    ctx.did(format!("the server has {many} WRITEs at once"));
+    if many > 1 {
+        ctx.reached("parallel");
+    } else {
+        let text = format!(
+            "of {WRITES} direct writes in place to different units of a file that is open with \
+             FOPEN_PARALLEL_DIRECT_WRITES the server gets {many} at once"
+        );
+        ctx.found("wrong-result", None, text);
+    }
+    let mapping = if stage.mode == Mode::Direct && stage.mmap {
+        let mapping = map_meanwhile(stage, target)?;
+        // They are still in flight: the mapping has to wait for their end.
+        if waits_for_writes(&mapping.0) {
+            ctx.reached("mmap-waits");
+        }
+        Some(mapping)
+    } else {
+        None
+    };
+    drop(held);
+    for writer in &writers {
+        ctx.answer(writer, "a direct write in place through FUSE")??;
+    }
+    if let Some((mapper, task)) = mapping {
+        let mapped = ctx.answer(&task, "mmap of a file whose direct writes have ended")??;
+        if let Err(errno) = mapped {
+            let said = crate::guest::explain(errno);
+            let text = format!("mmap beside direct writes fails with {said}, though it is allowed");
+            ctx.found("wrong-result", None, text);
+        }
+        mapper.unmap()?;
+        mapper.close()?;
+    }
+    stage.sync(&file, target)
+}
+
+/// A process, and the task that waits for its mmap(2).
+type Mapping = (Arc<Mapper>, Task<Result<Called<()>>>);
+
+/// A process begins to map the file while its writes are in flight.
+fn map_meanwhile(stage: &Stage, target: &Target) -> Result<Mapping> {
+    let mapper = Arc::new(Mapper::start(stage.ctx.race.workload.nonce)?);
+    let path = stage.server.path(super::name(target));
+    let flags = stage.server.flags(Mode::Direct);
+    if let Err(errno) = mapper.open(&path, flags)? {
+        return Err(Error::System { what: format!("cannot open {path}"), errno });
+    }
+    let (own, len) = (Arc::clone(&mapper), target.end());
+    let task = Task::start("mapper", move || own.map(len))?;
+    Ok((mapper, task))
+}
+
+/// Is the process seen to wait inside of FUSE, for no answer of the server?
+pub(super) fn waits_for_writes(mapper: &Mapper) -> bool {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while std::time::Instant::now() < end {
+        if mapper.stacks().iter().any(|stack| in_iomode(stack)) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+/// Is this the stack of somebody who waits for a change of an inode's I/O mode?
+pub(super) fn in_iomode(stack: &str) -> bool {
+    let innermost = stack.split(" < ").next().unwrap_or_default();
+    ["fuse_file_cached_io_open", "fuse_file_io_open", "fuse_file_mmap"].contains(&innermost)
+}
+
+fn by_disk(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    ctx.phase("parallel")?;
+    let units = units(stage, target);
+    let flags = stage.flags(Mode::Passthrough, true);
+    let file = stage.open(target, Mode::Passthrough, libc::O_DIRECT)?;
+    let stall = ctx.stall(Which::of(DeviceOp::Write, range(target, &units)?))?;
+    let writes = submit(stage, target, &units, file)?;
+    let all = stall.holds(WRITES, TOGETHER)?;
+    if all || stall.holds(2, Duration::ZERO)? {
+        ctx.did(if all { "the disk has all of them" } else { "the disk has some of them" });
+        ctx.reached("parallel");
+    } else {
+        let text = format!(
+            "of {WRITES} asynchronous direct writes in place to different units of a file in \
+             passthrough mode the disk gets one at once"
+        );
+        ctx.found("wrong-result", None, text);
+    }
+    stall.release()?;
+    reap(stage, target, &writes)?;
+
+    if stage.round == 0 {
+        note_synchronous(stage, target, &units, flags)?;
+    }
+    let file = stage.open(target, Mode::Passthrough, 0)?;
+    stage.sync(&file, target)
+}
+
+/// How many of pwrite(2)'s writes the disk gets at once: a fact, no promise.
+fn note_synchronous(
+    stage: &Arc<Stage>,
+    target: &Target,
+    units: &[u64],
+    flags: WriteFlags,
+) -> Result<()> {
+    let ctx = &stage.ctx;
+    let file = Arc::new(stage.open(target, Mode::Passthrough, libc::O_DIRECT)?);
+    let stall = ctx.stall(Which::of(DeviceOp::Write, range(target, units)?))?;
+    let mut writers = Vec::new();
+    for unit in units.iter().copied().take(4) {
+        let (stage, file, target) = (Arc::clone(stage), Arc::clone(&file), target.clone());
+        let write = move || stage.write(&file, &target, unit, flags);
+        writers.push(Task::start(&format!("writer-{unit}"), write)?);
+    }
+    stall.holds(1, PATIENCE)?;
+    let several = stall.holds(2, Duration::from_millis(300))?;
+    stall.release()?;
+    for writer in &writers {
+        ctx.answer(writer, "pwrite to a file in passthrough mode")??;
+    }
+    let how = if several { "several at once" } else { "one after the other" };
+    ctx.note(format!(
+        "pwrite(2) in passthrough mode: writes of several threads reach the disk {how}"
+    ));
+    Ok(())
+}
+
+/// From the first unit's place on the disk to the last one's end.
+fn range(target: &Target, units: &[u64]) -> Result<(u64, u64)> {
+    let backing = files::open(&target.path, false)?;
+    let places = units.iter().map(|unit| files::place(&backing, target, *unit));
+    let places = places.collect::<Result<Vec<_>>>()?;
+    let from = places.iter().map(|(at, _)| *at).min().unwrap_or_default();
+    let to = places.iter().map(|(at, len)| at + len).max().unwrap_or_default();
+    Ok((from, to - from))
+}
+
+/// Asynchronous writes of units in their next generations: those, and their answers.
+type Submitted = (Vec<(u64, u32)>, Task<Result<Vec<(u64, i64)>>>);
+
+/// Submits them, and closes the file as soon as the kernel has taken them.
+fn submit(
+    stage: &Arc<Stage>,
+    target: &Target,
+    units: &[u64],
+    file: std::fs::File,
+) -> Result<Submitted> {
+    let ctx = &stage.ctx;
+    let flags = stage.flags(Mode::Passthrough, true);
+    let new: Vec<_> = units.iter().map(|unit| (*unit, stage.book.next(target, *unit))).collect();
+    ctx.mark(new.iter().map(|(unit, g)| files::intent(target, *unit, *g, flags)).collect())?;
+    let (own, target, writes) = (Arc::clone(stage), target.clone(), new.clone());
+    let task = Task::start("submitter", move || {
+        let mut ring = Writes::new(writes.len())?;
+        for (unit, r#gen) in writes {
+            let bytes = files::unit_bytes(&own.ctx, &target, unit, r#gen);
+            ring.submit(unit, &file, bytes, target.offset_of(unit))?;
+        }
+        own.ctx.did("submitted; closes the file");
+        drop(file);
+        ring.reap()
+    })?;
+    Ok((new, task))
+}
+
+/// Their answers, with their marks.
+fn reap(stage: &Stage, target: &Target, (new, task): &Submitted) -> Result<()> {
+    let ctx = &stage.ctx;
+    let answers = ctx.answer(task, "an asynchronous write in passthrough mode")??;
+    ctx.did(format!("returned: {answers:?}"));
+    let result = |unit: u64| answers.iter().find(|(id, _)| *id == unit).map_or(0, |(_, n)| *n);
+    let done = new.iter().map(|(unit, g)| files::done(target, *unit, *g, result(*unit)));
+    ctx.mark(done.collect()).map(|_| ())
+}
+
+/// A file in passthrough mode is closed while its writes are in flight: until they have ended the
+/// inode is in passthrough mode, and afterwards it is in none.
+pub(super) fn closed_in_flight(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
+    ctx.phase("closed-in-flight")?;
+    let units = units(stage, target);
+    let file = stage.open(target, Mode::Passthrough, libc::O_DIRECT)?;
+    let stall = ctx.stall(Which::of(DeviceOp::Write, range(target, &units)?))?;
+    let writes = submit(stage, target, &units, file)?;
+    if !stall.holds(1, PATIENCE)? {
+        return Err(Error::TimedOut("the disk gets none of the writes".into()));
+    }
+    match stage.open(target, Mode::Cached, 0) {
+        Err(e) if e.errno() == Some(libc::EIO) => ctx.reached("closed-in-flight"),
+        // The submitter may have been slower: then it is not closed yet, and excludes all the same.
+        Err(e) => return Err(e),
+        Ok(_) => ctx.found(
+            "accepted",
+            Some((target, 0, 0)),
+            "a file was opened in cached mode while a write in passthrough mode was in flight: \
+             close(2) alone ends no passthrough mode",
+        ),
+    }
+    stall.release()?;
+    reap(stage, target, &writes)?;
+    // The last reference may be dropped by a worker, some time after the answers.
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        match stage.open(target, Mode::Cached, 0) {
+            Ok(_) => return Ok(()),
+            Err(e) if std::time::Instant::now() > end => {
+                let text = format!(
+                    "{e}: the file is closed and its last write has ended, but it stays in \
+                     passthrough mode"
+                );
+                ctx.found("leaked", Some((target, 0, 0)), text);
+                return Ok(());
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_iomode;
+
+    #[test]
+    fn who_waits_for_the_server_does_not_wait_for_a_mode() {
+        assert!(in_iomode("fuse_file_cached_io_open < fuse_file_mmap < __mmap_region"));
+        assert!(!in_iomode("request_wait_answer < __fuse_simple_request < fuse_file_open"));
+        assert!(!in_iomode(""));
+    }
+}
