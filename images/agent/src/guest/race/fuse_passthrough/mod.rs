@@ -40,6 +40,11 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
     let mount = ctx.race.mount.clone();
     let mount = mount.ok_or_else(|| Error::Refused("it needs a file system".into()))?;
     files::load(ctx)?;
+    if ctx.wrong("forget-fsync") {
+        // What nobody syncs is not written, either, before the power goes off.
+        std::fs::write("/proc/sys/vm/dirty_writeback_centisecs", "0")
+            .map_err(Error::system("cannot stop the periodic writeback"))?;
+    }
     let grown = ctx.target(2)?;
     let file = files::open(&grown.path, false)?;
     file.set_len(0).and_then(|()| file.sync_all()).map_err(Error::system("cannot empty grown"))?;
@@ -54,7 +59,9 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
         let stage = Stage::start(ctx, &mount, &book, round)?;
         match ctx.text("part", "all") {
             "modes" => modes::run(&stage)?,
-            "waits" => modes::waits(&stage)?,
+            // What is to be durable comes first: a kernel that fails here ends the race.
+            "waits" => last::words(&stage).and_then(|()| modes::waits(&stage))?,
+            "outlived" => last::words(&stage).and_then(|()| modes::outlived(&stage))?,
             _ => one_mode(&stage)?,
         }
         refuses_atomic(&stage)?;

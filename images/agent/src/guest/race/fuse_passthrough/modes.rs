@@ -8,23 +8,28 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::fuse_server::{Mode, Op};
+use super::super::mapper::Mapper;
 use super::super::memory::{Map, PAGE};
+use super::super::task::NoAnswer;
 use super::super::{PATIENCE, Task, files};
 use super::parallel::in_iomode;
 use super::{Stage, name};
-use crate::channel::{Found, Target};
+use crate::channel::{Found, Target, WriteFlags};
 use crate::guest::{Error, Result, explain};
 
 /// Opens of each thread.
 const OPENS: u32 = 12;
 const THREADS: u64 = 3;
+/// How long a call may take that nothing keeps waiting.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
     exclude(stage)?;
     waiting_open(stage)?;
+    hand_over(stage)?;
     churn(stage, &Mode::ALL)
 }
 
@@ -148,8 +153,8 @@ fn cached_open(stage: &Arc<Stage>, target: &Target) -> Result<Task<Result<File>>
 
 /// Is the task seen to wait for the inode's mode?
 fn is_waiting(task: &Task<Result<File>>) -> bool {
-    let end = std::time::Instant::now() + Duration::from_secs(10);
-    while std::time::Instant::now() < end {
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
         if in_iomode(&task.stack()) {
             return true;
         }
@@ -170,29 +175,141 @@ fn passed_by(stage: &Arc<Stage>) -> Result<()> {
     let opening = cached_open(stage, target)?;
     let waiting = is_waiting(&opening);
     let passthrough = stage.open(target, Mode::Passthrough, 0)?;
+    ctx.did("the inode is in passthrough mode");
     if waiting {
         ctx.reached("passed-by");
     }
     drop(held);
     ctx.answer(&writer, "a direct write through FUSE")??;
-    let what = "an open in cached mode that waited for a direct write to end, while the file was \
-                opened in passthrough mode, which stays open,";
-    let opened = ctx.answer(&opening, what)?;
-    ctx.did(format!("the cached open: {opened:?}"));
-    match opened {
-        Err(e) if e.errno() == Some(libc::EIO) => {}
-        other => {
+    let stuck = match opening.wait(LONG_ENOUGH) {
+        Ok(Err(e)) if e.errno() == Some(libc::EIO) => return Ok(()),
+        Ok(other) => {
             let text = format!("a cached open beside a passthrough one: {other:?}, not EIO");
             ctx.found("wrong-result", Some((target, 0, 0)), text);
+            return Ok(());
         }
-    }
+        Err(NoAnswer::Gone) => return Err(Error::Refused("the opening thread panicked".into())),
+        Err(NoAnswer::Stuck(stack)) => stack,
+    };
     drop(passthrough);
+    let freed = match opening.wait(PATIENCE) {
+        Ok(opened) => {
+            format!("once that file was closed it returned {:?}", opened.map(|_| "a file"))
+        }
+        Err(_) => "it does not return after that file was closed, either".into(),
+    };
+    let text = format!(
+        "open(2) in cached mode waited for a direct write, meanwhile the file was opened in \
+         passthrough mode; the write ended {} s ago, and open(2) still waits, as long as the \
+         passthrough file is open, in: {stuck}; {freed}",
+        LONG_ENOUGH.as_secs()
+    );
+    ctx.found("hung", Some((target, 0, 0)), text);
     Ok(())
 }
 
 pub(super) fn waits(stage: &Arc<Stage>) -> Result<()> {
     waiting_open(stage)?;
-    passed_by(stage)
+    // The control forgets what came before; a kernel that fails here takes ten seconds to.
+    if stage.ctx.race.wrong.is_none() { passed_by(stage) } else { Ok(()) }
+}
+
+/// What was written in one mode is there in the next, after the file was closed in between: by
+/// pwrite(2), and by stores that nobody has synced.
+fn hand_over(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.mapped()?);
+    ctx.phase("hand-over")?;
+    let mapper = Mapper::start(ctx.race.workload.nonce)?;
+    let pairs = Mode::ALL.into_iter().flat_map(|a| Mode::ALL.map(|b| (a, b)));
+    for ((from, to), n) in pairs.zip(0..) {
+        let (written, stored) = (n % u64::from(target.units), (n + 5) % u64::from(target.units));
+        let file = open_soon(stage, target, from)?;
+        stage.write(&file, target, written, stage.flags(from, false))?;
+        drop(file);
+        let maps = from != Mode::Direct || stage.mmap;
+        if maps {
+            store(stage, &mapper, target, from, stored)?;
+        }
+        let file = open_soon(stage, target, to)?;
+        for (unit, how) in [(written, "pwrite(2)"), (stored, "a store")] {
+            let found = stage.read(&file, target, unit)?;
+            let how = format!("read(2) as {to:?} after {how} as {from:?}");
+            stage.shows(target, unit, &found, &how);
+            look_at_a_mapping(stage, target, &file, (to, false), unit)?;
+        }
+    }
+    ctx.reached("handed-over");
+    Ok(())
+}
+
+/// A store by a mapping that is gone, and its file closed, when this returns.
+fn store(stage: &Stage, mapper: &Mapper, target: &Target, mode: Mode, unit: u64) -> Result<()> {
+    let ctx = &stage.ctx;
+    let end = Instant::now() + PATIENCE;
+    let path = stage.server.path(name(target));
+    let failed = |what: &str, errno| Error::System { what: format!("cannot {what} {path}"), errno };
+    loop {
+        match mapper.open(&path, stage.server.flags(mode))? {
+            Ok(()) => break,
+            Err(libc::EIO) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+            Err(errno) => return Err(failed("open", errno)),
+        }
+    }
+    mapper.map(target.end())?.map_err(|errno| failed("map", errno))?;
+    let r#gen = stage.book.next(target, unit);
+    ctx.mark(vec![files::intent(target, unit, r#gen, WriteFlags::PLAIN)])?;
+    mapper.store(target, unit, r#gen)?;
+    ctx.did(format!("stored unit {unit}, generation {gen}, as {mode:?}"));
+    ctx.mark(vec![files::done(target, unit, r#gen, target.unit.into())])?;
+    mapper.unmap()?;
+    mapper.close()
+}
+
+/// Opens a file that nobody has open any more: what the kernel still reads ahead, or writes, keeps
+/// the old mode for a moment.
+fn open_soon(stage: &Stage, target: &Target, mode: Mode) -> Result<File> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match stage.open(target, mode, 0) {
+            Err(e) if e.errno() == Some(libc::EIO) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A mapping of the backing file is still there after its file in passthrough mode was closed. Either
+/// that keeps FUSE's page cache out, or both show the same.
+pub(super) fn outlived(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.mapped()?);
+    ctx.phase("outlived")?;
+    let unit = 0;
+    let mapper = Mapper::start(ctx.race.workload.nonce)?;
+    let path = stage.server.path(name(target));
+    let failed = |what: &str, errno| Error::System { what: format!("cannot {what} {path}"), errno };
+    mapper.open(&path, stage.server.flags(Mode::Passthrough))?.map_err(|e| failed("open", e))?;
+    mapper.map(target.end())?.map_err(|e| failed("map", e))?;
+    mapper.close()?;
+    ctx.did("mapped in passthrough mode, and closed");
+    match stage.open(target, Mode::Cached, 0) {
+        Err(e) if e.errno() == Some(libc::EIO) => ctx.did("a cached open is refused"),
+        Err(e) => return Err(e),
+        Ok(file) => {
+            stage.shows(target, unit, &stage.read(&file, target, unit)?, "read(2) through FUSE");
+            let r#gen = stage.book.next(target, unit);
+            ctx.mark(vec![files::intent(target, unit, r#gen, WriteFlags::PLAIN)])?;
+            mapper.store(target, unit, r#gen)?;
+            ctx.did(format!("stored unit {unit}, generation {gen}, by the mapping"));
+            ctx.mark(vec![files::done(target, unit, r#gen, target.unit.into())])?;
+            stage.sync(&file, target)?;
+            let how = "after an fsync, read(2) of a file in cached mode, beside a mapping that was \
+                       made in passthrough mode and outlived its file,";
+            stage.shows(target, unit, &stage.read(&file, target, unit)?, how);
+        }
+    }
+    ctx.reached("outlived");
+    mapper.unmap()
 }
 
 /// Threads open, read, map and close the file again and again, while another writes it.

@@ -20,7 +20,7 @@ use crate::race::DeviceOp;
 /// Writes at once.
 const WRITES: u64 = 8;
 /// How long they may take to come together.
-const TOGETHER: Duration = Duration::from_secs(15);
+const TOGETHER: Duration = Duration::from_secs(10);
 
 pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
     match stage.mode {
