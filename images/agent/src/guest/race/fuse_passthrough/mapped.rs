@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::fuse_server::{Mode, Op};
 use super::super::mapper::{Called, Mapper};
 use super::super::{PATIENCE, Task, Which, files};
-use super::{Stage, name};
+use super::{Stage, modes, name};
 use crate::channel::{MarkText, Target, WriteFlags};
 use crate::guest::{Error, Result, explain};
 use crate::race::DeviceOp;
@@ -19,7 +19,7 @@ const TIMES: u32 = 2;
 pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
     let (ctx, target) = (&stage.ctx, stage.mapped()?);
     ctx.phase("mapped")?;
-    let [a, b] = [mapper(stage, target)?, mapper(stage, target)?];
+    let [a, b] = [mapper(stage, target, stage.mode)?, mapper(stage, target, stage.mode)?];
     let allowed = stage.mode != Mode::Direct || stage.mmap;
     for process in [&a, &b] {
         match (map(stage, process, target)?, allowed) {
@@ -38,11 +38,36 @@ pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
         }
     }
     if allowed {
-        fault_during_write(stage, target, &a, &b)?;
+        fault_during_write(stage, target, [&a, &b], stage.mode, Way::Synchronous)?;
         together(stage, target, [&a, &b])?;
         look(stage, target, [&a, &b])?;
     }
-    for process in [&a, &b] {
+    let_go([&a, &b])
+}
+
+/// Asynchronous direct writes beside mappings, in the modes that have a page cache of either kind.
+pub(super) fn asynchronous(stage: &Arc<Stage>) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.mapped()?);
+    for mode in Mode::ALL {
+        ctx.phase(&format!("asynchronous, {mode:?}"))?;
+        let [a, b] = [mapper(stage, target, mode)?, mapper(stage, target, mode)?];
+        for process in [&a, &b] {
+            if let Err(errno) = map(stage, process, target)? {
+                return Err(Error::System {
+                    what: format!("cannot map a file as {mode:?}"),
+                    errno,
+                });
+            }
+        }
+        fault_during_write(stage, target, [&a, &b], mode, Way::Asynchronous)?;
+        let_go([&a, &b])?;
+        modes::open_soon(stage, target, Mode::Passthrough)?;
+    }
+    Ok(())
+}
+
+fn let_go(processes: [&Arc<Mapper>; 2]) -> Result<()> {
+    for process in processes {
         process.unmap()?;
         process.close()?;
     }
@@ -50,10 +75,10 @@ pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
 }
 
 /// A process with the file open.
-fn mapper(stage: &Stage, target: &Target) -> Result<Arc<Mapper>> {
+fn mapper(stage: &Stage, target: &Target, mode: Mode) -> Result<Arc<Mapper>> {
     let mapper = Mapper::start(stage.ctx.race.workload.nonce)?;
     let path = stage.server.path(name(target));
-    match mapper.open(&path, stage.server.flags(stage.mode))? {
+    match mapper.open(&path, stage.server.flags(mode))? {
         Ok(()) => Ok(Arc::new(mapper)),
         Err(errno) => Err(Error::System { what: format!("cannot open {path}"), errno }),
     }
@@ -66,10 +91,10 @@ fn map(stage: &Stage, mapper: &Arc<Mapper>, target: &Target) -> Result<Called<()
 }
 
 /// What a mapping shows.
-fn load(stage: &Stage, mapper: &Arc<Mapper>, target: &Target, unit: u64) -> Result<()> {
+fn load(stage: &Stage, mapper: &Arc<Mapper>, target: &Target, unit: u64, how: &str) -> Result<()> {
     let task = load_task(mapper, target, unit)?;
     match stage.ctx.answer(&task, "a load from a mapped FUSE file")?? {
-        Ok(found) => stage.shows(target, unit, &found, "a mapping"),
+        Ok(found) => stage.shows(target, unit, &found, how),
         Err(errno) => {
             let text = format!("a mapping of unit {unit} cannot be read: {}", explain(errno));
             let at = Some((target, target.offset_of(unit), target.unit));
@@ -86,51 +111,79 @@ fn load_task(mapper: &Arc<Mapper>, target: &Target, unit: u64) -> Result<Loading
     Task::start("load", move || own.load(&target, unit))
 }
 
+/// How a write is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Synchronous,
+    Asynchronous,
+}
+
+impl Way {
+    fn text(self) -> &'static str {
+        match self {
+            Way::Synchronous => "a",
+            Way::Asynchronous => "an asynchronous",
+        }
+    }
+
+    /// A page was faulted in while such a write was in flight.
+    fn moment(self) -> &'static str {
+        match self {
+            Way::Synchronous => "fault-during-write",
+            Way::Asynchronous => "fault-during-aio",
+        }
+    }
+}
+
 /// A direct write throws the page out, and is held before it changes anything; somebody faults the
-/// page in again, with the old bytes; the write goes on. It must throw the page out once more.
+/// page in again, with the old bytes; the write goes on. It must throw the page out once more before
+/// it tells that it is done.
 fn fault_during_write(
     stage: &Arc<Stage>,
     target: &Target,
-    a: &Arc<Mapper>,
-    b: &Arc<Mapper>,
+    [a, b]: [&Arc<Mapper>; 2],
+    mode: Mode,
+    way: Way,
 ) -> Result<()> {
     let ctx = &stage.ctx;
-    let mut rng = stage.ctx.rng(&[2, stage.round.into()]);
+    let mut rng = stage.ctx.rng(&[2, stage.round.into(), mode as u64]);
     let unit = rng.below(target.units as usize) as u64;
-    load(stage, a, target, unit)?;
-    let file = Arc::new(stage.open(target, stage.mode, libc::O_DIRECT)?);
-    let flags = stage.flags(stage.mode, true);
-    let writer = |file: &Arc<std::fs::File>| {
-        let (stage, file, target) = (Arc::clone(stage), Arc::clone(file), target.clone());
-        Task::start("writer", move || stage.write(&file, &target, unit, flags))
-    };
+    load(stage, a, target, unit, "a mapping")?;
+    let file = stage.open(target, mode, libc::O_DIRECT)?;
+    let flags = stage.flags(mode, true);
     let old = stage.book.last(target, unit);
-    let (task, loaded);
-    if stage.mode == Mode::Passthrough {
+    let writer = || {
+        let (stage, target) = (Arc::clone(stage), target.clone());
+        Task::start("writer", move || match way {
+            Way::Synchronous => stage.write(&file, &target, unit, flags),
+            Way::Asynchronous => stage.write_async(&file, &target, unit, flags),
+        })
+    };
+    let (task, held, (late, was_old));
+    if mode == Mode::Passthrough {
         let place = files::place(&files::open(&target.path, false)?, target, unit)?;
         let stall = ctx.stall(Which::of(DeviceOp::Write, place))?;
-        task = writer(&file)?;
-        let held = stall.holds(1, PATIENCE)?;
-        loaded = (held, load_meanwhile(stage, b, target, unit, old)?);
+        task = writer()?;
+        held = stall.holds(1, PATIENCE)?;
+        (late, was_old) = load_meanwhile(stage, b, target, unit, old)?;
         stall.release()?;
     } else {
-        let held = stage.server.hold(Op::Write)?;
-        task = writer(&file)?;
-        let many = held.holds(1, PATIENCE)?;
-        loaded = (many > 0, load_meanwhile(stage, b, target, unit, old)?);
+        let gate = stage.server.hold(Op::Write)?;
+        task = writer()?;
+        held = gate.holds(1, PATIENCE)? > 0;
+        (late, was_old) = load_meanwhile(stage, b, target, unit, old)?;
     }
     let result = ctx.answer(&task, "a direct write beside a mapping")??;
     ctx.did(format!("the write returns {result}"));
-    match loaded.1 {
-        (_, true) if loaded.0 => ctx.reached("fault-during-write"),
-        (Some(late), _) => {
-            // It waited for the write: whatever it shows is not of interest.
-            let _ = ctx.answer(&late, "a load from a mapped FUSE file")??;
-        }
-        _ => {}
+    if let Some(late) = late {
+        // It waited for the write: whatever it shows is not of interest.
+        let _ = ctx.answer(&late, "a load from a mapped FUSE file")??;
+    } else if held && was_old {
+        ctx.reached(way.moment());
     }
-    load(stage, a, target, unit)?;
-    load(stage, b, target, unit)
+    let how = format!("after {} direct write in mode {mode:?} had returned, a mapping", way.text());
+    load(stage, a, target, unit, &how)?;
+    load(stage, b, target, unit, &how)
 }
 
 /// A load while the write is held: the task, where it waits; else did it show the old bytes?
@@ -208,7 +261,7 @@ fn look(stage: &Arc<Stage>, target: &Target, maps: [&Arc<Mapper>; 2]) -> Result<
     let backing = files::open(&target.path, false)?;
     for unit in 0..target.units.into() {
         for mapper in maps {
-            load(stage, mapper, target, unit)?;
+            load(stage, mapper, target, unit, "a mapping")?;
         }
         stage.shows(target, unit, &stage.read(&file, target, unit)?, "read(2) beside mappings");
         let found = stage.read(&backing, target, unit)?;

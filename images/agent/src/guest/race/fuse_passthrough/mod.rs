@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::aio::Writes;
 use super::fuse_server::{Mode, Server, Spec};
 use super::{Ctx, files};
 use crate::channel::{Found, MountPoint, Target, WriteFlags};
@@ -61,6 +62,7 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
             "modes" => modes::run(&stage)?,
             // What is to be durable comes first: a kernel that fails here ends the race.
             "waits" => last::words(&stage).and_then(|()| modes::waits(&stage))?,
+            "asynchronous" => mapped::asynchronous(&stage)?,
             "outlived" => last::words(&stage).and_then(|()| modes::outlived(&stage))?,
             _ => one_mode(&stage)?,
         }
@@ -136,7 +138,9 @@ impl Stage {
         let name = ctx.text("mode", "passthrough");
         let mode = serde_json::from_value(name.into())
             .map_err(|_| Error::Refused(format!("there is no mode {name:?}")))?;
-        let mmap = ctx.flag("mmap");
+        // It changes nothing but for direct mode, whose lanes say which.
+        let said = ctx.race.set.contains_key("mmap");
+        let mmap = if said { ctx.flag("mmap") } else { round % 2 == 1 };
         let mut spec = Spec::new(&mount.target, SHOWN, None);
         (spec.mmap, spec.wrong) = (mmap, ctx.race.wrong.clone());
         let server = Server::start(spec)?;
@@ -186,6 +190,25 @@ impl Stage {
             result = write();
         }
         self.ctx.did(format!("pwrite of unit {unit}, generation {gen}: {result}"));
+        self.ctx.mark(vec![files::done(target, unit, r#gen, result)])?;
+        Ok(result)
+    }
+
+    /// The same, submitted and waited for apart.
+    fn write_async(
+        &self,
+        file: &File,
+        target: &Target,
+        unit: u64,
+        flags: WriteFlags,
+    ) -> Result<i64> {
+        let r#gen = self.book.next(target, unit);
+        let bytes = files::unit_bytes(&self.ctx, target, unit, r#gen);
+        self.ctx.mark(vec![files::intent(target, unit, r#gen, flags)])?;
+        let mut writes = Writes::new(1)?;
+        writes.submit(unit, file, bytes, target.offset_of(unit))?;
+        let result = writes.reap()?.first().map_or(0, |(_, result)| *result);
+        self.ctx.did(format!("io_uring wrote unit {unit}, generation {gen}: {result}"));
         self.ctx.mark(vec![files::done(target, unit, r#gen, result)])?;
         Ok(result)
     }

@@ -267,7 +267,7 @@ fn store(stage: &Stage, mapper: &Mapper, target: &Target, mode: Mode, unit: u64)
 
 /// Opens a file that nobody has open any more: what the kernel still reads ahead, or writes, keeps
 /// the old mode for a moment.
-fn open_soon(stage: &Stage, target: &Target, mode: Mode) -> Result<File> {
+pub(super) fn open_soon(stage: &Stage, target: &Target, mode: Mode) -> Result<File> {
     let end = Instant::now() + PATIENCE;
     loop {
         match stage.open(target, mode, 0) {
@@ -302,8 +302,9 @@ pub(super) fn outlived(stage: &Arc<Stage>) -> Result<()> {
             mapper.store(target, unit, r#gen)?;
             ctx.did(format!("stored unit {unit}, generation {gen}, by the mapping"));
             ctx.mark(vec![files::done(target, unit, r#gen, target.unit.into())])?;
+            mapper.sync()?.map_err(|e| failed("msync", e))?;
             stage.sync(&file, target)?;
-            let how = "after an fsync, read(2) of a file in cached mode, beside a mapping that was \
+            let how = "after an msync and an fsync, read(2) of a file in cached mode, beside a mapping that was \
                        made in passthrough mode and outlived its file,";
             stage.shows(target, unit, &stage.read(&file, target, unit)?, how);
         }
