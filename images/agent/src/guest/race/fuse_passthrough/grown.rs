@@ -47,6 +47,7 @@ fn stat_over_extend(
     if held.holds(1, PATIENCE)? == 0 {
         return Err(Error::TimedOut("a forced statx(2) does not reach the server".into()));
     }
+    ctx.did("the server holds a GETATTR, with the old size");
     let writer = extend(stage, target, file, unit)?;
     let meanwhile = writer.wait(Duration::from_secs(10)).ok();
     drop(held);

@@ -3,32 +3,48 @@
 use std::time::Duration;
 
 use super::super::fuse_server::{Mode, unmount};
-use super::super::{Task, files};
+use super::super::{PATIENCE, Task, files};
 use super::{SHOWN, Stage};
 use crate::guest::{Error, Result, fs};
 
 /// How long the kernel may take to let go of a backing file after its server's end: it does so
 /// after a grace period of RCU.
 const LET_GO: Duration = Duration::from_secs(10);
+/// How long is waited where it never will, on purpose.
+const NEVER: Duration = Duration::from_secs(1);
 
 /// Ends the server, in one round as it should be, in the next by a kill with a file open; then
 /// unmounts the disk's file system, which nobody may hold, and mounts it again.
 pub(super) fn close(stage: &Stage) -> Result<()> {
     let (ctx, mount) = (&stage.ctx, &stage.mount);
     ctx.phase("close")?;
-    let kept = ctx.wrong("keeps-backing").then(|| files::open(&stage.written()?.path, false));
-    if stage.round.is_multiple_of(2) {
-        stage.server.stop()?;
+    let kept = if ctx.wrong("keeps-backing") {
+        Some(files::open(&stage.written()?.path, false)?)
     } else {
-        killed(stage)?;
+        None
+    };
+    let ended = if stage.round.is_multiple_of(2) { stage.server.stop() } else { killed(stage) };
+    match ended {
+        Ok(()) => {}
+        Err(e) if e.errno() == Some(libc::EBUSY) => {
+            let text = format!("every file is closed, but {e}; {}", who_has(SHOWN));
+            ctx.found("leaked", None, text);
+            return Ok(());
+        }
+        Err(e @ Error::TimedOut(_)) => {
+            ctx.found("hung", None, e.to_string());
+            return Err(e);
+        }
+        Err(e) => return Err(e),
     }
-    match unmount(&mount.target, LET_GO) {
+    let limit = if kept.is_some() { NEVER } else { LET_GO };
+    match unmount(&mount.target, limit) {
         Ok(()) => {}
         Err(e) if e.errno() == Some(libc::EBUSY) => {
             let text = format!(
                 "every file is closed, FUSE is unmounted and its server has ended, but the file \
                  system of the backing files cannot be unmounted: EBUSY for {} s; {}",
-                LET_GO.as_secs(),
+                limit.as_secs(),
                 who_has(&mount.target)
             );
             ctx.found("leaked", None, text);
@@ -79,7 +95,7 @@ fn killed(stage: &Stage) -> Result<()> {
         }
     }
     drop(file);
-    unmount(SHOWN, Duration::from_secs(20))?;
+    unmount(SHOWN, PATIENCE)?;
     ctx.reached("server-killed");
     Ok(())
 }

@@ -173,6 +173,7 @@ fn fault_during_write(
         held = gate.holds(1, PATIENCE)? > 0;
         (late, was_old) = load_meanwhile(stage, b, target, unit, old)?;
     }
+    ctx.did(format!("the write was held: {held}; lets it go"));
     let result = ctx.answer(&task, "a direct write beside a mapping")??;
     ctx.did(format!("the write returns {result}"));
     if let Some(late) = late {

@@ -174,11 +174,13 @@ fn passed_by(stage: &Arc<Stage>) -> Result<()> {
     held.holds(1, PATIENCE)?;
     let opening = cached_open(stage, target)?;
     let waiting = is_waiting(&opening);
+    ctx.did(format!("a direct write is held; a cached open waits: {waiting}"));
     let passthrough = stage.open(target, Mode::Passthrough, 0)?;
-    ctx.did("the inode is in passthrough mode");
+    ctx.did("another open, in passthrough mode, has returned");
     if waiting {
         ctx.reached("passed-by");
     }
+    ctx.did("lets the direct write go");
     drop(held);
     ctx.answer(&writer, "a direct write through FUSE")??;
     let stuck = match opening.wait(LONG_ENOUGH) {

@@ -19,8 +19,8 @@ use crate::race::DeviceOp;
 
 /// Writes at once.
 const WRITES: u64 = 8;
-/// How long they may take to come together.
-const TOGETHER: Duration = Duration::from_secs(10);
+/// How long is waited for them where they will never come together, on purpose.
+const NEVER: Duration = Duration::from_secs(2);
 
 pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
     match stage.mode {
@@ -49,7 +49,8 @@ fn by_server(stage: &Arc<Stage>) -> Result<()> {
         let write = move || stage.write(&file, &target, unit, flags);
         writers.push(Task::start(&format!("writer-{unit}"), write)?);
     }
-    let many = held.holds(WRITES as u32, TOGETHER)?;
+    let limit = if ctx.wrong("serial") { NEVER } else { PATIENCE };
+    let many = held.holds(WRITES as u32, limit)?;
     ctx.did(format!("the server has {many} WRITEs at once"));
     if many > 1 {
         ctx.reached("parallel");
@@ -129,7 +130,7 @@ fn by_disk(stage: &Arc<Stage>) -> Result<()> {
     let file = stage.open(target, Mode::Passthrough, libc::O_DIRECT)?;
     let stall = ctx.stall(Which::of(DeviceOp::Write, range(target, &units)?))?;
     let writes = submit(stage, target, &units, file)?;
-    let all = stall.holds(WRITES, TOGETHER)?;
+    let all = stall.holds(WRITES, PATIENCE)?;
     if all || stall.holds(2, Duration::ZERO)? {
         ctx.did(if all { "the disk has all of them" } else { "the disk has some of them" });
         ctx.reached("parallel");
