@@ -6,7 +6,7 @@
 //! so that the disk must have several of them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::aio::Writes;
 use super::super::fuse_server::{Mode, Op};
@@ -64,7 +64,7 @@ fn by_server(stage: &Arc<Stage>) -> Result<()> {
     let mapping = if stage.mode == Mode::Direct && stage.mmap {
         let mapping = map_meanwhile(stage, target)?;
         // They are still in flight: the mapping has to wait for their end.
-        if waits_for_writes(&mapping.0) {
+        if soon(|| in_iomode(&mapping.0.stacks().concat())) {
             ctx.reached("mmap-waits");
         }
         Some(mapping)
@@ -104,11 +104,11 @@ fn map_meanwhile(stage: &Stage, target: &Target) -> Result<Mapping> {
     Ok((mapper, task))
 }
 
-/// Is the process seen to wait inside of FUSE, for no answer of the server?
-pub(super) fn waits_for_writes(mapper: &Mapper) -> bool {
-    let end = std::time::Instant::now() + Duration::from_secs(10);
-    while std::time::Instant::now() < end {
-        if mapper.stacks().iter().any(|stack| in_iomode(stack)) {
+/// Does it come about, some time soon?
+pub(super) fn soon(mut is_so: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
+        if is_so() {
             return true;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -254,11 +254,11 @@ pub(super) fn closed_in_flight(stage: &Arc<Stage>) -> Result<()> {
     stall.release()?;
     reap(stage, target, &writes)?;
     // The last reference may be dropped by a worker, some time after the answers.
-    let end = std::time::Instant::now() + PATIENCE;
+    let end = Instant::now() + PATIENCE;
     loop {
         match stage.open(target, Mode::Cached, 0) {
             Ok(_) => return Ok(()),
-            Err(e) if std::time::Instant::now() > end => {
+            Err(e) if Instant::now() > end => {
                 let text = format!(
                     "{e}: the file is closed and its last write has ended, but it stays in \
                      passthrough mode"
