@@ -68,6 +68,9 @@ pub struct Child {
 }
 
 impl Child {
+    /// Returns when the new program runs, and that closes what it inherits: not while a close(2) of
+    /// ours might have to wait for something.
+    ///
     /// # Errors
     /// It cannot be started.
     pub fn start(part: &'static str, args: &[&str]) -> Result<Child> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::super::aio::Writes;
 use super::super::fuse_server::{Mode, Op};
-use super::super::mapper::{Called, Mapper};
+use super::super::mapper::Mapper;
 use super::super::{PATIENCE, Task, Which, files};
 use super::Stage;
 use crate::channel::{Target, WriteFlags};
@@ -40,6 +40,10 @@ fn units(stage: &Stage, target: &Target) -> Vec<u64> {
 fn by_server(stage: &Arc<Stage>) -> Result<()> {
     let (ctx, target) = (&stage.ctx, stage.written()?);
     ctx.phase("parallel")?;
+    // Before anything is held: a new process closes what it inherits, and where close(2) waits for the
+    // inode's writes (`fuse_flush` of 6.12) that would wait for what is held here.
+    let maps = stage.mode == Mode::Direct && stage.mmap;
+    let mapper = if maps { Some(opened(stage, target)?) } else { None };
     let file = Arc::new(stage.open(target, stage.mode, libc::O_DIRECT)?);
     let flags = stage.flags(stage.mode, true);
     let held = stage.server.hold(Op::Write)?;
@@ -61,15 +65,17 @@ fn by_server(stage: &Arc<Stage>) -> Result<()> {
         );
         ctx.found("wrong-result", None, text);
     }
-    let mapping = if stage.mode == Mode::Direct && stage.mmap {
-        let mapping = map_meanwhile(stage, target)?;
-        // They are still in flight: the mapping has to wait for their end.
-        if soon(|| in_iomode(&mapping.0.stacks().concat())) {
-            ctx.reached("mmap-waits");
+    let mapping = match mapper {
+        Some(mapper) => {
+            let (own, len) = (Arc::clone(&mapper), target.end());
+            let task = Task::start("mapper", move || own.map(len))?;
+            // They are still in flight: the mapping has to wait for their end.
+            if soon(|| in_iomode(&mapper.stacks().concat())) {
+                ctx.reached("mmap-waits");
+            }
+            Some((mapper, task))
         }
-        Some(mapping)
-    } else {
-        None
+        None => None,
     };
     drop(held);
     for writer in &writers {
@@ -88,20 +94,14 @@ fn by_server(stage: &Arc<Stage>) -> Result<()> {
     stage.sync(&file, target)
 }
 
-/// A process, and the task that waits for its mmap(2).
-type Mapping = (Arc<Mapper>, Task<Result<Called<()>>>);
-
-/// A process begins to map the file while its writes are in flight.
-fn map_meanwhile(stage: &Stage, target: &Target) -> Result<Mapping> {
-    let mapper = Arc::new(Mapper::start(stage.ctx.race.workload.nonce)?);
+/// A process with the file open in direct mode.
+fn opened(stage: &Stage, target: &Target) -> Result<Arc<Mapper>> {
+    let mapper = Mapper::start(stage.ctx.race.workload.nonce)?;
     let path = stage.server.path(super::name(target));
-    let flags = stage.server.flags(Mode::Direct);
-    if let Err(errno) = mapper.open(&path, flags)? {
-        return Err(Error::System { what: format!("cannot open {path}"), errno });
+    match mapper.open(&path, stage.server.flags(Mode::Direct))? {
+        Ok(()) => Ok(Arc::new(mapper)),
+        Err(errno) => Err(Error::System { what: format!("cannot open {path}"), errno }),
     }
-    let (own, len) = (Arc::clone(&mapper), target.end());
-    let task = Task::start("mapper", move || own.map(len))?;
-    Ok((mapper, task))
 }
 
 /// Does it come about, some time soon?
