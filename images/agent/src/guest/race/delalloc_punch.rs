@@ -31,8 +31,6 @@ use crate::guest::{Error, Result};
 use crate::payload::SECTOR;
 use crate::race::{DeviceOp, Setting, StallPoint};
 
-/// What a call that must wait is given to come back in.
-const MOMENT: Duration = Duration::from_millis(60);
 /// How long a storm blows.
 const STORM: Duration = Duration::from_millis(1200);
 
@@ -45,6 +43,10 @@ const FOR_THE_LOCK: [&str; 4] = [
     "iomap_write_delalloc_release",
     "iomap_file_buffered_write_punch_delalloc",
 ];
+
+/// Where everybody else waits for the locks of a file.
+const FOR_OTHERS: [&str; 4] =
+    ["xfs_ilock", "filemap_fault", "__xfs_filemap_fault", "xfs_write_fault"];
 
 /// Runs the lane's scenes in turn, each over a part of the file of its own; has all space counted; and
 /// ends with one scene of which not everything is synced.
@@ -208,6 +210,7 @@ impl Play<'_> {
             "zero" => self.cut_short(Meanwhile::Zero { punch: false }),
             "page" => self.waits_for_a_page(),
             "fault" => self.punch_waits_for_a_fault(),
+            "release" => self.fault_waits_for_the_punch(),
             "storm" => self.storm(),
             other => Err(Error::Refused(format!("there is no scene \"{other}\""))),
         }
@@ -298,13 +301,14 @@ impl Play<'_> {
                     when: StallPoint::BeforeIo,
                 })?;
                 let fsync = ground.task("syncer", |ground| ground.sync(false))?;
-                let in_writeback = self.held(&writes, "a write of the fsync")?;
+                let in_writeback = self.held(&writes, "a write of the fsync")?
+                    && ground.waits_in(&fsync, &FOR_A_PAGE, "fdatawait");
                 // Into pages that are being written, too.
                 self.stores(&plan.later)?;
                 source.take_away()?;
                 reads.release()?;
                 self.cut_off(writing, before, held)?;
-                if in_writeback && fsync.wait(MOMENT).is_err() {
+                if in_writeback && fsync.wait(Duration::ZERO).is_err() {
                     ctx.reached("a write was cut short while writeback was held");
                 }
                 writes.release()?;
@@ -314,7 +318,7 @@ impl Play<'_> {
             Meanwhile::Direct => {
                 ground.drop_cache(plan.region.first, plan.region.units);
                 let direct = self.direct_read()?;
-                if direct.wait(MOMENT).is_err() {
+                if ground.waits_in(&direct, &FOR_OTHERS, "read") {
                     ctx.reached("a direct read waited for a write");
                 }
                 ground.drop_cache(plan.region.first, plan.region.units);
@@ -329,7 +333,7 @@ impl Play<'_> {
                 self.stores(&plan.zeroed.clone().step_by(2).collect::<Vec<_>>())?;
                 let zeroed = plan.zeroed.clone();
                 let zero = ground.task("puncher", move |ground| ground.zero(zeroed, punch))?;
-                if zero.wait(MOMENT).is_err() {
+                if ground.waits_in(&zero, &FOR_OTHERS, "fallocate") {
                     ctx.reached("a punch or zero range waited for a write");
                 }
                 source.take_away()?;
@@ -373,6 +377,17 @@ impl Play<'_> {
         files::place(&ground.file, &ground.target, unit)
     }
 
+    /// Has a page read, and waits for nothing but its READ to be sent.
+    fn read_ahead(&self, page: u64) -> Result<()> {
+        let ahead = self.ground.task("ahead", move |ground| {
+            let len = std::num::NonZeroU64::new(PER_PAGE * SECTOR as u64);
+            fadvise(&ground.file, ground.byte(page), len, Advice::WillNeed)
+        })?;
+        let result = self.ctx.answer(&ahead, "WILLNEED")?;
+        self.ctx.did(format!("WILLNEED of the page at unit {page}: {result:?}"));
+        Ok(())
+    }
+
     /// The write waits in its copy for a page of the file itself, that is being read ahead. Then its
     /// source is taken away: the copy, not the look at the source before it, is what fails.
     fn waits_for_a_page(&self) -> Result<()> {
@@ -388,16 +403,12 @@ impl Play<'_> {
             Short { from, cut: page + PER_PAGE - 1 - plan.short.from % 3, to: plan.short.to };
         let at = self.page_on_disk(page, false)?;
         let reads = ground.hold_reads(at)?;
-        let ahead = ground.task("ahead", move |ground| {
-            let len = std::num::NonZeroU64::new(PER_PAGE * SECTOR as u64);
-            fadvise(&ground.file, ground.byte(page), len, Advice::WillNeed)
-        })?;
-        let _ = ctx.answer(&ahead, "WILLNEED")?;
+        self.read_ahead(page)?;
         let is_held = self.held(&reads, "a page of the file")?;
         let before = ground.blocks()?;
         let (source, generations) = ground.private_source(short)?;
         let writing = ground.start_write(short, &source, generations)?;
-        let waits = ground.waits_in(&writing.task, &FOR_A_PAGE);
+        let waits = ground.waits_in(&writing.task, &FOR_A_PAGE, "iomap_write_begin");
         let held = ground.blocks()?;
         // Whole pages behind the one that is held: those in it would wait for it, too.
         let behind = |units: &[u64]| -> Vec<u64> {
@@ -432,7 +443,7 @@ impl Play<'_> {
         let (source, generations) = ground.private_source(short)?;
         source.take_away()?;
         let writing = ground.start_write(short, &source, generations)?;
-        let waits = ground.waits_in(&writing.task, &FOR_THE_LOCK);
+        let waits = ground.waits_in(&writing.task, &FOR_THE_LOCK, "");
         let held = ground.blocks()?;
         if is_held && waits && mapper.wait(Duration::ZERO).is_err() {
             ctx.reached("the giving back waited for a page fault");
@@ -443,6 +454,34 @@ impl Play<'_> {
         let rest: Vec<u64> = plan.first.iter().chain(&plan.later).copied().collect();
         let rest: Vec<u64> = rest.into_iter().filter(|u| *u < page).collect();
         self.stores(&rest)
+    }
+
+    /// The write, cut short already, waits for a page that is being read ahead while it gives back, with
+    /// the lock that page faults need: stores wait for it, and find nothing reserved any more.
+    fn fault_waits_for_the_punch(&self) -> Result<()> {
+        let Play { ctx, ground, plan } = self;
+        let Region { first, units } = plan.region;
+        let page = first + units - PER_PAGE;
+        let at = self.page_on_disk(page, true)?;
+        let reads = ground.hold_reads(at)?;
+        self.read_ahead(page)?;
+        let is_held = self.held(&reads, "a page that is read ahead")?;
+        let before = ground.blocks()?;
+        let short = Short { to: page + 2, ..plan.short };
+        let (source, generations) = ground.private_source(short)?;
+        source.take_away()?;
+        let writing = ground.start_write(short, &source, generations)?;
+        let gives_back = ground.waits_in(&writing.task, &FOR_A_PAGE, "delalloc_release");
+        let held = ground.blocks()?;
+        let stores: Vec<u64> =
+            [&plan.first[..], &plan.later[..]].concat().into_iter().filter(|u| *u < page).collect();
+        let mapper = self.mapper(stores)?;
+        if is_held && gives_back && ground.waits_in(&mapper, &FOR_OTHERS, "fault") {
+            ctx.reached("a page fault waited for the giving back");
+        }
+        reads.release()?;
+        self.cut_off(writing, before, held)?;
+        ctx.answer(&mapper, "a store that waited for a write to give back")?
     }
 
     /// Everybody at once, for a while: what the scenes have not thought of.

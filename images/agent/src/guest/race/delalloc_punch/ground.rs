@@ -372,14 +372,22 @@ impl Ground {
     }
 
     /// Waits until a thread keeps waiting in one of these functions of the kernel: → does it? What waits
-    /// for locks is not shown: the function is the one that asked for it.
-    pub(super) fn waits_in<T: Send + 'static>(&self, task: &Task<T>, functions: &[&str]) -> bool {
+    /// for locks is not shown: the function is the one that asked for it. `beneath`: called by this one,
+    /// too.
+    pub(super) fn waits_in<T: Send + 'static>(
+        &self,
+        task: &Task<T>,
+        functions: &[&str],
+        beneath: &str,
+    ) -> bool {
         let end = Instant::now() + PATIENCE;
         let mut seen = 0;
         while Instant::now() < end && !self.ctx.is_over() {
             let stack = task.stack();
             let top = stack.split(" < ").next().unwrap_or_default();
-            seen = if functions.iter().any(|name| top.starts_with(name)) { seen + 1 } else { 0 };
+            let waits =
+                functions.iter().any(|name| top.starts_with(name)) && stack.contains(beneath);
+            seen = if waits { seen + 1 } else { 0 };
             if seen == 3 {
                 self.ctx.did(format!("{} waits in {stack}", task.name()));
                 return true;
