@@ -72,7 +72,7 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
         }
         let scene = &scenes[n as usize % scenes.len()];
         ctx.phase(scene)?;
-        let plan = Plan::draw(ctx, n, region(n), ground.block);
+        let plan = Plan::draw(ctx.rng(&[u64::from(n)]), n, region(n), ground.block);
         let play = Play { ctx, ground: &ground, plan: &plan };
         play.scene(scene)?;
         if n == 0 && ctx.wrong("poisoned") {
@@ -81,14 +81,11 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
             ground.store_poison(unit.unwrap_or(plan.region.first));
         }
         settled(ctx, play.sync(false)?);
-        look::look(&ground, plan.region)?;
+        play.look(plan.region)?;
     }
     if !ctx.is_over() {
         ctx.phase("counting")?;
         ground = space::settle(ctx, ground)?;
-        for n in 0..ctx.race.rounds {
-            look::look(&ground, region(n))?;
-        }
         the_last(ctx, &ground, region(ctx.race.rounds))?;
     }
     Ok(())
@@ -97,8 +94,10 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
 /// A write that is cut short again, of which the power cut may take what is not synced yet.
 fn the_last(ctx: &Arc<Ctx>, ground: &Arc<Ground>, region: Region) -> Result<()> {
     ctx.phase("the last")?;
-    let plan = Plan::draw(ctx, u32::MAX, region, ground.block);
+    let plan = Plan::draw(ctx.rng(&[u64::MAX]), 0, region, ground.block);
     let play = Play { ctx, ground, plan: &plan };
+    // As the disk alone has it.
+    play.look(Region { first: 0, units: region.first })?;
     play.cut_short(Meanwhile::Nothing)?;
     settled(ctx, play.sync(ctx.wrong("forget-fsync"))?);
     let again: Vec<u64> = plan.later.iter().copied().filter(|u| u % 2 == 0).collect();
@@ -131,12 +130,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn draw(ctx: &Ctx, round: u32, region: Region, block: u64) -> Plan {
+    /// `block`: of the file system (bytes). Every third write fails as a whole.
+    fn draw(mut rng: Rng, round: u32, region: Region, block: u64) -> Plan {
         let step = PER_PAGE.max(block / SECTOR as u64);
-        let mut rng = ctx.rng(&[0xde1a_110c, u64::from(round)]);
         let Region { first, units } = region;
         let from = rng.below(PER_PAGE as usize) as u64;
-        // Every third write fails as a whole.
         let good = if round % 3 == 1 { 0 } else { 1 + rng.below(units as usize / 3) as u64 };
         let cut = from + good;
         let to = units - rng.below(2) as u64 * rng.below(PER_PAGE as usize) as u64;
@@ -218,6 +216,25 @@ impl Play<'_> {
 
     // ---- parts
 
+    /// Has a thread do what may take a moment, and no more: this one is never kept by the kernel.
+    fn alone<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Ground) -> T + Send + 'static,
+    ) -> Result<T> {
+        let task = self.ground.task("helper", work)?;
+        self.ctx.answer(&task, what)
+    }
+
+    fn look(&self, region: Region) -> Result<()> {
+        self.alone("looking at the file", move |ground| look::look(ground, region))?
+    }
+
+    fn drop_cache(&self) -> Result<()> {
+        let Region { first, units } = self.plan.region;
+        self.alone("DONTNEED", move |ground| ground.drop_cache(first, units))
+    }
+
     fn stores(&self, units: &[u64]) -> Result<()> {
         let task = self.mapper(units.to_vec())?;
         self.ctx.answer(&task, "a store through a mapping")?
@@ -270,7 +287,9 @@ impl Play<'_> {
     /// is stored to; then the page is taken away, and the write ends before it.
     fn cut_short(&self, meanwhile: Meanwhile) -> Result<()> {
         let Play { ctx, ground, plan } = self;
-        let (source, generations) = ground.source_on_disk(plan.short)?;
+        let short = plan.short;
+        let (source, generations) =
+            self.alone("making a source", move |ground| ground.source_on_disk(short))??;
         let Some(at) = source.at else {
             return Err(Error::Refused("the source of the writes is not in one place".into()));
         };
@@ -279,9 +298,10 @@ impl Play<'_> {
         let writing = ground.start_write(plan.short, &source, generations)?;
         let is_held = self.held(&reads, "the page that the write copies from")?;
         let held = ground.blocks()?;
-        for unit in &plan.read {
-            ground.touch(*unit);
-        }
+        let read = plan.read.clone();
+        self.alone("a read of a mapping", move |ground| {
+            read.iter().for_each(|unit| ground.touch(*unit));
+        })?;
         self.stores(&plan.first)?;
         if is_held {
             ctx.reached("stores into what a write had reserved");
@@ -316,12 +336,12 @@ impl Play<'_> {
                 Ok(())
             }
             Meanwhile::Direct => {
-                ground.drop_cache(plan.region.first, plan.region.units);
+                self.drop_cache()?;
                 let direct = self.direct_read()?;
                 if ground.waits_in(&direct, &FOR_OTHERS, "read") {
                     ctx.reached("a direct read waited for a write");
                 }
-                ground.drop_cache(plan.region.first, plan.region.units);
+                self.drop_cache()?;
                 source.take_away()?;
                 reads.release()?;
                 self.cut_off(writing, before, held)?;
@@ -361,29 +381,29 @@ impl Play<'_> {
         self.ground.task("reader", move |ground| judged_read(ground, region, false))
     }
 
-    /// A page of the file that has to be read for its write to go on, held by the disk: unit by unit
-    /// where. Of a hole it is a page with a block of data at its beginning, or its end.
+    /// A page of the file that has to be read before it is written to: where on the disk. Of a hole it
+    /// is one that has a block of data, at its beginning or at its end.
     fn page_on_disk(&self, page: u64, at_end: bool) -> Result<(u64, u64)> {
-        let Play { ground, .. } = self;
-        let per_block = ground.block / SECTOR as u64;
+        let per_block = self.ground.block / SECTOR as u64;
         let unit = if at_end { page + PER_PAGE - per_block } else { page };
-        if !ground.is_shared() {
+        if !self.ground.is_shared() {
             if per_block >= PER_PAGE {
                 return Err(Error::Refused("a page of this file has no block of its own".into()));
             }
-            ground.write_through(unit..unit + per_block)?;
+            self.alone("a write with RWF_DSYNC", move |ground| {
+                ground.write_through(unit..unit + per_block)
+            })??;
         }
-        ground.drop_cache(self.plan.region.first, self.plan.region.units);
-        files::place(&ground.file, &ground.target, unit)
+        self.drop_cache()?;
+        self.alone("FIEMAP", move |ground| files::place(&ground.file, &ground.target, unit))?
     }
 
     /// Has a page read, and waits for nothing but its READ to be sent.
     fn read_ahead(&self, page: u64) -> Result<()> {
-        let ahead = self.ground.task("ahead", move |ground| {
+        let result = self.alone("WILLNEED", move |ground| {
             let len = std::num::NonZeroU64::new(PER_PAGE * SECTOR as u64);
             fadvise(&ground.file, ground.byte(page), len, Advice::WillNeed)
         })?;
-        let result = self.ctx.answer(&ahead, "WILLNEED")?;
         self.ctx.did(format!("WILLNEED of the page at unit {page}: {result:?}"));
         Ok(())
     }
@@ -536,24 +556,24 @@ impl Play<'_> {
             }
             Ok(worst)
         })?;
-        let (until, mut rng, mut writes) = (Instant::now() + STORM, Rng::new(!seed), 0);
-        while Instant::now() < until && !ctx.is_over() {
+        let (until, mut rng) = (Instant::now() + STORM, Rng::new(!seed));
+        loop {
             let back = rng.below((plan.short.cut - region.first) as usize + 1) as u64;
             let short = Short { from: plan.short.cut - back, ..plan.short };
             let (source, generations) = ground.private_source(short)?;
             source.take_away()?;
             let writing = ground.start_write(short, &source, generations)?;
             ground.end_write(writing)?;
-            writes += 1;
+            if Instant::now() >= until || ctx.is_over() {
+                break;
+            }
         }
         end.store(true, Ordering::Relaxed);
         ctx.answer(&mapper, "a store in a storm")??;
         ctx.answer(&reader, "a direct read in a storm")??;
         self.zeroed(&puncher)?;
         settled(ctx, ctx.answer(&syncer, "fsync in a storm")??);
-        if writes > 0 {
-            ctx.reached("a storm of short writes");
-        }
+        ctx.reached("a storm of short writes");
         Ok(())
     }
 }
@@ -582,4 +602,26 @@ fn judged_read(ground: &Ground, region: Region, moving: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn what_is_stored_to_is_nobody_elses() {
+        for (seed, block) in (0..300).zip([1024, 4096, 16384].into_iter().cycle()) {
+            let region = Region { first: 512, units: 256 };
+            let plan = Plan::draw(Rng::new(seed), seed as u32, region, block);
+            let Short { from, cut, to } = plan.short;
+            assert!(region.first <= from && from <= cut && cut < plan.zeroed.start, "{plan:?}");
+            assert!(plan.zeroed.end <= to && to <= region.first + region.units, "{plan:?}");
+            assert_eq!(from == cut, seed % 3 == 1, "{plan:?}");
+            let stores: Vec<u64> = [&plan.first[..], &plan.later[..]].concat();
+            assert_eq!(stores.iter().collect::<BTreeSet<_>>().len(), stores.len(), "{plan:?}");
+            assert!(stores.iter().all(|u| *u >= cut && !plan.zeroed.contains(u)), "{plan:?}");
+            assert!(stores.iter().all(|u| *u < region.first + region.units), "{plan:?}");
+        }
+    }
 }

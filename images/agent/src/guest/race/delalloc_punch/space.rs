@@ -35,15 +35,9 @@ pub(super) fn settle(ctx: &Arc<Ctx>, ground: Arc<Ground>) -> Result<Arc<Ground>>
     };
     let of_control = hold_blocks(ctx, &at.target)?;
     let kept = ground.give_up()?;
-    // Whatever is reserved on speculation may stay until the file is forgotten.
-    rustix::fs::sync();
-    for _ in 0..3 {
-        std::fs::write("/proc/sys/vm/drop_caches", "3")
-            .map_err(Error::system("cannot drop caches"))?;
-    }
-    let root = File::open(&at.target).map_err(Error::system("cannot open the file system"))?;
-    sys::xfs_free_speculative(&root).map_err(Error::system("XFS_IOC_FREE_EOFBLOCKS"))?;
-    drop(root);
+    let root = at.target.clone();
+    let forget = Task::start("forget", move || forget(&root))?;
+    ctx.answer(&forget, "sync, and forgetting all files")??;
     let before = count(ctx, &at.target)?;
     drop(of_control);
     ctx.did(format!("{before:?}; umount"));
@@ -51,13 +45,20 @@ pub(super) fn settle(ctx: &Arc<Ctx>, ground: Arc<Ground>) -> Result<Arc<Ground>>
     let umount = Task::start("umount", move || fs::umount(&target))?;
     ctx.answer(&umount, "umount after all files were closed")??;
 
+    // Bounded by itself.
     let argv = ["xfs_repair", "-n", &ctx.race.device].map(str::to_owned);
     let checked = exec::run(&argv, CHECK)?;
     if checked["status"] != 0 {
         let said = format!("{}{}", checked["stdout"], checked["stderr"]);
-        ctx.found("not-clean", None, format!("xfs_repair -n after umount says: {}", last(&said)));
+        // A reservation that nobody gave back is missing in the count that umount wrote.
+        let clause = if said.contains("sb_fdblocks") { "leaked" } else { "not-clean" };
+        ctx.found(clause, None, format!("xfs_repair -n after umount says: {}", last(&said)));
     }
-    fs::mount(&ctx.race.device, &at.target, &at.fstype, &at.options)?;
+    let (device, again) = (ctx.race.device.clone(), at.clone());
+    let mount = Task::start("mount", move || {
+        fs::mount(&device, &again.target, &again.fstype, &again.options)
+    })?;
+    ctx.answer(&mount, "mount after a clean umount")??;
     let after = count(ctx, &at.target)?;
     ctx.did(format!("mounted again: {after:?}"));
     if after.free > before.free || after.of_file < before.of_file {
@@ -71,6 +72,17 @@ pub(super) fn settle(ctx: &Arc<Ctx>, ground: Arc<Ground>) -> Result<Arc<Ground>>
         ctx.note(format!("before umount {before:?}, after it {after:?}"));
     }
     Ground::again(ctx, kept)
+}
+
+/// Has everything written, and every file forgotten, with what was reserved for it on speculation.
+fn forget(root: &str) -> Result<()> {
+    rustix::fs::sync();
+    for _ in 0..3 {
+        std::fs::write("/proc/sys/vm/drop_caches", "3")
+            .map_err(Error::system("cannot drop caches"))?;
+    }
+    let root = File::open(root).map_err(Error::system(format!("cannot open {root}")))?;
+    sys::xfs_free_speculative(&root).map_err(Error::system("XFS_IOC_FREE_EOFBLOCKS"))
 }
 
 /// The control's: blocks of a file that has no name any more, and is open.
