@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
 
-use self::ground::{Ground, PER_PAGE, Region, Short, Writing};
+use self::ground::{Ground, PER_PAGE, Region, Short, Source, Writing};
 use self::model::Content;
 use super::{Ctx, PATIENCE, Stall, Task, Which, files};
 use crate::channel::Found;
@@ -201,6 +201,7 @@ struct Play<'a> {
 impl Play<'_> {
     fn scene(&self, name: &str) -> Result<()> {
         match name {
+            "nobody" => self.nobody_stores(),
             "stores" => self.cut_short(Meanwhile::Nothing),
             "writeback" => self.cut_short(Meanwhile::Writeback),
             "direct" => self.cut_short(Meanwhile::Direct),
@@ -283,16 +284,54 @@ impl Play<'_> {
 
     // ---- scenes
 
+    /// Nobody stores: what a write reserved and did not write is given back to the last block.
+    fn nobody_stores(&self) -> Result<()> {
+        let Play { ctx, ground, plan } = self;
+        let per_block = ground.block / SECTOR as u64;
+        let from = plan.short.from;
+        for good in [0, PER_PAGE + 3] {
+            let short = Short { from, cut: from + good, to: plan.short.to };
+            let (source, generations, at) = self.source_on_disk(short)?;
+            let before = ground.blocks()?;
+            let reads = ground.hold_reads(at)?;
+            let writing = ground.start_write(short, &source, generations)?;
+            self.held(&reads, "the page that the write copies from")?;
+            let held = ground.blocks()?;
+            source.take_away()?;
+            reads.release()?;
+            let n = ground.end_write(writing)?.max(0) as u64;
+            let after = ground.blocks()?;
+            ctx.did(format!(
+                "sectors of the file: {before} before, {held} meanwhile, {after} after"
+            ));
+            // Whole blocks under what was copied.
+            let end = (from + n.div_ceil(SECTOR as u64)).next_multiple_of(per_block);
+            let kept = if n > 0 { end - from / per_block * per_block } else { 0 };
+            if held <= before {
+                continue;
+            }
+            ctx.reached("a reservation that nobody else used was given back");
+            if after > before + kept && ctx.flag("exact") {
+                let text = format!(
+                    "of {} sectors that a write had reserved it wrote {n} bytes, and {} sectors are \
+                     still reserved, {} more than it needs",
+                    held - before,
+                    after - before,
+                    after - before - kept
+                );
+                let len = ((short.to - from) * SECTOR as u64) as u32;
+                ctx.found("leaked", Some((&ground.target, ground.byte(from), len)), text);
+            }
+        }
+        self.stores(&plan.first)?;
+        self.stores(&plan.later)
+    }
+
     /// The write waits in its copy for a page of its source, which the disk holds. What it has reserved
     /// is stored to; then the page is taken away, and the write ends before it.
     fn cut_short(&self, meanwhile: Meanwhile) -> Result<()> {
         let Play { ctx, ground, plan } = self;
-        let short = plan.short;
-        let (source, generations) =
-            self.alone("making a source", move |ground| ground.source_on_disk(short))??;
-        let Some(at) = source.at else {
-            return Err(Error::Refused("the source of the writes is not in one place".into()));
-        };
+        let (source, generations, at) = self.source_on_disk(plan.short)?;
         let before = ground.blocks()?;
         let reads = ground.hold_reads(at)?;
         let writing = ground.start_write(plan.short, &source, generations)?;
@@ -396,6 +435,16 @@ impl Play<'_> {
         }
         self.drop_cache()?;
         self.alone("FIEMAP", move |ground| files::place(&ground.file, &ground.target, unit))?
+    }
+
+    /// A source of which the page behind its end is on the disk alone: where.
+    fn source_on_disk(&self, short: Short) -> Result<(Source, Vec<u32>, (u64, u64))> {
+        let (source, generations) =
+            self.alone("making a source", move |ground| ground.source_on_disk(short))??;
+        match source.at {
+            Some(at) => Ok((source, generations, at)),
+            None => Err(Error::Refused("the source of a write is not in one place".into())),
+        }
     }
 
     /// Has a page read, and waits for nothing but its READ to be sent.
