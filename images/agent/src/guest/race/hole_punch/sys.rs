@@ -1,0 +1,176 @@
+//! The system calls of this suite that no crate has.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use rustix::ioctl::{NoArg, Opcode, Setter, Updater, ioctl, opcode};
+
+use crate::guest::race::memory::Map;
+
+/// `FS_IOC_FIEMAP` of `linux/fs.h`, `EXT4_IOC_GET_ES_CACHE` of `linux/ext4.h`: of the head of their structure.
+const FS_IOC_FIEMAP: Opcode = opcode::read_write::<[u64; 4]>(b'f', 11);
+const EXT4_IOC_GET_ES_CACHE: Opcode = opcode::read_write::<[u64; 4]>(b'f', 42);
+/// `EXT4_IOC_PRECACHE_EXTENTS`, `EXT4_IOC_CLEAR_ES_CACHE`, `EXT4_IOC_CHECKPOINT` of `linux/ext4.h`.
+const EXT4_IOC_PRECACHE_EXTENTS: Opcode = opcode::none(b'f', 18);
+const EXT4_IOC_CLEAR_ES_CACHE: Opcode = opcode::none(b'f', 40);
+const EXT4_IOC_CHECKPOINT: Opcode = opcode::write::<u32>(b'f', 43);
+/// `XFS_IOC_SET_RESBLKS` of `xfs_fs.h`.
+const XFS_IOC_SET_RESBLKS: Opcode = opcode::read_write::<[u64; 2]>(b'X', 114);
+/// `FIDEDUPERANGE` of `linux/fs.h`, of the head of its structure.
+const FIDEDUPERANGE: Opcode = opcode::read_write::<[u64; 3]>(0x94, 54);
+
+/// `FIEMAP_FLAG_CACHE` of `linux/fiemap.h`: ext4 reads all of the extents into its cache for it.
+const CACHE: u32 = 4;
+/// Extents that are asked for at once.
+const ROOM: usize = 32;
+
+/// `struct fiemap_extent` of `linux/fiemap.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved32: [u32; 3],
+}
+
+/// `struct fiemap` of `linux/fiemap.h` with its room.
+#[repr(C)]
+#[derive(Default)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [Extent; ROOM],
+}
+
+impl Fiemap {
+    fn of(start: u64, length: u64, flags: u32) -> Fiemap {
+        Fiemap { start, length, flags, extent_count: ROOM as u32, ..Fiemap::default() }
+    }
+}
+
+/// Where on the disk a range of a file lies: (offset, length) in bytes, in the order of the file. Holes are
+/// left out.
+pub fn extents(file: &File, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
+    let end = offset + len;
+    let (mut found, mut from) = (Vec::new(), offset);
+    loop {
+        let mut map = Fiemap::of(from, end - from, 0);
+        // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as it
+        // says there is room for.
+        unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Fiemap>::new(&mut map))? };
+        let told = (map.mapped_extents as usize).min(ROOM);
+        for extent in &map.extents[..told] {
+            let first = extent.logical.max(offset);
+            let last = (extent.logical + extent.length).min(end);
+            if first < last {
+                found.push((extent.physical + (first - extent.logical), last - first));
+            }
+            from = last;
+        }
+        if told < ROOM || from >= end {
+            return Ok(found);
+        }
+    }
+}
+
+/// Has ext4 read all extents of a file into its cache of extents.
+pub fn precache_extents(file: &File) -> io::Result<()> {
+    // SAFETY: it takes no argument.
+    unsafe { Ok(ioctl(file, NoArg::<EXT4_IOC_PRECACHE_EXTENTS>::new())?) }
+}
+
+/// The same by way of `EXT4_IOC_GET_ES_CACHE`, which tells what the cache holds then.
+pub fn cached_extents(file: &File, len: u64) -> io::Result<()> {
+    let mut map = Fiemap::of(0, len, CACHE);
+    // SAFETY: as FIEMAP.
+    unsafe { Ok(ioctl(file, Updater::<EXT4_IOC_GET_ES_CACHE, Fiemap>::new(&mut map))?) }
+}
+
+/// Has ext4 forget the extents of a file that it has in memory.
+pub fn forget_extents(file: &File) -> io::Result<()> {
+    // SAFETY: it takes no argument.
+    unsafe { Ok(ioctl(file, NoArg::<EXT4_IOC_CLEAR_ES_CACHE>::new())?) }
+}
+
+/// Has ext4 write back what its journal holds: what is on the disk in its own place can be dropped.
+pub fn checkpoint(file: &File) -> io::Result<()> {
+    // SAFETY: it reads one integer.
+    unsafe { Ok(ioctl(file, Setter::<EXT4_IOC_CHECKPOINT, u32>::new(0))?) }
+}
+
+/// How many blocks XFS keeps back for itself when the file system is full.
+pub fn set_xfs_reserve(file: &File, blocks: u64) -> io::Result<()> {
+    let mut reserve = [blocks, 0];
+    // SAFETY: it reads and writes two 64-bit integers.
+    unsafe { Ok(ioctl(file, Updater::<XFS_IOC_SET_RESBLKS, [u64; 2]>::new(&mut reserve))?) }
+}
+
+/// `struct file_dedupe_range` of `linux/fs.h` with one destination.
+#[repr(C)]
+#[derive(Default)]
+struct Dedupe {
+    src_offset: u64,
+    src_length: u64,
+    dest_count: u16,
+    reserved1: u16,
+    reserved2: u32,
+    dest_fd: i64,
+    dest_offset: u64,
+    bytes_deduped: u64,
+    status: i32,
+    reserved: u32,
+}
+
+/// Shares a range (bytes) of `from` with `to`, at the same offset, if both hold the same: do they?
+pub fn dedupe_range(from: &File, to: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let mut range = Dedupe {
+        src_offset: offset,
+        src_length: len,
+        dest_count: 1,
+        dest_fd: i64::from(to.as_raw_fd()),
+        dest_offset: offset,
+        ..Dedupe::default()
+    };
+    // SAFETY: it reads and writes one `file_dedupe_range` with one destination; its descriptor is open
+    // during the call.
+    unsafe { ioctl(from, Updater::<FIDEDUPERANGE, Dedupe>::new(&mut range))? };
+    match range.status {
+        0 => Ok(true),
+        // FILE_DEDUPE_RANGE_DIFFERS
+        1 => Ok(false),
+        errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
+}
+
+/// readahead(2).
+pub fn readahead(file: &File, offset: u64, len: usize) -> io::Result<()> {
+    // SAFETY: of a descriptor and two numbers.
+    match unsafe { libc::readahead(file.as_raw_fd(), offset as i64, len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Stores bytes to a mapping by way of the kernel (process_vm_writev), which takes the same faults as the
+/// processor: where there is no space for them it is `EFAULT`, and no signal that ends the agent.
+pub fn store(map: &Map, offset: usize, bytes: &[u8]) -> io::Result<()> {
+    assert!(offset + bytes.len() <= map.len(), "within the mapping");
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: map.address(offset).cast(), iov_len: bytes.len() };
+    // SAFETY: both name memory of this process: a buffer that is borrowed until the call returns and is
+    // only read, and the mapping, whose pages the kernel checks, and to which nobody has a reference.
+    let n = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
+    match usize::try_from(n) {
+        Ok(n) if n == bytes.len() => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
