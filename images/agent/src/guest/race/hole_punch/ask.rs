@@ -167,9 +167,7 @@ impl Way {
             Fill::Madvise => self.map.advise(first, len, Memory::WillNeed)?,
             Fill::Populate => self.map.advise(first, len, Memory::LinuxPopulateRead)?,
             Fill::Fault => {
-                let mut bytes = vec![0; self.len];
-                self.map.load(self.offset as usize, &mut bytes)?;
-                return Ok(Some(bytes));
+                return sys::load(&self.map, self.offset as usize, self.len).map(Some);
             }
             Fill::Splice => {
                 return through_a_pipe(self.offset, self.len, |at, len, pipe| {
@@ -274,8 +272,20 @@ mod tests {
         for fill in [Fill::Read, Fill::Fault, Fill::Splice, Fill::Sendfile] {
             assert_eq!(way.ask(fill).unwrap().unwrap(), image[1024..9216], "{fill:?}");
         }
+        sys::store(&way.map, 2048, &[7; 4096]).unwrap();
+        assert_eq!(way.ask(Fill::Read).unwrap().unwrap()[1024..5120], [7; 4096]);
+        file_end_is_a_fault(&way);
         for fill in [Fill::Readahead, Fill::Fadvise, Fill::Madvise, Fill::Populate] {
             assert_eq!(way.ask(fill).unwrap(), None, "{fill:?}");
+        }
+    }
+
+    /// Behind the end of the file there is nothing to fault in.
+    fn file_end_is_a_fault(way: &Way) {
+        let map = Map::shared(&way.file, 0, 5 * PAGE).unwrap();
+        for result in [sys::store(&map, 4 * PAGE, &[1]), sys::load(&map, 3 * PAGE, 8192).map(drop)]
+        {
+            assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EFAULT));
         }
     }
 

@@ -210,10 +210,9 @@ impl Bed {
     pub fn look(&self, ctx: &Ctx, after: &str) -> Result<bool> {
         let failed = |how: &str| Error::system(format!("cannot read {} ({how})", self.target.path));
         let read = whole(&self.file).map_err(failed("read"))?;
-        let mut mapped = vec![0; read.len().min(self.image.len())];
-        let map =
-            Map::shared_to_read(&self.file, 0, mapped.len().max(1)).map_err(failed("mmap"))?;
-        map.load(0, &mut mapped).map_err(failed("mmap"))?;
+        let len = read.len().min(self.image.len());
+        let map = Map::shared_to_read(&self.file, 0, len.max(1)).map_err(failed("mmap"))?;
+        let mapped = sys::load(&map, 0, len).map_err(failed("mmap"))?;
         let direct = whole(&self.direct).map_err(failed("O_DIRECT"))?;
         let views = [("read(2)", &read), ("mmap", &mapped), ("O_DIRECT", &direct)];
         if views.iter().all(|(_, bytes)| **bytes == self.image) {
@@ -380,11 +379,14 @@ impl Space {
     }
 }
 
+/// Blocks that XFS may keep back: what has been written must find room in its maps.
+const XFS_RESERVE: u64 = 64;
+
 /// A file system keeps some of its blocks for itself; that they are free is no good here.
 fn keep_nothing_back(ctx: &Ctx, root: &File) {
     let disk = ctx.race.device.rsplit('/').next().unwrap_or_default();
     if std::fs::write(format!("/sys/fs/ext4/{disk}/reserved_clusters"), "0").is_err()
-        && let Err(e) = sys::set_xfs_reserve(root, 0)
+        && let Err(e) = sys::set_xfs_reserve(root, XFS_RESERVE)
     {
         ctx.note(format!("what the file system keeps back stays: {e}"));
     }

@@ -263,7 +263,7 @@ impl Round<'_> {
         }
         let (sharer, waiter) = self.share(share, unit, generation, freed, rng.below(2) == 0)?;
         // Who only reads what is given away need not be waited for.
-        if let Some(stack) = waiter.waits(&sharer) {
+        if let Some(stack) = waiter.waits(ctx, &sharer)? {
             ctx.did(format!("{} waits in {stack}", share.name()));
             ctx.reached("waited");
         }

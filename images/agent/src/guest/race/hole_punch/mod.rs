@@ -33,8 +33,6 @@ const STEP: Duration = Duration::from_secs(60);
 /// How long a READ may take to reach the disk; one that may never come, because nothing is left to be read.
 const READ: Duration = Duration::from_secs(15);
 const READ_MAYBE: Duration = Duration::from_secs(3);
-/// Who is so long in a call waits, also where its stack does not say so.
-const WAITS: Duration = Duration::from_secs(2);
 /// Rounds of a control.
 const WRONG_ROUNDS: u32 = 3;
 
@@ -102,14 +100,7 @@ fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
         }
         let place = n as usize % pairs.len();
         let (op, fill) = pairs[place];
-        let t = Instant::now();
         waited[place] |= round.run(n, op, fill)?;
-        crate::guest::log::log(format_args!(
-            "round {n} {} {} {:?}",
-            op.name(),
-            fill.name(),
-            t.elapsed()
-        ));
     }
     let never: Vec<String> = (pairs.iter().zip(&waited))
         .filter(|((_, fill), waited)| !**waited && !round.gone.contains(fill))
@@ -252,7 +243,7 @@ impl Round<'_> {
 
         let image = op.image(&bed.image, at as usize, len as usize);
         let taker = Taker::start(ctx, bed, unit, op, freed, &self.space, rng.below(2) == 0)?;
-        let waits = taker.waiter.waits(&taker.task);
+        let waits = taker.waiter.waits(ctx, &taker.task)?;
         match &waits {
             Some(text) => {
                 ctx.did(format!("{} waits in {text}", op.name()));
@@ -453,24 +444,41 @@ impl Waiter {
         answer
     }
 
-    /// Waits until the call of `task` is seen waiting: → where; not if it has returned.
-    fn waits<T: Send + 'static>(&self, task: &Task<T>) -> Option<String> {
+    /// Waits until the call of `task` is seen waiting for what the disk holds: → where; not if it has
+    /// returned.
+    fn waits<T: Send + 'static>(&self, ctx: &Ctx, task: &Task<T>) -> Result<Option<String>> {
         let begin = Instant::now();
+        let mut before = None;
         loop {
             if self.returned.load(Ordering::Acquire) {
-                return None;
+                return Ok(None);
             }
-            // The kernel leaves the functions of its locks out of the stack, so that a stack alone does
-            // not tell who waits. Waiting for a mark is a sleep that can be interrupted.
-            let tid = self.tid.load(Ordering::Acquire);
-            let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
-            let asleep =
-                stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|s| s.starts_with(" D")));
-            if (tid > 0 && asleep) || begin.elapsed() > WAITS {
-                return Some(task.stack());
+            // Asleep in the same place twice, while the disk has nothing to do but what it holds: it is not
+            // for the sake of another request.
+            let now = if self.is_asleep() { Some(task.stack()) } else { None };
+            let disk = ctx.disk()?;
+            let idle = disk.in_flight <= disk.held.iter().map(|(_, held)| held).sum();
+            if let Some(stack) = &now
+                && idle
+                && now == before
+            {
+                return Ok(Some(stack.clone()));
             }
-            std::thread::sleep(Duration::from_millis(1));
+            if begin.elapsed() > super::PATIENCE {
+                ctx.note(format!("a call neither returns nor is seen waiting: {}", task.stack()));
+                return Ok(None);
+            }
+            before = now.filter(|_| idle);
+            std::thread::sleep(Duration::from_millis(8));
         }
+    }
+
+    /// The kernel leaves the functions of its locks out of the stack, so that a stack alone does not tell
+    /// who waits. Waiting for a mark is a sleep that can be interrupted.
+    fn is_asleep(&self) -> bool {
+        let tid = self.tid.load(Ordering::Acquire);
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
+        tid > 0 && stat.is_ok_and(|s| s.rsplit(')').next().is_some_and(|s| s.starts_with(" D")))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use rustix::ioctl::{NoArg, Opcode, Setter, Updater, ioctl, opcode};
 
@@ -159,17 +160,41 @@ pub fn readahead(file: &File, offset: u64, len: usize) -> io::Result<()> {
     }
 }
 
-/// Stores bytes to a mapping by way of the kernel (process_vm_writev), which takes the same faults as the
-/// processor: where there is no space for them it is `EFAULT`, and no signal that ends the agent.
+/// Stores bytes to a mapping: the kernel does, in a read of a file in memory. It is the processor that
+/// faults, at the address of the mapping, as a program's own stores do; but where there is no space for
+/// them it is `EFAULT`, and no signal that ends the agent. Not process_vm_writev: that gets hold of the pages
+/// first, and what takes them out of the file before it copies is not told.
 pub fn store(map: &Map, offset: usize, bytes: &[u8]) -> io::Result<()> {
     assert!(offset + bytes.len() <= map.len(), "within the mapping");
-    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let remote = libc::iovec { iov_base: map.address(offset).cast(), iov_len: bytes.len() };
-    // SAFETY: both name memory of this process: a buffer that is borrowed until the call returns and is
-    // only read, and the mapping, whose pages the kernel checks, and to which nobody has a reference.
-    let n = unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) };
+    let memory = memory()?;
+    memory.write_all_at(bytes, 0)?;
+    let to = map.address(offset).cast();
+    // SAFETY: within the mapping, to whose memory nobody has a reference; the kernel checks its pages.
+    let n = unsafe { libc::pread(memory.as_raw_fd(), to, bytes.len(), 0) };
+    all(n, bytes.len())
+}
+
+/// Reads bytes of a mapping in the same way.
+pub fn load(map: &Map, offset: usize, len: usize) -> io::Result<Vec<u8>> {
+    assert!(offset + len <= map.len(), "within the mapping");
+    let memory = memory()?;
+    let from = map.address(offset).cast();
+    // SAFETY: within the mapping; the kernel checks its pages.
+    let n = unsafe { libc::pwrite(memory.as_raw_fd(), from, len, 0) };
+    all(n, len)?;
+    let mut bytes = vec![0; len];
+    memory.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+fn memory() -> io::Result<File> {
+    Ok(rustix::fs::memfd_create("bytes", rustix::fs::MemfdFlags::CLOEXEC)?.into())
+}
+
+/// Fewer is a fault on the way.
+fn all(n: isize, len: usize) -> io::Result<()> {
     match usize::try_from(n) {
-        Ok(n) if n == bytes.len() => Ok(()),
+        Ok(n) if n == len => Ok(()),
         Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
         Err(_) => Err(io::Error::last_os_error()),
     }
