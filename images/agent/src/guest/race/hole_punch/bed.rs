@@ -97,19 +97,18 @@ impl Bed {
         })
     }
 
-    /// Writes the next generation of a unit past the page cache: bytes, or a negative errno.
+    /// Writes the next generation of a unit past the page cache: → was there space for all of it?
     ///
     /// # Errors
     /// The host is gone.
-    pub fn write(&mut self, ctx: &Ctx, unit: u64) -> Result<i64> {
+    pub fn write(&mut self, ctx: &Ctx, unit: u64) -> Result<bool> {
         let generation = self.next(unit);
         let flags = WriteFlags { direct: true, may_fail: true, ..WriteFlags::PLAIN };
         let result = files::write_unit(ctx, &self.direct, &self.target, unit, generation, flags)?;
-        if result == i64::from(self.target.unit) {
-            let bytes = files::unit_bytes(ctx, &self.target, unit, generation);
-            self.set(unit, bytes.bytes());
-        }
-        Ok(result)
+        // A file system that is full takes less.
+        let bytes = files::unit_bytes(ctx, &self.target, unit, generation);
+        self.set(unit, &bytes.bytes()[..result.max(0) as usize]);
+        Ok(result == i64::from(self.target.unit))
     }
 
     /// Writes every second unit that is a hole.
@@ -353,9 +352,9 @@ impl Space {
             if left == 0 || self.taken.contains(&unit) {
                 continue;
             }
-            let result = self.other.write(ctx, unit)?;
+            let written = self.other.write(ctx, unit)?;
             self.taken.push(unit);
-            if result < 0 {
+            if !written {
                 break;
             }
             let at = self.other.offset(unit);

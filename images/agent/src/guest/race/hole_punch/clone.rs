@@ -205,7 +205,7 @@ impl Round<'_> {
         let what = format!("{} against {} of the {held:?}", share.name(), want.name());
         ctx.did(format!("round {n}: {what}, unit {unit}"));
 
-        if self.victim.write(ctx, unit)? < 0 {
+        if !self.victim.write(ctx, unit)? {
             return Err(Error::Refused(format!("there is no space for unit {unit}")));
         }
         self.victim.sync(ctx)?;

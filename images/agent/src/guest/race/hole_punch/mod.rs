@@ -196,7 +196,7 @@ impl Round<'_> {
             // So few that they have room in the inode are not read at all.
             bed.fill_even(ctx)?;
         }
-        if bed.write(ctx, unit)? < 0 {
+        if !bed.write(ctx, unit)? {
             return Err(Error::Refused(format!("there is no space for unit {unit}")));
         }
         bed.sync(ctx)?;
