@@ -3,12 +3,12 @@
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{
-    CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints, frozen, race,
-};
+use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints, race};
 use crate::device::DiskSpec;
 use crate::explore::Subject;
-use crate::oracle::{Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, judge, on_wire};
+use crate::oracle::{
+    Clause, Finding, Judgement, Key, Ledger, LedgerBuilder, is_frozen, judge, on_wire,
+};
 use crate::splat::{IN_FULL, Watch};
 use crate::suite::{Cut, Lane, Plan, Wrong};
 use serde::{Deserialize, Serialize};
@@ -260,8 +260,8 @@ impl Setting<'_> {
         judgement
             .findings
             .extend(live.into_iter().map(race::finding).collect::<Result<Vec<_>, _>>()?);
-        if self.lane.race.is_some() {
-            judgement.findings.extend(frozen::frozen(lab, dir, dir, &evidence.batches)?);
+        if evidence.is_frozen() {
+            judgement.findings.extend(lab.frozen(dir, &make(dir, "frozen")?, cut.number == 0)?);
         }
         if let Some(message) = failed
             && judgement.findings.is_empty()
@@ -390,6 +390,11 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
+    /// Was a file system frozen?
+    pub(super) fn is_frozen(&self) -> bool {
+        self.batches.iter().flatten().any(|(_, mark)| is_frozen(mark))
+    }
+
     /// Judges it, with the disk in this state after this event of the recording.
     pub(super) fn judge(
         &self,

@@ -1,44 +1,38 @@
 //! What may not happen while a file system is frozen.
 
-use super::relay::Batches;
-use super::volume::make;
-use super::{Lab, RunError};
-use crate::explore::{ExploreError, GuestNeeds, Opened};
+use super::RunError;
+use crate::explore::guest::{self, Case, GuestSettings};
+use crate::explore::{ExploreError, Opened};
 use crate::oracle::{self, Finding, Frozen};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-/// What was wrong while the file system was frozen, of the cut in `dir`: what changed the disk, and what
-/// a snapshot of it would have had. `guests`: a folder for their consoles.
+/// What was wrong while the file system was frozen, of the cut in `dir`: see [`super::Lab::frozen`].
 pub(super) fn frozen(
-    lab: &mut dyn Lab,
     dir: &Path,
-    guests: &Path,
-    batches: &Batches,
+    settings: &GuestSettings,
+    only_one: bool,
 ) -> Result<Vec<Finding>, RunError> {
-    if !batches.iter().flatten().any(|(_, mark)| oracle::is_frozen(mark)) {
-        return Ok(Vec::new());
-    }
-    let bad = |error: ExploreError| match error {
+    look(dir, settings, only_one).map_err(|error| match error {
         ExploreError::Run(error) => error,
         ExploreError::Interrupted => RunError::Interrupted,
         other => RunError::Bad(format!("what was frozen cannot be judged: {other}")),
-    };
-    let opened = Opened::open(dir, None).map_err(bad)?;
+    })
+}
+
+fn look(
+    dir: &Path,
+    settings: &GuestSettings,
+    only_one: bool,
+) -> Result<Vec<Finding>, ExploreError> {
+    let opened = Opened::open(dir, None)?;
     let (times, mut findings) = oracle::frozen(&opened.events);
     let Some(subject) = opened.subject.clone().filter(|_| !times.is_empty()) else {
         return Ok(findings);
     };
-    let needs = GuestNeeds {
-        dir: make(guests, "frozen")?,
-        fsck_every: 1,
-        nested: 0,
-        seed: 0,
-        // The guests' own waiting is ended by the lab's.
-        stop: Arc::new(AtomicBool::new(false)),
-    };
-    findings.extend(lab.frozen(&opened, &subject, &needs, &some(&times)).map_err(bad)?);
+    let times = if only_one { times.iter().take(1).collect() } else { some(&times) };
+    let (base, events) = (opened.base.as_deref(), &opened.events);
+    let case = Case::new(&opened.reader, base, subject, events, &opened.history)?;
+    findings.extend(guest::frozen(&case, settings, &times)?);
     Ok(findings)
 }
 

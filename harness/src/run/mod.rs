@@ -52,7 +52,7 @@ pub use wire::{WireQuery, read_wire};
 
 use crate::device::{DeviceError, DiskSpec};
 use crate::explore::{ExploreError, GuestNeeds, Means, Opened, Subject, Units};
-use crate::oracle::{Finding, Frozen, Wire};
+use crate::oracle::{Finding, Wire};
 use crate::splat::SplatError;
 use crate::suite::Known;
 use crate::vm::FrontEnd;
@@ -206,17 +206,18 @@ pub trait Lab {
         Ok(Box::new(Units::of(opened, subject)?))
     }
 
-    /// Mounts the disk as it was at times when its file system was frozen: → what is wrong with it.
+    /// What was wrong while the file system was frozen, of the cut in `dir`: what changed the disk, and
+    /// what a snapshot of it would have had. `guests`: a folder for their consoles. `only_one`: one
+    /// snapshot is enough.
     ///
     /// # Errors
-    /// It cannot be judged here.
+    /// The recording cannot be read, or no guest can be started.
     fn frozen(
-        &self,
-        _opened: &Opened,
-        _subject: &Subject,
-        _guests: &GuestNeeds,
-        _times: &[&Frozen],
-    ) -> Result<Vec<Finding>, ExploreError> {
+        &mut self,
+        _dir: &Path,
+        _guests: &Path,
+        _only_one: bool,
+    ) -> Result<Vec<Finding>, RunError> {
         Ok(Vec::new())
     }
 

@@ -1,10 +1,12 @@
 //! The real lab: `tornblkd`, QEMU, recordings.
 
-use super::{Arm, CallError, Debugger, Disk, Host, Lab, Machine, RunError, WireQuery, read_wire};
+use super::{
+    Arm, CallError, Debugger, Disk, Host, Lab, Machine, RunError, WireQuery, frozen, read_wire,
+};
 use crate::device::{Device, DeviceError, DiskSpec};
-use crate::explore::guest::{Case, GuestSettings, frozen};
+use crate::explore::guest::GuestSettings;
 use crate::explore::{ExploreError, GuestNeeds, Guests, Means, Opened, Subject, Units};
-use crate::oracle::{Finding, Frozen, Wire};
+use crate::oracle::{Finding, Wire};
 use crate::vm::{self, Accel, BOOT_TIMEOUT, FrontEnd, Qemu, Vm, VmConfig, VmError};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -190,17 +192,14 @@ impl Lab for RealLab {
     }
 
     fn frozen(
-        &self,
-        opened: &Opened,
-        subject: &Subject,
-        needs: &GuestNeeds,
-        times: &[&Frozen],
-    ) -> Result<Vec<Finding>, ExploreError> {
-        let stop = self.stop.clone().unwrap_or_else(|| Arc::clone(&needs.stop));
-        let settings = GuestSettings::new(self, needs.dir.clone(), stop);
-        let (base, events) = (opened.base.as_deref(), &opened.events);
-        let case = Case::new(&opened.reader, base, subject.clone(), events, &opened.history)?;
-        frozen(&case, &settings, times)
+        &mut self,
+        dir: &Path,
+        guests: &Path,
+        only_one: bool,
+    ) -> Result<Vec<Finding>, RunError> {
+        let stop = self.stop.clone().unwrap_or_default();
+        let settings = GuestSettings::new(self, guests.to_owned(), stop);
+        frozen::frozen(dir, &settings, only_one)
     }
 
     fn forget(&mut self) {

@@ -88,7 +88,9 @@ pub fn repro(
     let mut now = evidence.judge(lab.as_mut(), &recording, &then.state, then.event)?;
     let again = super::complaints::again(temp.path(), &then, &now, &evidence.guest)?;
     now.findings.extend(again);
-    now.findings.extend(super::frozen::frozen(lab.as_mut(), dir, temp.path(), &evidence.batches)?);
+    if evidence.is_frozen() {
+        now.findings.extend(lab.frozen(dir, temp.path(), then.number == 0)?);
+    }
     Ok(Reproduced::new(then, now, sha256))
 }
 

@@ -196,7 +196,20 @@ impl Ctx {
     /// # Errors
     /// It hangs, or it panicked.
     pub fn answer<T: Send + 'static>(&self, task: &Task<T>, what: &str) -> Result<T> {
-        match task.wait(PATIENCE) {
+        self.answer_within(task, what, PATIENCE)
+    }
+
+    /// As [`Ctx::answer`], with a limit of one's own.
+    ///
+    /// # Errors
+    /// It hangs, or it panicked.
+    pub fn answer_within<T: Send + 'static>(
+        &self,
+        task: &Task<T>,
+        what: &str,
+        time: Duration,
+    ) -> Result<T> {
+        match task.wait(time) {
             Ok(answer) => Ok(answer),
             Err(NoAnswer::Gone) => Err(Error::Refused(format!(
                 "the thread {} panicked; the console has its words",
@@ -207,7 +220,7 @@ impl Ctx {
                 let text = format!(
                     "{what} does not return, {} s after everything that it may wait for was let \
                      go; it waits in{stack}",
-                    PATIENCE.as_secs()
+                    time.as_secs()
                 );
                 self.found("hung", None, text.clone());
                 self.over.store(true, Ordering::Relaxed);
