@@ -176,7 +176,9 @@ impl Setting<'_> {
                 cut.plan.placed_writes(),
             ),
         };
-        self.ready(lab, &mut guest)?;
+        if let Some(why) = self.ready(lab, &mut guest)? {
+            return Ok(Judged::Unsupported(why));
+        }
         self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
         lab.expect(&make(dir, "after")?);
 
@@ -357,8 +359,9 @@ impl Setting<'_> {
         Ok(Some(shown))
     }
 
-    /// The disk as the workload wants it.
-    fn ready(&self, lab: &mut dyn Lab, guest: &mut Guest<'_>) -> Result<(), RunError> {
+    /// The disk as the workload wants it. → why it cannot be, in the kernel's own words: it does not
+    /// mount what `mkfs` has just made (blocks larger than its pages, say).
+    fn ready(&self, lab: &mut dyn Lab, guest: &mut Guest<'_>) -> Result<Option<String>, RunError> {
         if self.volume.shows_limits {
             // Before anything is opened or mounted: what they are is asked then.
             limits::show(guest, lab, &self.volume)?;
@@ -369,9 +372,9 @@ impl Setting<'_> {
         }
         if !self.lane.is_raw() {
             let mount = self.volume.mount(&guest.device);
-            guest.ask("the first mount", mount, SHORT)?;
+            return guest.ask_to_mount(mount, SHORT);
         }
-        Ok(())
+        Ok(None)
     }
 }
 

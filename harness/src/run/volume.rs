@@ -230,6 +230,31 @@ impl Guest<'_> {
         }
     }
 
+    /// The first mount of what was just made. → the kernel's last word, where it refuses what it does
+    /// not know; every other failure is an error.
+    pub(super) fn ask_to_mount(
+        &mut self,
+        mount: Command,
+        time: Duration,
+    ) -> Result<Option<String>, RunError> {
+        /// `EINVAL` and `ENOSYS`: how file systems refuse a format.
+        const UNKNOWN: [i32; 2] = [22, 38];
+        let message = match self.call(mount, time) {
+            Ok(Outcome::Ok { .. }) => return Ok(None),
+            Ok(Outcome::Failed { message, errno: Some(e) }) if UNKNOWN.contains(&e) => message,
+            Ok(Outcome::Failed { message, .. } | Outcome::Unsupported { message }) => {
+                return Err(RunError::Guest(format!(
+                    "the first mount failed in the guest: {message}"
+                )));
+            }
+            Err(e) => return Err(e.into_error(self.interrupted)),
+        };
+        let said = self.ask("the kernel's messages", Command::Dmesg {}, time)?;
+        let text = said["text"].as_str().unwrap_or_default().trim_end();
+        let last = text.lines().next_back().unwrap_or_default();
+        Ok(Some(format!("{message}: {last}")))
+    }
+
     /// A command that must succeed.
     pub(super) fn ask(
         &mut self,
