@@ -83,6 +83,9 @@ pub(super) struct Carrier {
     pub(super) request: u64,
     pub(super) whole: bool,
     pub(super) mixed: bool,
+    /// Where on the disk its sectors lie (bytes), and how many bytes.
+    pub(super) at: u64,
+    pub(super) len: u64,
 }
 
 impl Carried {
@@ -132,7 +135,8 @@ impl Carried {
             push(&mut runs, i, self.what(sector));
         }
         let skip = (offset % u64::from(self.lb_size)) as usize / SECTOR;
-        self.note_carriers(seq.0, &runs, skip as u32..skip as u32 + (len as usize / SECTOR) as u32);
+        let asked = skip as u32..skip as u32 + (len as usize / SECTOR) as u32;
+        self.note_carriers(seq.0, offset - (skip * SECTOR) as u64, &runs, asked);
         let written =
             Written { offset, len, atomic: *atomic, payload: *payload, runs: runs.into() };
         self.writes.insert(seq.0, written);
@@ -162,12 +166,15 @@ impl Carried {
     }
 
     /// `asked`: the sectors that the request itself wrote; the rest filled up a logical block.
-    fn note_carriers(&mut self, request: u64, runs: &[Run], asked: Range<u32>) {
+    /// `from`: where on the disk the first of the runs lies (bytes).
+    fn note_carriers(&mut self, request: u64, from: u64, runs: &[Run], asked: Range<u32>) {
         struct Part {
             key: (u32, u64, u32),
             first: u32,
             n: u32,
             of: u32,
+            /// In the request, in sectors.
+            start: u32,
         }
         let mut parts: Vec<Part> = Vec::new();
         let mut unstable: HashSet<(u32, u64)> = HashSet::new();
@@ -183,6 +190,7 @@ impl Carried {
                     first: first + (start - run.at),
                     n: end - start,
                     of,
+                    start,
                 }),
                 What::Corrupt { place: Some((file, unit, _)) } => {
                     unstable.insert((file, unit));
@@ -197,7 +205,10 @@ impl Carried {
                 || parts.iter().any(|o| same_unit(o) && o.key.2 != part.key.2);
             let alone = !parts.iter().enumerate().any(|(k, o)| k != i && same_unit(o));
             let whole = alone && !mixed && part.first == 0 && part.n == part.of;
-            self.carriers.entry(part.key).or_default().push(Carrier { request, whole, mixed });
+            let at = from + u64::from(part.start) * SECTOR as u64;
+            let len = u64::from(part.n) * SECTOR as u64;
+            let carrier = Carrier { request, whole, mixed, at, len };
+            self.carriers.entry(part.key).or_default().push(carrier);
             let unit = self.units.entry((file, unit)).or_default();
             if unit.last() != Some(&request) {
                 unit.push(request);

@@ -260,9 +260,9 @@ impl WorkloadUnits {
         let carried = &self.shared.carried;
         let carriers = carried.carriers((key.file, key.unit, key.r#gen), after.0);
         let eligible = |carrier: &Carrier| {
-            carried
-                .write(carrier.request)
-                .is_some_and(|w| self.profile.eligible(w.offset, w.len, w.atomic))
+            let Some(w) = carried.write(carrier.request) else { return false };
+            self.profile.eligible(w.offset, w.len, w.atomic)
+                || self.profile.is_one_piece(carried.lb_size(), carrier.at, carrier.len)
         };
         Eligibility::of(carriers.iter().map(|c| (c.whole, c.mixed, eligible(c))))
     }

@@ -13,7 +13,7 @@
 //! - **Wholeness**: a unit that shows two generations is torn. A write that the kernel took as
 //!   atomic (RWF_ATOMIC) must be whole always. Any other must be whole only where *every* request
 //!   that carried sectors of it carried all of it, nothing else of that unit, and was one that the
-//!   disk promises to keep whole. Everything else is a legal tear: counted, never a violation.
+//!   disk promises to keep whole (or all of it lay in one piece that this disk never tears). Everything else is a legal tear: counted, never a violation.
 //! - **Origin**: a generation is legal only after its intent; what belongs elsewhere is
 //!   [`Clause::Misdirected`], what nobody of this run wrote is [`Clause::Foreign`], a wrong
 //!   checksum is [`Clause::Corrupt`], unless a buffered write's request carried it so already: pages

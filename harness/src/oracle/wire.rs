@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use tornblk_agent::channel::Target;
 use tornblk_agent::payload::{self, Read, SECTOR};
-use tornblk_model::crash::{Content, Source};
+use tornblk_model::crash::{Content, Profile, Source};
 use tornblk_model::event::Seq;
 
 /// One generation of one unit.
@@ -27,7 +27,7 @@ pub struct Carrier {
     pub mixed: bool,
     /// All of the unit, in order, and nothing of another generation of that unit.
     pub whole: bool,
-    /// The disk promises to keep this request whole.
+    /// The disk promises to keep this request whole, or these sectors of it.
     pub eligible: bool,
     /// It was sent as atomic (SCSI); virtio-blk cannot say so.
     pub atomic: bool,
@@ -281,6 +281,7 @@ pub struct WireBuilder {
     blocks: HashMap<(u64, u32), Vec<Key>>,
     unstable: HashMap<(u64, u32), Vec<Place>>,
     atomic: HashSet<u64>,
+    pieces: Option<Profile>,
 }
 
 impl WireBuilder {
@@ -293,7 +294,15 @@ impl WireBuilder {
             blocks: HashMap::new(),
             unstable: HashMap::new(),
             atomic: HashSet::new(),
+            pieces: None,
         }
+    }
+
+    /// The disk leaves pieces as they are, as this profile says, whatever request they are in.
+    #[must_use]
+    pub fn with_pieces_of(mut self, profile: &Profile) -> Self {
+        self.pieces = Some(profile.clone());
+        self
     }
 
     /// The write request that comes next was sent as atomic.
@@ -356,6 +365,10 @@ impl WireBuilder {
             let same_unit = |o: &Run| (o.key.file, o.key.unit) == (run.key.file, run.key.unit);
             let mixed = unstable.contains(&(run.key.file, run.key.unit))
                 || runs.iter().any(|o| same_unit(o) && o.key.r#gen != run.key.r#gen);
+            let at = offset - skip as u64 + run.from;
+            let (lb_size, len_here) = (self.lb_size, u64::from(run.n) * SECTOR as u64);
+            let one_piece =
+                self.pieces.as_ref().is_some_and(|p| p.is_one_piece(lb_size, at, len_here));
             let alone = !runs.iter().enumerate().any(|(k, o)| k != i && same_unit(o));
             self.wire.carriers.entry(run.key).or_default().push(Carrier {
                 request: request.0,
@@ -363,10 +376,10 @@ impl WireBuilder {
                 len,
                 mixed,
                 whole: alone && !mixed && run.first == 0 && run.n == run.of,
-                eligible,
+                eligible: eligible || one_piece,
                 atomic: self.atomic.contains(&request.0),
                 volatile,
-                at: offset - skip as u64 + run.from,
+                at,
                 sectors: (run.first, run.n),
             });
         }
@@ -380,6 +393,7 @@ impl WireBuilder {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use tornblk_agent::payload::Stamp;
 
@@ -405,6 +419,23 @@ mod tests {
         assert_eq!(wire.eligibility(key(1, 1)), Eligibility::NotEligible(Reason::Beyond));
         assert!(!wire.volatile(key(1, 1)));
         assert_eq!(wire.eligibility(key(2, 1)), Eligibility::Unseen);
+    }
+
+    #[test]
+    fn a_piece_is_eligible_in_whatever_request_it_is() {
+        let mut bytes = unit(0, 1, 8);
+        bytes.extend(unit(1, 1, 8));
+        let of = |profile: &str, from: u64| {
+            let profile: Profile = profile.parse().unwrap();
+            let mut b = WireBuilder::new(7, 512).with_pieces_of(&profile);
+            b.write(Seq(3), from, 8192, &bytes, false, true);
+            let wire = b.finish();
+            [0, 1].map(|u| wire.eligibility(key(u, 1)) == Eligibility::Eligible)
+        };
+        assert_eq!(of("piece4k", 8192), [true, true]);
+        assert_eq!(of("piece4k", 2048), [false, false], "each lies in two of them");
+        assert_eq!(of("piece8k", 4096), [true, true]);
+        assert_eq!(of("lb512", 8192), [false, false]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub fn read_wire(recording: &Path, query: &WireQuery) -> Result<Wire, RunError> 
         History::new(disk.clone(), events.iter().cloned()).map_err(|e| bad(e.to_string()))?;
     let cut = history.cut(after, &profile).map_err(|e| bad(e.to_string()))?;
     let volatile: HashSet<Seq> = cut.volatile().into_iter().collect();
-    let mut builder = WireBuilder::new(query.nonce, disk.lb_size);
+    let mut builder = WireBuilder::new(query.nonce, disk.lb_size).with_pieces_of(&profile);
     if let Some(targets) = &query.raw {
         builder = builder.on_raw(targets);
     }

@@ -45,6 +45,13 @@ impl Profile {
         }
     }
 
+    /// Are these bytes, a part of a write or all of it, one piece that a tear leaves as it is, whatever
+    /// else is written with it?
+    pub fn is_one_piece(&self, lb_size: u32, offset: u64, len: u64) -> bool {
+        let piece = if self.tear_unit == 0 { u64::from(lb_size) } else { self.tear_unit };
+        !self.garbage && len > 0 && offset / piece == offset.saturating_add(len - 1) / piece
+    }
+
     /// Does a write of these bytes cross a multiple of the boundary?
     pub fn crosses_boundary(&self, offset: u64, len: u64) -> bool {
         self.boundary != 0 && len > 0 && {

@@ -281,6 +281,24 @@ fn eligible_is_as_the_standards_have_it() {
 }
 
 #[test]
+fn a_piece_is_never_cut_whatever_is_written_with_it() {
+    for (profile, offset, len, whole) in [
+        ("piece16k", 0, 16384, true),
+        ("piece16k", 16384, 4096, true),
+        ("piece16k", 8192, 16384, false),
+        ("piece16k", 0, 0, false),
+        ("lb512", 512, 512, true),
+        ("lb512", 0, 4096, false),
+        ("req16k", 0, 16384, false),
+        ("garbage", 0, 512, false),
+    ] {
+        let of: Profile = profile.parse().unwrap();
+        assert_eq!(of.is_one_piece(512, offset, len), whole, "{profile} {offset}+{len}");
+    }
+    assert!(Profile::PLAIN.is_one_piece(16384, 0, 16384), "a logical block");
+}
+
+#[test]
 fn events_that_contradict_each_other_are_refused() {
     let past = Op::Write {
         offset: 8192,

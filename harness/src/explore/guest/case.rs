@@ -5,6 +5,7 @@ use crate::oracle::{Clause, Finding, Ledger, Wire, WireBuilder, judge};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use tornblk_agent::channel::{Found, Readback, Workload};
+use tornblk_agent::payload::SECTOR;
 use tornblk_model::crash::{Content, History, ModelError, Profile};
 use tornblk_model::event::{self, Event, Seq};
 use tornblk_model::recording::Reader;
@@ -82,7 +83,11 @@ impl<'a> Case<'a> {
         let volatile: HashSet<Seq> = cut.volatile().into_iter().collect();
         let wire = self.wire.seen_from(
             after.0,
-            |c| profile.eligible(c.offset, c.len, self.atomic.contains(&c.request)),
+            |c| {
+                let here = u64::from(c.sectors.1) * SECTOR as u64;
+                profile.eligible(c.offset, c.len, self.atomic.contains(&c.request))
+                    || profile.is_one_piece(self.history.disk().lb_size, c.at, here)
+            },
             |request| volatile.contains(&Seq(request)),
         );
         let wire = wire.with_anything(cut.may_be_anything());
