@@ -7,6 +7,7 @@
 //! - [`aio`]: writes that are submitted and waited for apart.
 //! - [`mapper`]: a process of its own that maps a file.
 //! - [`fuse_server`]: a FUSE server of the agent's, in a process of its own.
+//! - [`userfault`]: memory that keeps who reads it waiting.
 //! - [`files`]: files of units: written with their marks, looked at from every side.
 //!
 //! A race ends in bounded time, whatever the kernel does: each wait has a limit, and a call that does
@@ -28,6 +29,7 @@ pub mod mapper;
 pub mod memory;
 pub mod task;
 pub mod timeline;
+pub mod userfault;
 
 pub use ctx::{Ctx, Stall, Which};
 pub use task::Task;
