@@ -123,7 +123,7 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
     let (gone, rest) = (there * PAGE, len - there * PAGE);
     // Where the kernel takes it as atomic: that in every second round, for the plain one has the hole.
     let atomic = work.atomic && round % 2 == 1;
-    let answered = round.is_multiple_of(2) || last;
+    let answered = (round / 2).is_multiple_of(2) || last;
     begin(work, at)?;
     let place = work.place(at)?;
     let generation = work.next(at);
@@ -131,7 +131,8 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
     let fault = Userfault::of(&source)?;
     let flags = WriteFlags {
         atomic: atomic || work.wrong("claims-atomic"),
-        may_fail: !answered,
+        // Of an atomic one no part may be there, whatever comes of it.
+        may_fail: !answered && !atomic,
         ..WriteFlags::PLAIN
     };
     let rwf = if atomic { libc::RWF_ATOMIC } else { 0 };
@@ -141,7 +142,7 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
     let early = match met(&fault, &writer)? {
         Some(Met::Asks(byte)) => {
             work.ctx.did(format!("the writer asks for byte {byte} of its source"));
-            in_the_hole(work, at, place, generation, there, last || round % 4 >= 2, atomic)?;
+            in_the_hole(work, at, place, generation, there, last || round % 3 == 0, atomic)?;
             if last {
                 // The power goes now. Were this closed, the writer would go on with zeroes.
                 std::mem::forget((fault, writer));
@@ -166,8 +167,10 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
             work.ctx.answer(&writer, "a write whose source is there again, or never will be")?
         }
     };
-    let most = if answered { len } else { gone };
-    ended(work, at, generation, result, Expected { most, whole: answered, atomic })
+    // A kernel that keeps its source in place has all of it before anything vanishes.
+    let whole = answered || early == Some(len as i64);
+    let most = if whole { len } else { gone };
+    ended(work, at, generation, result, Expected { most, whole, atomic })
 }
 
 /// The writer waits in the middle of its block: it is written back.
@@ -268,7 +271,10 @@ fn ended(work: &mut Work, at: At, generation: u32, result: i64, expected: Expect
         work.ctx.note(format!("a write whose source has {most} bytes took {result}"));
     }
     let says_whole = work.wrong("says-whole");
-    work.done(at, generation, if says_whole { len as i64 } else { result })?;
+    if result >= 0 || !atomic || says_whole {
+        // An atomic one that failed is as one that never returned: all of it, or nothing.
+        work.done(at, generation, if says_whole { len as i64 } else { result })?;
+    }
     if let Ok(n) = usize::try_from(result) {
         work.shows(at, 0..n.min(len) / SECTOR, generation);
     }
@@ -372,7 +378,7 @@ fn missing(work: &mut Work, at: At, round: u32, kind: Source) -> Result<()> {
             (None, map)
         }
     };
-    let may_fail = !work.wrong("says-whole");
+    let may_fail = !work.atomic && !work.wrong("says-whole");
     let flags = WriteFlags { atomic: work.atomic, may_fail, ..WriteFlags::PLAIN };
     work.intent(at, generation, flags)?;
     let rwf = if work.atomic { libc::RWF_ATOMIC } else { 0 };
@@ -400,7 +406,7 @@ fn pulled(work: &mut Work, at: At, round: u32, kind: Source) -> Result<()> {
         Some(file) => file.set_len(most as u64),
         None => source.protect(most, len - most, MprotectFlags::empty()),
     };
-    let may_fail = !work.wrong("says-whole");
+    let may_fail = !work.atomic && !work.wrong("says-whole");
     let flags = WriteFlags { atomic: work.atomic, may_fail, ..WriteFlags::PLAIN };
     let rwf = if work.atomic { libc::RWF_ATOMIC } else { 0 };
     let intent = || work.intent(at, generation, flags);
