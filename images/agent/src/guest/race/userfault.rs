@@ -15,16 +15,16 @@ use crate::guest::{Error, Result, explain};
 
 /// `struct uffdio_api`, `uffdio_register`, `uffdio_range` and `uffdio_copy` of `linux/userfaultfd.h`,
 /// of 64-bit words all of them.
-type Api = [u64; 3];
-type Register = [u64; 4];
-type Range = [u64; 2];
-type Copy = [u64; 5];
+type UffdioApi = [u64; 3];
+type UffdioRegister = [u64; 4];
+type UffdioRange = [u64; 2];
+type UffdioCopy = [u64; 5];
 
 const UFFD_API: u64 = 0xaa;
-const UFFDIO_API: Opcode = opcode::read_write::<Api>(0xaa, 0x3f);
-const UFFDIO_REGISTER: Opcode = opcode::read_write::<Register>(0xaa, 0x00);
-const UFFDIO_WAKE: Opcode = opcode::read::<Range>(0xaa, 0x02);
-const UFFDIO_COPY: Opcode = opcode::read_write::<Copy>(0xaa, 0x03);
+const UFFDIO_API: Opcode = opcode::read_write::<UffdioApi>(0xaa, 0x3f);
+const UFFDIO_REGISTER: Opcode = opcode::read_write::<UffdioRegister>(0xaa, 0x00);
+const UFFDIO_WAKE: Opcode = opcode::read::<UffdioRange>(0xaa, 0x02);
+const UFFDIO_COPY: Opcode = opcode::read_write::<UffdioCopy>(0xaa, 0x03);
 const REGISTER_MODE_MISSING: u64 = 1;
 
 /// `struct uffd_msg`: its length, `UFFD_EVENT_PAGEFAULT`, and where the address is.
@@ -54,15 +54,15 @@ impl Userfault {
         // SAFETY: what is registered below is a mapping to which nobody has a reference.
         let fd = unsafe { rustix::mm::userfaultfd(flags) }
             .map_err(|e| cannot("userfaultfd", e.into()))?;
-        let mut api: Api = [UFFD_API, 0, 0];
+        let mut api: UffdioApi = [UFFD_API, 0, 0];
         // SAFETY: UFFDIO_API reads and writes one `uffdio_api`.
-        unsafe { ioctl(&fd, Updater::<UFFDIO_API, Api>::new(&mut api)) }
+        unsafe { ioctl(&fd, Updater::<UFFDIO_API, UffdioApi>::new(&mut api)) }
             .map_err(|e| cannot("UFFDIO_API", e.into()))?;
-        let mut register: Register =
+        let mut register: UffdioRegister =
             [map.address(0) as u64, map.len() as u64, REGISTER_MODE_MISSING, 0];
         // SAFETY: UFFDIO_REGISTER reads and writes one `uffdio_register`, which names a mapping that
         // is kept as long as this is.
-        unsafe { ioctl(&fd, Updater::<UFFDIO_REGISTER, Register>::new(&mut register)) }
+        unsafe { ioctl(&fd, Updater::<UFFDIO_REGISTER, UffdioRegister>::new(&mut register)) }
             .map_err(|e| cannot("UFFDIO_REGISTER", e.into()))?;
         Ok(Userfault { fd, map: Arc::clone(map) })
     }
@@ -102,10 +102,10 @@ impl Userfault {
         assert!(offset.is_multiple_of(PAGE) && bytes.len().is_multiple_of(PAGE), "whole pages");
         assert!(offset + bytes.len() <= self.map.len(), "within the mapping");
         let to = self.map.address(offset) as u64;
-        let mut copy: Copy = [to, bytes.as_ptr() as u64, bytes.len() as u64, 0, 0];
+        let mut copy: UffdioCopy = [to, bytes.as_ptr() as u64, bytes.len() as u64, 0, 0];
         // SAFETY: UFFDIO_COPY reads and writes one `uffdio_copy`; it fills missing pages of our own
         // mapping from bytes that are borrowed until the call returns.
-        unsafe { Ok(ioctl(&self.fd, Updater::<UFFDIO_COPY, Copy>::new(&mut copy))?) }
+        unsafe { Ok(ioctl(&self.fd, Updater::<UFFDIO_COPY, UffdioCopy>::new(&mut copy))?) }
     }
 
     /// Has who waits for one of these pages try again.
@@ -113,9 +113,9 @@ impl Userfault {
     /// # Errors
     /// The kernel's.
     pub fn wake(&self, offset: usize, len: usize) -> io::Result<()> {
-        let range: Range = [self.map.address(offset) as u64, len as u64];
+        let range: UffdioRange = [self.map.address(offset) as u64, len as u64];
         // SAFETY: UFFDIO_WAKE reads one `uffdio_range`.
-        unsafe { Ok(ioctl(&self.fd, Setter::<UFFDIO_WAKE, Range>::new(range))?) }
+        unsafe { Ok(ioctl(&self.fd, Setter::<UFFDIO_WAKE, UffdioRange>::new(range))?) }
     }
 }
 

@@ -265,11 +265,11 @@ fn one(
     ctx.answer(&store("first", 0..until)?, "a store to a mapping")?;
     ctx.did(format!("the first {until} bytes of generation {generation} are stored"));
     let stall = work.hold_writes(at)?;
-    let (of, writeback) = (Arc::clone(&file), work.wrong("claims-atomic"));
+    let of = Arc::clone(&file);
     let syncing = Task::start("writeback", move || sync_file_range(&of, offset, len as u64))?;
     let held = work.is_held(&stall, "the writeback of a mapping")?;
-    if held && writeback {
-        // The control: this is what the disk has when the power goes.
+    if held && work.wrong("claims-atomic") {
+        // This is what the disk has when the power goes.
         stall.release()?;
         ctx.answer(&syncing, "sync_file_range")?.map_err(Error::system("cannot sync a range"))?;
         return work.sync(at);

@@ -185,3 +185,17 @@ fn size(work: &Work, at: At) -> Result<u64> {
     let meta = work.file(at).metadata().map_err(Error::system("cannot stat a target"))?;
     Ok(meta.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_fit_into_the_unit_and_are_asked_once() {
+        let limits = |unit_min| AtomicLimits { unit_min, unit_max: 65536, ..Default::default() };
+        assert_eq!(lengths(16384, &limits(4096)), [4096, 12288, 16384]);
+        assert_eq!(lengths(16384, &limits(512)), [512, 4096, 12288, 16384]);
+        assert_eq!(lengths(16384, &AtomicLimits::default()), [4096, 12288, 16384], "none are said");
+        assert_eq!(lengths(4096, &limits(8192)), [4096]);
+    }
+}

@@ -142,7 +142,15 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
     let early = match met(&fault, &writer)? {
         Some(Met::Asks(byte)) => {
             work.ctx.did(format!("the writer asks for byte {byte} of its source"));
-            in_the_hole(work, at, place, generation, there, last || round % 3 == 0, atomic)?;
+            in_the_hole(
+                work,
+                at,
+                place,
+                generation,
+                there,
+                last || round.is_multiple_of(3),
+                atomic,
+            )?;
             if last {
                 // The power goes now. Were this closed, the writer would go on with zeroes.
                 std::mem::forget((fault, writer));

@@ -197,3 +197,17 @@ fn over(work: &mut Work, at: At, sectors: Option<Sectors>) -> Result<()> {
     let result = work.ctx.answer(&task, "a write of a part of a unit")?;
     work.part_returned(at, sectors, generation, result)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_unit_is_never_all_of_it_and_never_nothing() {
+        let mut rng = Rng::new(7);
+        for _ in 0..1000 {
+            let sectors = some_sectors(&mut rng, 32);
+            assert!(!sectors.is_empty() && sectors.len() < 32 && sectors.end <= 32, "{sectors:?}");
+        }
+    }
+}
