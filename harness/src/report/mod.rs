@@ -86,10 +86,16 @@ pub fn headline(finding: &Finding) -> String {
         finding.path.clone()
     } else {
         let (from, to) = (finding.offset, finding.offset + u64::from(finding.len));
-        format!("{} unit {} (bytes {from}..{to})", finding.path, finding.unit)
+        match finding.timeline.is_empty() {
+            true => format!("{} unit {} (bytes {from}..{to})", finding.path, finding.unit),
+            // A race tells of bytes, which need not be a unit.
+            false => format!("{} bytes {from}..{to}", finding.path),
+        }
     };
     match finding.generation {
         Some(generation) => format!("{}: {place}, generation {generation}", finding.clause),
+        // Of no file: the text says it all.
+        None if place.is_empty() => finding.clause.to_string(),
         None => format!("{}: {place}", finding.clause),
     }
 }

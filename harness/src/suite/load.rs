@@ -38,6 +38,11 @@ pub fn builtin() -> &'static [(&'static str, &'static str)] {
     &[
         ("direct-atomic", include_str!("../../suites/direct-atomic.toml")),
         ("planted", include_str!("../../suites/planted.toml")),
+        ("buffered-atomic", include_str!("../../suites/buffered-atomic.toml")),
+        ("delalloc-punch", include_str!("../../suites/delalloc-punch.toml")),
+        ("freeze", include_str!("../../suites/freeze.toml")),
+        ("fuse-passthrough", include_str!("../../suites/fuse-passthrough.toml")),
+        ("hole-punch", include_str!("../../suites/hole-punch.toml")),
     ]
 }
 
