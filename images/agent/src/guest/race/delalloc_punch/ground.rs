@@ -31,6 +31,8 @@ pub(super) struct Ground {
     pub(super) file: File,
     pub(super) direct: File,
     pub(super) map: Map,
+    /// The file that shares its blocks, where there is one: nobody changes it.
+    pub(super) sharer: Option<File>,
     model: Mutex<Model>,
     /// Of the file system (bytes).
     pub(super) block: u64,
@@ -95,6 +97,10 @@ impl Ground {
         }
         let file = files::open(&target.path, false)?;
         let direct = files::open(&target.path, true)?;
+        let sharer = match target.prepare {
+            Prepare::Reflinked => Some(files::open(&format!("{}.clone", target.path), true)?),
+            _ => None,
+        };
         let map = Map::shared(&file, 0, target.end() as usize)
             .map_err(Error::system(format!("cannot map {}", target.path)))?;
         // Nothing but the page that is asked for: what is read, and locked for it, is planned here.
@@ -104,7 +110,17 @@ impl Ground {
             rustix::fs::fstatvfs(&file).map_err(Error::system("cannot ask for the block size"))?;
         let source = PathBuf::from(&target.path).with_file_name("source");
         let (ctx, model) = (Arc::clone(ctx), Mutex::new(model));
-        Ok(Arc::new(Ground { ctx, target, file, direct, map, model, block: stat.f_bsize, source }))
+        Ok(Arc::new(Ground {
+            ctx,
+            target,
+            file,
+            direct,
+            map,
+            sharer,
+            model,
+            block: stat.f_bsize,
+            source,
+        }))
     }
 
     /// Lets go of the file, and keeps what is known of it.
@@ -132,7 +148,7 @@ impl Ground {
 
     /// Does copying to a page of the file have to read it first? Not where it is a hole.
     pub(super) fn is_shared(&self) -> bool {
-        self.target.prepare == Prepare::Reflinked
+        self.sharer.is_some()
     }
 
     /// A thread that has this ground.

@@ -31,7 +31,27 @@ pub(super) fn look(ground: &Ground, region: Region) -> Result<()> {
         &read(ground, &ground.file, region)?,
     );
     show(ground, region, "on the disk", &read(ground, &ground.direct, region)?);
+    if let Some(sharer) = &ground.sharer {
+        shared(ground, region, &read(ground, sharer, region)?);
+    }
     blocks(ground, region)
+}
+
+/// The file that shares the blocks has what both had at first: what is stored beneath a reservation
+/// that was wrongly given back is written there.
+fn shared(ground: &Ground, region: Region, bytes: &[u8]) {
+    for (unit, bytes) in (region.first..).zip(bytes.chunks_exact(SECTOR)) {
+        let found = files::sectors(&ground.ctx, &ground.target, unit, bytes);
+        let Some(found) = found.first().filter(|found| **found != Found::Own { r#gen: 0 }) else {
+            continue;
+        };
+        let words = files::in_words(std::slice::from_ref(found));
+        let text = format!(
+            "unit {unit} of the file that shares blocks with {}, and that nobody wrote to, shows {words}",
+            ground.target.path
+        );
+        return ground.ctx.found("misdirected", None, text);
+    }
 }
 
 fn read(ground: &Ground, file: &File, region: Region) -> Result<Vec<u8>> {
