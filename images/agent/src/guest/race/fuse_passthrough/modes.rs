@@ -197,9 +197,9 @@ fn passed_by<T: Send + Debug + 'static>(
         Err(_) => "it does not return after that was closed, either".to_owned(),
     };
     let text = format!(
-        "{what} waited for a direct write; meanwhile another process opened the file in passthrough \
-         mode; the write ended {} s ago, and the call still waits, as long as the passthrough file \
-         is open ({stuck}); {freed}",
+        "{what} waited for a direct write; meanwhile the file was opened in passthrough mode; the write \
+         ended {} s ago, and the call still waits, as long as the passthrough file is open ({stuck}); \
+         {freed}",
         LONG_ENOUGH.as_secs()
     );
     ctx.found("hung", Some((target, 0, 0)), text);

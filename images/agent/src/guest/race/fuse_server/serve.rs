@@ -454,3 +454,28 @@ fn read_all(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_gate_holds_and_an_open_one_lets_go() {
+        let gate = Arc::new(Gate::default());
+        gate.pass();
+        assert_eq!(gate.held(), 0);
+        gate.close();
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                std::thread::spawn(move || gate.pass())
+            })
+            .collect();
+        while gate.held() < 3 {
+            std::thread::yield_now();
+        }
+        gate.open();
+        assert!(waiting.into_iter().all(|thread| thread.join().is_ok()));
+        assert_eq!(gate.held(), 0);
+    }
+}
