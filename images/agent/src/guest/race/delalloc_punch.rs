@@ -59,9 +59,10 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
         _ => return Err(Error::Refused("the lane sets no `scenes`".into())),
     };
     let units = ctx.number("region", 64 << 10) / SECTOR as u64;
-    let region = |n: u32| Region { first: u64::from(n) * units, units };
-    let end = region(ctx.race.rounds + 1);
-    if end.first > u64::from(ctx.target(0)?.units) {
+    let stride = ctx.number("stride", units * SECTOR as u64) / SECTOR as u64;
+    let region = |n: u32| Region { first: u64::from(n) * stride, units };
+    let last = region(ctx.race.rounds);
+    if last.first + units > u64::from(ctx.target(0)?.units) {
         return Err(Error::Refused("the file has no region for each round, and one more".into()));
     }
     files::load(ctx)?;
