@@ -67,10 +67,12 @@ pub fn raced_in_words(raced: &Raced) -> Vec<String> {
     let met: Vec<String> =
         raced.reached.iter().map(|(what, times)| format!("{what} {times}")).collect();
     let rounds = format!("{} rounds", raced.rounds);
-    let mut lines = vec![match met.as_slice() {
-        [] => rounds,
-        met => format!("{rounds}; met: {}", met.join(", ")),
-    }];
+    let mut lines = match met.as_slice() {
+        // It did not come to its end.
+        [] if raced.rounds == 0 => Vec::new(),
+        [] => vec![rounds],
+        met => vec![format!("{rounds}; met: {}", met.join(", "))],
+    };
     lines.extend(raced.notes.iter().map(|note| format!("seen: {note}")));
     lines.extend(raced.unsupported.iter().map(|part| format!("not tried: {part}")));
     lines

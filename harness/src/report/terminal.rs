@@ -227,7 +227,9 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         write_findings(report, lane, look, out)?;
     }
     for lane in &report.lanes {
-        if let Some(explored) = &lane.explored {
+        // Of a race the table says how many; there is more to tell only where one failed.
+        let races = lane.raced.is_some();
+        if let Some(explored) = lane.explored.as_ref().filter(|e| !races || e.exit != 0) {
             writeln!(out, "{}: the crash states of its last recording", lane_name(report, lane))?;
             super::explore::write(explored, look, out)?;
         }

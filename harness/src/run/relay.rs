@@ -306,7 +306,10 @@ impl Host for Relay<'_> {
     }
 
     fn found(&mut self, finding: RaceFinding) {
-        (self.seen)(&format!("{}: {}", finding.clause, finding.text));
+        // What a control finds is what it is for.
+        if self.cut.number > 0 {
+            (self.seen)(&format!("{}: {}", finding.clause, finding.text));
+        }
         self.found.push(finding);
     }
 

@@ -170,7 +170,7 @@ impl Ctx {
     /// A promise was broken. `target` and the range say where in which file, if anywhere.
     pub fn found(&self, clause: &str, at: Option<(&Target, u64, u32)>, text: impl Into<String>) {
         let text = text.into();
-        self.did(format!("FOUND {clause}: {text}"));
+        self.did(format!("FOUND {clause}"));
         log(format_args!("found {clause}: {text}"));
         if self.found.fetch_add(1, Ordering::Relaxed) >= FINDINGS {
             return;
