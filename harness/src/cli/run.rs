@@ -413,6 +413,7 @@ impl RunArgs {
             only: self.cut,
             faults: self.fault.clone(),
             profile: self.profile.clone(),
+            soak: self.soak,
             keep: self.keep,
             explore: self.explore.clone(),
             given: self

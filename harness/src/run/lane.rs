@@ -38,7 +38,7 @@ pub fn run_lanes(
     let mut desk = super::complaints::desk(&settings.guest);
     let mut clock = Clock::new(settings, lanes.len());
     for (i, (suite, lane)) in lanes.iter().enumerate() {
-        clock.lane(i);
+        clock.lane(i, !strategies(lane, settings).is_empty());
         desk.lane(|kind| lane.expects_complaint(kind));
         let mut run = LaneRun {
             lane,
@@ -120,15 +120,17 @@ impl Clock {
             time: settings.time,
             lanes,
             lane: 0,
-            share: if settings.explore.is_empty() { 1.0 } else { 0.5 },
+            share: 1.0,
             cuts,
             done: 0,
             done_before: 0,
         }
     }
 
-    fn lane(&mut self, lane: usize) {
+    /// `explores`: the rest of its time is for what comes after its cuts.
+    fn lane(&mut self, lane: usize, explores: bool) {
         self.lane = lane;
+        self.share = if explores { 0.5 } else { 1.0 };
         self.done_before = self.cuts * lane as u32;
         self.done = self.done_before;
     }
@@ -313,7 +315,7 @@ impl LaneRun<'_> {
             let asked = Asked {
                 profile: &self.report.profile,
                 strategies: &strategies,
-                states: self.lane.race.as_ref().map(|race| race.states),
+                states: self.lane.race.as_ref().filter(|_| !self.settings.soak).map(|r| r.states),
                 seed: self.settings.seed,
                 time: self.clock.lane_left().map(|left| match self.lane.race {
                     // It is a part of the lane, and not an extra.
@@ -333,13 +335,8 @@ impl LaneRun<'_> {
         Ok(())
     }
 
-    /// How the last cut's recording is explored: as it was asked for, else as the lane says.
     fn strategies(&self) -> Vec<Strategy> {
-        let of_lane = || self.lane.race.as_ref().map(|race| race.explore.clone());
-        match self.settings.explore.as_slice() {
-            [] if self.settings.faults.is_empty() => of_lane().unwrap_or_default(),
-            asked => asked.to_vec(),
-        }
+        strategies(self.lane, self.settings)
     }
 
     fn phase(&mut self, what: &str, cut: u32) {
@@ -583,6 +580,15 @@ impl LaneRun<'_> {
             Verdict::Passed
         };
         report.why = why;
+    }
+}
+
+/// How the last cut's recording is explored: as it was asked for, else as the lane says.
+fn strategies(lane: &Lane, settings: &Settings) -> Vec<Strategy> {
+    let of_lane = || lane.race.as_ref().map(|race| race.explore.clone());
+    match settings.explore.as_slice() {
+        [] if settings.faults.is_empty() => of_lane().unwrap_or_default(),
+        asked => asked.to_vec(),
     }
 }
 

@@ -268,6 +268,8 @@ pub struct Settings {
     pub front_end: Option<FrontEnd>,
     /// Instead of the lanes' own.
     pub profile: Option<String>,
+    /// There are hours: of a race's recording as many states as there is time for.
+    pub soak: bool,
     /// Keep recordings and consoles of cuts that passed.
     pub keep: bool,
     /// Explore the recording of each lane's last cut with these; empty: do not.

@@ -71,6 +71,7 @@ pub(super) fn settings() -> Settings {
         faults: Vec::new(),
         front_end: None,
         profile: None,
+        soak: false,
         keep: false,
         explore: Vec::new(),
         given: BTreeMap::new(),
