@@ -207,11 +207,15 @@ impl Setting<'_> {
             // To the disk it is one more cut of the power; what the kernel said is told by it.
             Err(CallError::Failed(e)) => {
                 died = complaints::ended(&e, &dir.join("before"), said);
-                if died.is_none() {
+                // What a race saw broken is not lost by what came of it later.
+                if died.is_none() && relay.found.is_empty() {
                     return Err(e);
                 }
             }
-            Ok(Outcome::Unsupported { message }) => return Ok(Judged::Unsupported(message)),
+            Ok(Outcome::Unsupported { message }) if relay.found.is_empty() => {
+                return Ok(Judged::Unsupported(message));
+            }
+            Ok(Outcome::Unsupported { message }) => failed = Some(message),
             Ok(Outcome::Failed { message, .. }) => failed = Some(message),
             Ok(Outcome::Ok { value }) => {
                 if self.lane.race.is_some() {

@@ -374,7 +374,6 @@ fn asked(client: &Client, what: DeviceAsk) -> Result<DeviceAnswer, ClientError> 
             DeviceAnswer::Token { token }
         }
         DeviceAsk::Release { token } => DeviceAnswer::Released { requests: client.release(token)? },
-        DeviceAsk::Fault { spec } => DeviceAnswer::Token { token: client.fault(spec)? },
         DeviceAsk::Status {} => {
             let status = client.status()?;
             let Counters { reads, writes, flushes, discards, write_zeroes, .. } = status.counters;

@@ -134,7 +134,6 @@ impl<'a> Relay<'a> {
     /// recovers must not wait for it.
     pub(super) fn let_go(&mut self) {
         for token in std::mem::take(&mut self.stalls) {
-            // Most of them are gone: the race let go by itself.
             self.disk.ask(DeviceAsk::Release { token });
         }
     }
@@ -296,6 +295,9 @@ impl Host for Relay<'_> {
 
     fn ask(&mut self, what: DeviceAsk) -> DeviceAnswer {
         let stalls = matches!(what, DeviceAsk::Stall { .. });
+        if let DeviceAsk::Release { token } = &what {
+            self.stalls.retain(|held| held != token);
+        }
         let answer = self.disk.ask(what);
         if let DeviceAnswer::Token { token } = answer
             && stalls

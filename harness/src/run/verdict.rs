@@ -118,9 +118,7 @@ impl LaneReport {
             explored: None,
         }
     }
-}
 
-impl LaneReport {
     /// Red that is known all through is no failure, and what is known and does not show is told.
     pub(super) fn tell_known(&mut self, known: &Known, release: &str) {
         let entries: Vec<&Entry> = known.of(&self.suite, &self.name, release).collect();
@@ -151,12 +149,11 @@ impl LaneReport {
             *all.reached.entry(what.clone()).or_default() += times;
         }
         for (all, one) in [(&mut all.notes, &one.notes), (&mut all.unsupported, &one.unsupported)] {
-            one.iter()
-                .filter(|text| !all.contains(text))
-                .cloned()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|text| all.push(text));
+            for text in one {
+                if !all.contains(text) {
+                    all.push(text.clone());
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use super::cut::SERIAL;
 use super::relay::Quiet;
 use super::{CallError, Disk, Host, Lab, Machine, RunError, check, limits};
 use crate::oracle::{Clause, Finding, OnWire};
-use crate::splat::{PATIENCE, Watch};
+use crate::splat::Watch;
 use crate::suite::{Lane, MOUNT};
 use crate::vm::FrontEnd;
 use serde::{Deserialize, Serialize};
@@ -216,13 +216,12 @@ impl Guest<'_> {
     }
 
     pub(super) fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, CallError> {
-        let watch = Watch::new(&self.dir, PATIENCE);
+        let watch = Watch::of_recovery(&self.dir);
         let mut host = Quiet { interrupted: self.interrupted, watch };
         match self.machine.call(command, &mut host as &mut dyn Host, time) {
             Err(CallError::Stopped) => Err(match host.watch.complained() {
                 Some(title) => CallError::Failed(RunError::Hung(format!(
-                    "the kernel complained, and nothing came {} s after: {title}",
-                    PATIENCE.as_secs()
+                    "the kernel complained, and nothing came after it: {title}"
                 ))),
                 None => CallError::Stopped,
             }),

@@ -19,7 +19,7 @@ pub use decode::Symbols;
 pub use desk::{Again, Desk, Guest};
 pub use harmless::{Around, Harmless, harmless};
 pub use scan::find;
-pub use watch::{IN_FULL, PATIENCE, Watch};
+pub use watch::{IN_FULL, Watch};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub const IN_FULL: Duration = Duration::from_secs(3);
 
 /// How long who complained may take to come to an end by itself.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub struct Watch {
@@ -20,6 +20,8 @@ pub struct Watch {
     /// So long was the console when it began.
     from: u64,
     patience: Duration,
+    /// Of a complaint after which nothing goes on: not of a warning.
+    fatal: bool,
     looked: Instant,
     /// The first complaint: when, and its title.
     first: Option<(Instant, String)>,
@@ -30,7 +32,12 @@ impl Watch {
     pub fn new(dir: &Path, patience: Duration) -> Watch {
         let console = dir.join(CONSOLE);
         let from = std::fs::metadata(&console).map_or(0, |console| console.len());
-        Watch { console, from, patience, looked: Instant::now(), first: None }
+        Watch { console, from, patience, fatal: false, looked: Instant::now(), first: None }
+    }
+
+    /// A guest that recovers: it is waited for unless a task hangs, or the kernel cannot go on.
+    pub fn of_recovery(dir: &Path) -> Watch {
+        Watch { fatal: true, ..Watch::new(dir, PATIENCE) }
     }
 
     /// Has the kernel complained of what is a finding, whatever comes of its work, that long ago? That
@@ -42,7 +49,11 @@ impl Watch {
             let new = log.get(self.from as usize..).unwrap_or_default();
             let splats = find(&String::from_utf8_lossy(new));
             let bad = splats.into_iter().find(|splat| {
-                splat.kind != Kind::Io && harmless(splat, Around::default()).is_none()
+                let kind = match self.fatal {
+                    true => matches!(splat.kind, Kind::Hung | Kind::Bug),
+                    false => splat.kind != Kind::Io,
+                };
+                kind && harmless(splat, Around::default()).is_none()
             });
             self.first = bad.map(|splat| (Instant::now(), splat.title));
         }

@@ -6,6 +6,7 @@
 //! lane = "boundary-merged"
 //! kernels = ["6.12", "7.2"]     # series or releases; left out: all
 //! clauses = ["failed"]          # as what it shows; anything else is news
+//! text = "EREMOTEIO"            # what the finding says, too; left out: anything
 //! where = "a thread or a commit"
 //! about = "what is wrong, in a sentence"
 //! ```
@@ -37,6 +38,9 @@ pub struct Entry {
     #[serde(default)]
     pub kernels: Vec<String>,
     pub clauses: Vec<Clause>,
+    /// What the finding says, too; left out: anything.
+    #[serde(default)]
+    pub text: String,
     /// The thread, or the commit.
     #[serde(rename = "where")]
     pub place: String,
@@ -102,7 +106,10 @@ impl Known {
         let entries: Vec<&Entry> = self.of(suite, lane, release).collect();
         let mut used: Vec<&Entry> = Vec::new();
         for finding in findings {
-            let entry = entries.iter().find(|entry| entry.clauses.contains(&finding.clause))?;
+            let explains = |entry: &&&Entry| {
+                entry.clauses.contains(&finding.clause) && finding.text.contains(&entry.text)
+            };
+            let entry = entries.iter().find(explains)?;
             if !used.contains(entry) {
                 used.push(entry);
             }
@@ -134,6 +141,7 @@ mod tests {
         lane = "loop"
         kernels = ["7.2", "7.3.4"]
         clauses = ["hung"]
+        text = "FIFREEZE"
         where = "thread x"
         about = "it hangs"
         [[known]]
@@ -146,8 +154,8 @@ mod tests {
 
     fn known(clauses: &[Clause], release: &str) -> Option<Vec<String>> {
         let known = Known::parse(TEXT, "x").unwrap();
-        let findings: Vec<Finding> =
-            clauses.iter().map(|clause| Finding::new(*clause, String::new())).collect();
+        let finding = |clause: &Clause| Finding::new(*clause, "FIFREEZE hangs".into());
+        let findings: Vec<Finding> = clauses.iter().map(finding).collect();
         let findings: Vec<&Finding> = findings.iter().collect();
         let entries = known.explain("freeze", "loop", release, &findings)?;
         Some(entries.iter().map(|entry| entry.place.clone()).collect())
@@ -173,6 +181,10 @@ mod tests {
         let text = error("\"hung\"", "\"stuck\"");
         assert!(text.starts_with("l.toml: line 6:") && text.contains("stuck"), "{text}");
         assert!(error("[\"hung\"]", "[]").contains("as what does it show"));
+        let other = TEXT.replace("FIFREEZE", "umount");
+        let known = Known::parse(&other, "x").unwrap();
+        let finding = Finding::new(Clause::Hung, "FIFREEZE hangs".into());
+        assert_eq!(known.explain("freeze", "loop", "7.2.1", &[&finding]), None, "another hang");
         assert!(Known::load("/nonexistent/l.toml").unwrap_err().to_string().contains("l.toml"));
     }
 

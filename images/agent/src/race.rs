@@ -89,8 +89,6 @@ pub enum DeviceAsk {
     Release { token: u64 },
     /// → [`DeviceAnswer::Status`]
     Status {},
-    /// Arms a fault of the device. → [`DeviceAnswer::Token`]
-    Fault { spec: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

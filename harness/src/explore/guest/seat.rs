@@ -5,7 +5,7 @@ use super::shown::{Differs, Shown, SwitchError, Wanted};
 use super::{Case, GuestSettings};
 use crate::device::{Device, StatesSpec};
 use crate::run::{RunError, check};
-use crate::splat::{PATIENCE, Watch};
+use crate::splat::Watch;
 use crate::suite::MOUNT;
 use crate::vm::{Host, NoHost, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
@@ -325,7 +325,7 @@ impl Seat {
         };
         let start = Instant::now();
         let mut beneath =
-            Beneath { device: &mut self.device, watch: Watch::new(&self.dir, PATIENCE) };
+            Beneath { device: &mut self.device, watch: Watch::of_recovery(&self.dir) };
         let outcome = guest.call_over(Command::CheckState { check }, CHECK_TIMEOUT, &mut beneath);
         let outcome = match (outcome, beneath.watch.complained()) {
             (Err(SeatError::Ends(ExploreError::Interrupted)), Some(title))
@@ -385,8 +385,6 @@ impl Guest {
         let settings = [
             // Work queues come and go with each mount, each after a grace period.
             ("/sys/kernel/rcu_expedited".to_owned(), "1"),
-            // A task that hangs is told soon.
-            ("/proc/sys/kernel/hung_task_timeout_secs".to_owned(), "30"),
             (format!("/sys/block/{disk}/queue/scheduler"), "none"),
             (format!("/sys/block/{disk}/queue/iostats"), "0"),
             (format!("/sys/block/{disk}/queue/wbt_lat_usec"), "0"),

@@ -17,8 +17,8 @@ use crate::race::{
     DeviceAnswer, DeviceAsk, DeviceOp, DeviceStatus, Race, RaceFinding, Raced, Setting, StallPoint,
 };
 
-/// Findings of one race that are told; what follows them is mostly the same again.
-const FINDINGS: u32 = 16;
+/// Findings of one clause that are told; what follows them is mostly the same again.
+const FINDINGS: u32 = 6;
 
 /// Which requests a stall holds.
 #[derive(Clone, Debug)]
@@ -50,6 +50,8 @@ pub struct Ctx {
     timeline: Timeline,
     raced: Mutex<Raced>,
     found: AtomicU32,
+    /// By clause.
+    told: Mutex<BTreeMap<String, u32>>,
     over: AtomicBool,
 }
 
@@ -61,6 +63,7 @@ impl Ctx {
             timeline: Timeline::default(),
             raced: Mutex::default(),
             found: AtomicU32::new(0),
+            told: Mutex::default(),
             over: AtomicBool::new(false),
         })
     }
@@ -172,8 +175,14 @@ impl Ctx {
         let text = text.into();
         self.did(format!("FOUND {clause}"));
         log(format_args!("found {clause}: {text}"));
-        if self.found.fetch_add(1, Ordering::Relaxed) >= FINDINGS {
-            return;
+        self.found.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = told.entry(clause.to_owned()).or_insert(0);
+            *told += 1;
+            if *told > FINDINGS {
+                return;
+            }
         }
         let (file, path, offset, len) = match at {
             Some((t, offset, len)) => (t.file, t.path.clone(), offset, len),
@@ -283,14 +292,6 @@ impl Ctx {
             DeviceAnswer::Status(status) => Ok(status),
             other => Err(Error::Refused(format!("the disk answered with {other:?}"))),
         }
-    }
-
-    /// Arms a fault of the disk.
-    ///
-    /// # Errors
-    /// The disk refuses, or the host is gone.
-    pub fn fault(&self, spec: &str) -> Result<()> {
-        self.ask(DeviceAsk::Fault { spec: spec.into() }).map(|_| ())
     }
 }
 

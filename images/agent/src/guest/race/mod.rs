@@ -58,10 +58,11 @@ pub fn run(race: Race, outbox: &Arc<Outbox>) -> Result<Raced> {
     Ok(ctx.end())
 }
 
-/// A task that waits for half a minute is told; without a limit on how many are.
+/// A task that waits for a minute is told: longer than a race has the disk hold anything, whatever the
+/// machine; without a limit on how many are told.
 fn kernel_tells_soon() {
     for (path, value) in [
-        ("/proc/sys/kernel/hung_task_timeout_secs", "30"),
+        ("/proc/sys/kernel/hung_task_timeout_secs", "60"),
         ("/proc/sys/kernel/hung_task_check_interval_secs", "10"),
         ("/proc/sys/kernel/hung_task_warnings", "-1"),
     ] {
