@@ -74,8 +74,9 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
         .take_while(|round| ctx.round(*round))
         .try_for_each(|round| race.round(round, &stage, &mount));
     if ended.is_err() || ctx.is_over() {
-        // Even to close a file may wait for ever where something is wrong.
-        std::mem::forget(race);
+        // Even to close a file may wait for ever where something is wrong; and a server must not go
+        // from under those that still wait.
+        std::mem::forget((race, stage));
         return ended;
     }
     // Whatever has a file open goes before the file systems do.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::kernel;
 use crate::channel::Target;
-use crate::guest::race::{Ctx, Task, files};
+use crate::guest::race::fuse_server::{Mode, Server, Spec};
+use crate::guest::race::{Ctx, PATIENCE, Task, files};
 use crate::guest::{Error, Result, disk, exec, fs};
 
 /// For what is let go in the background.
@@ -19,6 +20,7 @@ const INSIDE: [&str; 4] = ["upper", "work", "upper2", "work2"];
 const LOWER: &str = "/tmp/lower";
 const MERGED: &str = "/tmp/merged";
 const OUTER: &str = "/tmp/outer";
+const SHOWN: &str = "/tmp/shown";
 
 /// How a write reaches the file system that is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub(super) enum Via {
     Loop,
     /// The same over a file of overlayfs.
     LoopOverlay,
+    /// A file of FUSE, whose server has the kernel write to the file there by itself.
+    FusePassthrough,
 }
 
 impl Via {
@@ -42,6 +46,7 @@ impl Via {
             "nested" => Via::Nested,
             "loop" => Via::Loop,
             "loop-overlay" => Via::LoopOverlay,
+            "fuse-passthrough" => Via::FusePassthrough,
             other => return Err(Error::Refused(format!("there is no way via \"{other}\""))),
         })
     }
@@ -76,13 +81,22 @@ pub(super) struct Stage {
     mounted: Vec<String>,
     /// Loop devices: (target, number).
     loops: Vec<(u32, u32)>,
+    /// Who shows the files by FUSE. None of them is opened while the file system is frozen: so the
+    /// server has nothing to do then that could have to wait for the thaw.
+    server: Option<Arc<Server>>,
 }
 
 impl Stage {
     /// # Errors
     /// It cannot be put together; `Unsupported` where the kernel has no such thing.
     pub(super) fn build(ctx: &Ctx, via: Via, mount: &str) -> Result<Stage> {
-        let mut stage = Stage { mount: mount.to_owned(), via, mounted: Vec::new(), loops: vec![] };
+        let mut stage = Stage {
+            mount: mount.to_owned(),
+            via,
+            mounted: Vec::new(),
+            loops: Vec::new(),
+            server: None,
+        };
         if via.overlays() {
             load_module("overlay");
             std::fs::create_dir_all(LOWER).map_err(Error::system("cannot make a lower layer"))?;
@@ -107,6 +121,12 @@ impl Stage {
             for target in &ctx.race.workload.files {
                 stage.add_loop(target)?;
             }
+        }
+        if via == Via::FusePassthrough {
+            load_module("fuse");
+            let spec = Spec::new(&format!("{mount}/upper"), SHOWN, Some(Mode::Passthrough));
+            stage.server = Some(Arc::new(Server::start(spec)?));
+            stage.mounted.push(SHOWN.to_owned());
         }
         Ok(stage)
     }
@@ -153,6 +173,7 @@ impl Stage {
         match self.via {
             Via::Plain | Via::Loop => None,
             Via::Overlay | Via::LoopOverlay => under("/upper/", &format!("{MERGED}/")),
+            Via::FusePassthrough => under("/upper/", &format!("{SHOWN}/")),
             Via::Nested => under("/upper2/", &format!("{OUTER}/"))
                 .or_else(|| under("/upper/", &format!("{MERGED}/"))),
         }
@@ -190,21 +211,46 @@ impl Stage {
                 ctx.found("leaked", None, format!("/dev/loop{number} cannot be let go: {e}"));
             }
         }
-        for at in self.mounted.into_iter().rev().chain([self.mount]) {
-            let path = at.clone();
-            let task = Task::start("umount", move || umount(&path))?;
-            match ctx.answer(&task, &format!("umount of {at}"))? {
-                Ok(()) => ctx.did(format!("umount of {at}")),
-                Err(e) => {
-                    let text =
-                        format!("{e}, {} s after everything in it was closed", TO_LET_GO.as_secs());
-                    ctx.found("leaked", None, text);
-                    return Ok(());
-                }
+        if let Some(server) = &self.server {
+            let server = Arc::clone(server);
+            let task = Task::start("server", move || server.status())?;
+            if ctx.answer(&task, "a word of the FUSE server's")??.most_writes == 0 {
+                ctx.reached("passed-through");
             }
         }
-        ctx.reached("unmounted");
+        for at in self.mounted.iter().rev() {
+            if !taken_down(ctx, at)? {
+                return Ok(());
+            }
+        }
+        if let Some(server) = self.server {
+            let task = Task::start("server", move || server.must_end())?;
+            match ctx.answer_within(&task, "the FUSE server's end", 2 * PATIENCE)? {
+                Ok(()) => ctx.did("the FUSE server ended"),
+                Err(e) => ctx.found("hung", None, e.to_string()),
+            }
+        }
+        if taken_down(ctx, &self.mount)? {
+            ctx.reached("unmounted");
+        }
         Ok(())
+    }
+}
+
+/// Unmounts; else it is a finding.
+fn taken_down(ctx: &Ctx, at: &str) -> Result<bool> {
+    let path = at.to_owned();
+    let task = Task::start("umount", move || umount(&path))?;
+    match ctx.answer(&task, &format!("umount of {at}"))? {
+        Ok(()) => {
+            ctx.did(format!("umount of {at}"));
+            Ok(true)
+        }
+        Err(e) => {
+            let text = format!("{e}, {} s after everything in it was closed", TO_LET_GO.as_secs());
+            ctx.found("leaked", None, text);
+            Ok(false)
+        }
     }
 }
 
@@ -238,12 +284,19 @@ mod tests {
 
     #[test]
     fn a_path_is_reached_through_what_lies_above_it() {
-        let stage = |via| Stage { mount: "/mnt".into(), via, mounted: vec![], loops: vec![(3, 5)] };
+        let stage = |via| Stage {
+            mount: "/mnt".into(),
+            via,
+            mounted: vec![],
+            loops: vec![(3, 5)],
+            server: None,
+        };
         let above = |via, path: &str| stage(via).above(path);
         assert_eq!(above(Via::Plain, "/mnt/upper/a"), "/mnt/upper/a");
         assert_eq!(above(Via::Overlay, "/mnt/upper/a"), "/tmp/merged/a");
         assert_eq!(above(Via::Overlay, "/mnt/plain"), "/mnt/plain");
         assert_eq!(above(Via::Nested, "/mnt/upper/a"), "/tmp/merged/a");
+        assert_eq!(above(Via::FusePassthrough, "/mnt/upper/a"), "/tmp/shown/a");
         assert_eq!(above(Via::Nested, "/mnt/upper2/a"), "/tmp/outer/a");
         let target = Target { file: 3, path: "/mnt/upper/a".into(), ..Target::default() };
         assert_eq!(stage(Via::Loop).path_of(&target), "/dev/loop5");

@@ -229,6 +229,14 @@ impl Server {
     /// It cannot be unmounted, or does not end.
     pub fn stop(&self) -> Result<()> {
         unmount(&self.spec.mountpoint, PATIENCE)?;
+        self.must_end()
+    }
+
+    /// Waits for the server's end, where somebody else has unmounted it.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn must_end(&self) -> Result<()> {
         self.stopped.store(true, Ordering::Relaxed);
         match self.child.ended(PATIENCE) {
             Some(_) => Ok(()),
