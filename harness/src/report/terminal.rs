@@ -415,11 +415,14 @@ fn next(report: &RunReport) -> String {
             _ => format!("{again} --lane {} --crashes {}", lane.name, 4 * lane.planned.max(1)),
         };
     }
+    let next_seed = report.seed.wrapping_add(1);
+    if report.exit == 0 && report.lanes.iter().all(|lane| lane.raced.is_some()) {
+        return format!("{again}{} --seed {next_seed}, or --soak (hours)", report.chosen);
+    }
     if report.exit == 0 {
         return format!(
             "{again}{} --fault tear-atomic (see it notice), or --soak --seed {}",
-            report.chosen,
-            report.seed.wrapping_add(1)
+            report.chosen, next_seed
         );
     }
     match report.lanes.iter().find(|lane| lane.verdict == Verdict::Unsupported) {

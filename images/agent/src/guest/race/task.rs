@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::guest::{Error, Result};
 
@@ -54,6 +54,25 @@ impl<T: Send + 'static> Task<T> {
             Ok(answer) => Ok(answer),
             Err(RecvTimeoutError::Timeout) => Err(NoAnswer::Stuck(self.stack())),
             Err(RecvTimeoutError::Disconnected) => Err(NoAnswer::Gone),
+        }
+    }
+
+    /// Is it seen asleep in the kernel, within that time? A thread that has not come to its call yet, or
+    /// is on its way back, is not.
+    pub fn is_asleep(&self, within: Duration) -> bool {
+        let end = Instant::now() + within;
+        loop {
+            let tid = self.tid.load(Ordering::Acquire);
+            let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
+            // Behind the name, which may hold anything: the state.
+            let state = stat.ok().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
+            if matches!(state, Some('S' | 'D')) && !self.stack().is_empty() {
+                return true;
+            }
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

@@ -17,7 +17,7 @@ use rustix::mm::MprotectFlags;
 use super::kernel::{Before, Guard, SizeLimit};
 use super::stage::Stage;
 use super::write::{Piece, Way, write_all};
-use super::{Race, SOON};
+use super::{NEVER, Race, SOON};
 use crate::guest::race::memory::{Map, PAGE};
 use crate::guest::race::{Ctx, Task, Which, files};
 use crate::guest::{Error, Result, explain};
@@ -192,6 +192,10 @@ fn balanced(race: &mut Race, way: Way, round: u32) -> Result<()> {
     let freezing = race.freezing()?;
     if !race.skips() && race.look(&freezing)? {
         ctx.reached("counted-right");
+    }
+    if ctx.wrong("holds-reference") {
+        // The disk lets nothing go: it cannot return.
+        ctx.answer_within(&freezing, "FIFREEZE, after a write that failed,", NEVER)?;
     }
     stall.release()?;
     race.must_freeze(&freezing, "FIFREEZE, after a write that failed,")?;
