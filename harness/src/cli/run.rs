@@ -102,10 +102,10 @@ pub(super) struct RunArgs {
     #[arg(long)]
     keep: bool,
 
-    /// Findings that this list explains are shown and are no failure: a file, or `builtin` for the
-    /// list that comes with the program (harness/suites/known.toml). What is listed and not seen is
-    /// told
-    #[arg(long, value_name = "FILE")]
+    /// Findings that this list explains are shown and are no failure: a file, or `builtin` (also
+    /// without a value, behind the suites) for the list that comes with the program
+    /// (harness/suites/known.toml). What is listed and not seen is told
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "builtin")]
     known: Option<String>,
 
     /// What is in it.
