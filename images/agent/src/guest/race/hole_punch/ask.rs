@@ -130,6 +130,16 @@ impl Fill {
     pub fn is_of_extents(self) -> bool {
         matches!(self, Fill::Fiemap | Fill::Precache | Fill::EsCache)
     }
+
+    /// Does it return before what it asks of the disk is there?
+    pub fn returns_early(self) -> bool {
+        matches!(self, Fill::Readahead | Fill::Fadvise | Fill::Madvise)
+    }
+
+    /// Is it an advice of madvise(2)?
+    pub fn is_advice(self) -> bool {
+        matches!(self, Fill::Madvise | Fill::Populate)
+    }
 }
 
 /// A range of a file, with all ways to it.

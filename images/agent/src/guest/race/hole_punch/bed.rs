@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::ask::{Op, Way};
-use super::sys;
+use super::{step, sys};
 use crate::channel::{Found, Target, WriteFlags};
 use crate::guest::race::memory::{Map, PAGE};
 use crate::guest::race::{Ctx, files};
@@ -102,6 +102,7 @@ impl Bed {
     /// # Errors
     /// The host is gone.
     pub fn write(&mut self, ctx: &Ctx, unit: u64) -> Result<bool> {
+        step();
         let generation = self.next(unit);
         let flags = WriteFlags { direct: true, may_fail: true, ..WriteFlags::PLAIN };
         let result = files::write_unit(ctx, &self.direct, &self.target, unit, generation, flags)?;
@@ -129,6 +130,7 @@ impl Bed {
     /// # Errors
     /// The host is gone.
     pub fn sync(&self, ctx: &Ctx) -> Result<()> {
+        step();
         files::sync(ctx, &self.file, &self.target, ctx.wrong("forget-fsync")).map(|_| ())
     }
 
@@ -137,6 +139,7 @@ impl Bed {
     /// # Errors
     /// The host is gone.
     pub fn store(&mut self, ctx: &Ctx, unit: u64, map: &Map) -> Result<bool> {
+        step();
         let generation = self.next(unit);
         let bytes = files::unit_bytes(ctx, &self.target, unit, generation);
         let flags = WriteFlags { may_fail: true, ..WriteFlags::PLAIN };
@@ -145,7 +148,11 @@ impl Bed {
         ctx.did(format!("stores unit {unit}, generation {generation}, to the mapping: {stored:?}"));
         let result = stored.as_ref().map_or_else(errno, |()| bytes.bytes().len() as i64);
         ctx.mark(vec![files::done(&self.target, unit, generation, result)])?;
-        if stored.is_err() {
+        if let Err(e) = &stored {
+            if !is_no_space(ctx, e)? {
+                let at = Some((&self.target, self.offset(unit), self.target.unit));
+                ctx.found("wrong-result", at, format!("a store to the mapping failed: {e}"));
+            }
             return Ok(false);
         }
         self.set(unit, bytes.bytes());
@@ -161,6 +168,7 @@ impl Bed {
         let marks = self.gone(units);
         ctx.mark(marks.iter().map(|(intent, _)| intent.clone()).collect())?;
         for unit in units {
+            step();
             Op::Punch.ask(&self.file, self.offset(*unit), self.unit() as u64).map_err(
                 Error::system(format!("cannot punch unit {unit} of {}", self.target.path)),
             )?;
@@ -208,11 +216,15 @@ impl Bed {
     /// It cannot be read.
     pub fn look(&self, ctx: &Ctx, after: &str) -> Result<bool> {
         let failed = |how: &str| Error::system(format!("cannot read {} ({how})", self.target.path));
+        step();
         let read = whole(&self.file).map_err(failed("read"))?;
+        step();
         let len = read.len().min(self.image.len());
         let map = Map::shared_to_read(&self.file, 0, len.max(1)).map_err(failed("mmap"))?;
         let mapped = sys::load(&map, 0, len).map_err(failed("mmap"))?;
+        step();
         let direct = whole(&self.direct).map_err(failed("O_DIRECT"))?;
+        step();
         let views = [("read(2)", &read), ("mmap", &mapped), ("O_DIRECT", &direct)];
         if views.iter().all(|(_, bytes)| **bytes == self.image) {
             return Ok(true);
@@ -319,23 +331,27 @@ impl Space {
         keep_nothing_back(ctx, &File::open(root).map_err(Error::system("cannot open the root"))?);
         let block = rustix::fs::statvfs(root).map_err(Error::system("statvfs"))?.f_frsize;
         // What the file system allocates at once.
-        let grain = ctx.number("grain", block);
+        let grain = grain(ctx, block);
         let (ballast, cushion) = (
             files::open(&format!("{root}/ballast"), false)?,
             files::open(&format!("{root}/cushion"), false)?,
         );
-        let slack = ctx.number("slack", 64);
+        let slack = slack(ctx);
         // To punch may need blocks for a moment.
         take(&cushion, slack * grain)?;
         let size = take_all(&ballast, root)?;
+        step();
         rustix::fs::ftruncate(&cushion, 0).map_err(Error::system("cannot empty the cushion"))?;
         cushion.sync_all().map_err(Error::system("cannot sync the cushion"))?;
         for at in (0..slack).map(|n| (2 * n + 1) * grain).take_while(|at| at + grain <= size) {
+            step();
             Op::Punch
                 .ask(&ballast, at, grain)
                 .map_err(Error::system("cannot punch the ballast"))?;
         }
+        step();
         ballast.sync_all().map_err(Error::system("cannot sync the ballast"))?;
+        step();
         take(&cushion, slack * grain)?;
         cushion.sync_all().map_err(Error::system("cannot sync the cushion"))?;
         Ok(Space { other, taken: Vec::new() })
@@ -378,6 +394,30 @@ impl Space {
     }
 }
 
+/// How many grains are left free, and what a grain is.
+fn slack(ctx: &Ctx) -> u64 {
+    ctx.number("slack", 64)
+}
+
+fn grain(ctx: &Ctx, block: u64) -> u64 {
+    ctx.number("grain", block)
+}
+
+/// Did a store fail because the file system is nearly full? A fault that finds no space tells no more than
+/// that it failed.
+///
+/// # Errors
+/// The file system does not tell what is free.
+pub fn is_no_space(ctx: &Ctx, e: &io::Error) -> Result<bool> {
+    if !matches!(e.raw_os_error(), Some(libc::EFAULT | libc::ENOSPC)) {
+        return Ok(false);
+    }
+    let root = ctx.race.mount.as_ref().map_or("/", |mount| &mount.target);
+    let stat = rustix::fs::statvfs(root).map_err(Error::system("statvfs"))?;
+    // What was punched since then is free as well.
+    Ok(stat.f_bavail * stat.f_frsize <= 2 * slack(ctx) * grain(ctx, stat.f_frsize))
+}
+
 /// Blocks that XFS may keep back: what has been written must find room in its maps.
 const XFS_RESERVE: u64 = 64;
 
@@ -403,11 +443,12 @@ fn take(file: &File, len: u64) -> Result<()> {
 /// Gives a file all blocks that there are: → how many bytes.
 fn take_all(file: &File, root: &str) -> Result<u64> {
     let stat = rustix::fs::statvfs(root).map_err(Error::system("statvfs"))?;
-    let (mut size, mut step) = (0, stat.f_bavail * stat.f_frsize);
-    while step >= stat.f_frsize {
-        match fallocate(file, FallocateFlags::empty(), size, step) {
-            Ok(()) => size += step,
-            Err(rustix::io::Errno::NOSPC) => step = step / 2 / stat.f_frsize * stat.f_frsize,
+    let (mut size, mut part) = (0, stat.f_bavail * stat.f_frsize);
+    while part >= stat.f_frsize {
+        step();
+        match fallocate(file, FallocateFlags::empty(), size, part) {
+            Ok(()) => size += part,
+            Err(rustix::io::Errno::NOSPC) => part = part / 2 / stat.f_frsize * stat.f_frsize,
             Err(rustix::io::Errno::OPNOTSUPP) => return write_all(file),
             Err(e) => return Err(Error::system("cannot allocate the ballast")(e)),
         }
@@ -420,6 +461,7 @@ fn write_all(file: &File) -> Result<u64> {
     let (mut size, mut chunk) = (0, 1 << 20);
     let zeroes = vec![0; chunk];
     while chunk >= SECTOR {
+        step();
         match file.write_at(&zeroes[..chunk], size) {
             Ok(n) => size += n as u64,
             Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => chunk /= 2,

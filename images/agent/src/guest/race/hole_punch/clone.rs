@@ -8,19 +8,19 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::ask::{Fill, Way, may_be_seen};
-use super::bed::{Bed, Space};
-use super::{Waiter, error_text, onlook, sys};
+use super::bed::{Bed, Space, is_no_space};
+use super::{HELD, Waiter, error_text, first_read, onlook, step, sys};
 use crate::channel::WriteFlags;
 use crate::guest::race::memory::Map;
-use crate::guest::race::{Ctx, Task, Which, files};
+use crate::guest::race::{Ctx, Task, files};
 use crate::guest::sys::clone_range;
 use crate::guest::workload::buffer::Buffer;
 use crate::guest::{Error, Result};
-use crate::race::DeviceOp;
+use crate::payload::SECTOR;
 
 /// Shares blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +69,19 @@ impl Want {
             Want::Store => "store",
         }
     }
+
+    fn returns_early(self) -> bool {
+        matches!(self, Want::Fill(fill) if fill.returns_early())
+    }
 }
 
 /// Goes through all combinations, again and again.
 ///
 /// # Errors
 /// It could not be carried out, or a call hangs.
-pub fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
+pub fn race(ctx: &Arc<Ctx>) -> Result<()> {
     files::load(ctx)?;
+    step();
     let (victim, other) = (Bed::open(ctx, 0)?, Bed::open(ctx, 1)?);
     let donor = Donor::make(&victim)?;
     let space = Arc::new(Mutex::new(Space::fill(ctx, other)?));
@@ -96,7 +101,7 @@ pub fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
     }
     let mut met = vec![false; all.len()];
     for n in 0..ctx.race.rounds {
-        beat.fetch_add(1, Ordering::Relaxed);
+        step();
         if !ctx.round(n) || ctx.findings() > 0 {
             break;
         }
@@ -105,7 +110,8 @@ pub fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
         met[place] |= round.run(n, share, held, want)?;
     }
     if met.iter().all(|met| *met) {
-        ctx.reached("every-pair");
+        // That the READ was held; not everybody who shares blocks waits for it.
+        ctx.reached("every-read-held");
     }
     Ok(())
 }
@@ -239,23 +245,28 @@ impl Round<'_> {
             Want::Store => Some(self.announce_store(unit)?),
             Want::Fill(_) => None,
         };
-        let stall = ctx.stall(Which::of(DeviceOp::Read, place))?;
+        step();
+        let stall = ctx.stall(first_read(Some(place)))?;
+        let reader = Arc::new(Waiter::default());
         let filler = {
             let (ctx, way, stored) = (Arc::clone(ctx), way, stored.clone());
+            let own = Arc::clone(&reader);
             Task::start("filler", move || {
                 ctx.did(format!("asks: {}", want.name()));
-                let got = match (want, &stored) {
+                let got = own.call(|| match (want, &stored) {
                     (Want::Fill(fill), _) => way.ask(fill),
                     (Want::Store, Some(bytes)) => {
                         sys::store(&way.map, way.offset as usize, bytes).map(|()| None)
                     }
                     (Want::Store, None) => Ok(None),
-                };
+                });
                 ctx.did(format!("{} returned{}", want.name(), error_text(&got)));
                 got
             })?
         };
-        let met = stall.holds(1, super::READ)?;
+        let met = reader.reads(ctx, &stall, want.returns_early())?;
+        let end = Instant::now() + HELD;
+        step();
         if met {
             ctx.reached("read-held");
         } else {
@@ -263,14 +274,17 @@ impl Round<'_> {
         }
         let (sharer, waiter) = self.share(share, unit, generation, freed, rng.below(2) == 0)?;
         // Who only reads what is given away need not be waited for.
-        if let Some(stack) = waiter.waits(ctx, &sharer)? {
+        if met && let Some(stack) = waiter.waits(ctx, &sharer, end)? {
             ctx.did(format!("{} waits in {stack}", share.name()));
             ctx.reached("waited");
         }
         let onlooker = onlook(&self.victim)?;
         stall.release()?;
+        step();
         let got = ctx.answer(&filler, &format!("{} during {}", want.name(), share.name()))?;
+        step();
         let shared = ctx.answer(&sharer, &what)??;
+        step();
         ctx.answer(&onlooker, &format!("FIEMAP during {}", share.name()))?;
 
         let new = if generation.is_some() { given.clone() } else { old.clone() };
@@ -372,13 +386,22 @@ impl Round<'_> {
             Ok(Some(seen)) if may_be_seen(seen, old, new) => ctx.reached("overlapped"),
             Ok(Some(seen)) => victim.alien(ctx, unit, seen, what),
             Ok(None) => {}
-            Err(e) if *want == Want::Store && e.raw_os_error() == Some(libc::EFAULT) => {
+            Err(e) if *want == Want::Store && is_no_space(ctx, e)? => {
                 whole = false;
                 ctx.note("a store: the file system is too full");
             }
             Err(e) => ctx.found("wrong-result", at, format!("{} failed: {e}", want.name())),
         }
         let stored_to = |who: Held| bytes.stored.as_ref().filter(|_| *held == who);
+        let errno = shared.result.as_ref().err().and_then(io::Error::raw_os_error);
+        // A clone that ended early has no errno of its own.
+        let full = match errno {
+            Some(libc::ENOSPC) => true,
+            Some(libc::EINVAL) => {
+                *share == Share::Clone && begins_with(victim, unit, &bytes.given)?
+            }
+            _ => false,
+        };
         match &shared.result {
             Ok(true) => {}
             // A store came first.
@@ -386,6 +409,7 @@ impl Round<'_> {
             Ok(false) => {
                 ctx.found("wrong-result", at, format!("{what}: equal ranges are said to differ"));
             }
+            Err(_) if full => ctx.note(format!("{}: the file system is too full", share.name())),
             Err(e) => ctx.found("wrong-result", at, format!("{what} failed: {e}")),
         }
         if shared.reused {
@@ -393,15 +417,18 @@ impl Round<'_> {
         }
 
         // Page by page, who came later; a range that is deduplicated keeps its bytes.
-        let (mine, theirs) = match (share, stored_to(Held::Victim), stored_to(Held::Donor)) {
-            (Share::Clone, Some(stored), _) | (Share::Clone, _, Some(stored)) => {
-                (&bytes.given, stored)
+        let stored = bytes.stored.as_ref();
+        let due: Vec<&Vec<u8>> = match (share, stored_to(Held::Victim)) {
+            // Of a clone that ended early a part may be there.
+            (Share::Clone, _) if full => {
+                [&bytes.old, &bytes.given].into_iter().chain(stored).collect()
             }
-            (Share::Dedupe, Some(stored), _) if whole => (stored, stored),
-            (Share::Dedupe, Some(stored), _) => (&bytes.old, stored),
-            _ => (&bytes.new, &bytes.new),
+            (Share::Clone, _) => std::iter::once(&bytes.given).chain(stored).collect(),
+            (Share::Dedupe, Some(stored)) if whole => vec![stored],
+            (Share::Dedupe, Some(stored)) => vec![&bytes.old, stored],
+            _ => vec![&bytes.new],
         };
-        settle(ctx, victim, unit, mine, theirs, &after)?;
+        settle(ctx, victim, unit, &due, &after)?;
         victim.look(ctx, &after)?;
         let stored = stored_to(Held::Donor);
         let due =
@@ -436,21 +463,24 @@ fn places(file: &File, at: u64, len: usize) -> Result<Vec<(u64, u64)>> {
     sys::extents(file, at, len as u64).map_err(Error::system("FIEMAP"))
 }
 
-/// The unit holds the one or the other, byte by byte: what it is to hold from now on is what it holds.
-fn settle(
-    ctx: &Ctx,
-    bed: &mut Bed,
-    unit: u64,
-    one: &[u8],
-    other: &[u8],
-    after: &str,
-) -> Result<()> {
-    let mut bytes = one.to_vec();
-    if one != other {
+/// Is the first sector of the unit that of `bytes`?
+fn begins_with(bed: &Bed, unit: u64, bytes: &[u8]) -> Result<bool> {
+    let mut first = [0; SECTOR];
+    bed.file
+        .read_exact_at(&mut first, bed.offset(unit))
+        .map_err(Error::system(format!("cannot read {}", bed.target.path)))?;
+    Ok(bytes.starts_with(&first))
+}
+
+/// The unit holds one of `due`, byte by byte: what it is to hold from now on is what it holds.
+fn settle(ctx: &Ctx, bed: &mut Bed, unit: u64, due: &[&Vec<u8>], after: &str) -> Result<()> {
+    let mut bytes = due.first().map(|first| first.to_vec()).unwrap_or_default();
+    if due.len() > 1 {
         bed.file
             .read_exact_at(&mut bytes, bed.offset(unit))
             .map_err(Error::system(format!("cannot read {}", bed.target.path)))?;
-        if !may_be_seen(&bytes, one, other) {
+        let of_any = |(i, byte): (usize, &u8)| due.iter().any(|due| due.get(i) == Some(byte));
+        if !bytes.iter().enumerate().all(of_any) {
             bed.alien(ctx, unit, &bytes, &format!("{after}, read(2)"));
         }
     }

@@ -23,16 +23,15 @@ use std::time::{Duration, Instant};
 use self::ask::{Fill, Op, Way, may_be_seen};
 use self::bed::{Bed, Space};
 use super::task::NoAnswer;
-use super::{Ctx, Task, Which, files};
+use super::{Ctx, Stall, Task, Which, files};
 use crate::guest::sys::blkflsbuf;
 use crate::guest::{Error, Result};
 use crate::race::{DeviceOp, Setting, StallPoint};
 
-/// A step of the race that takes as long as this is a hang.
+/// A step of the race that takes as long as this, in one place of the kernel, is a hang.
 const STEP: Duration = Duration::from_secs(60);
-/// How long a READ may take to reach the disk; one that may never come, because nothing is left to be read.
-const READ: Duration = Duration::from_secs(15);
-const READ_MAYBE: Duration = Duration::from_secs(3);
+/// A READ is held so long at most: where it takes half a minute, the kernel warns of who waits for it.
+const HELD: Duration = Duration::from_secs(12);
 /// Rounds of a control.
 const WRONG_ROUNDS: u32 = 3;
 
@@ -42,22 +41,18 @@ const WRONG_ROUNDS: u32 = 3;
 /// It could not be carried out.
 pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
     // Every call of the race may hang: the main thread only watches.
-    let beat = Arc::new(AtomicU64::new(0));
-    let (own, beats) = (Arc::clone(ctx), Arc::clone(&beat));
+    let own = Arc::clone(ctx);
     let task = Task::start("race", move || match own.text("race", "punch") {
-        "clone" => clone::race(&own, &beats),
-        _ => race(&own, &beats),
+        "clone" => clone::race(&own),
+        _ => race(&own),
     })?;
-    let (mut last, mut since) = (0, Instant::now());
+    let mut watch = Watch::default();
     loop {
         match task.wait(Duration::from_secs(2)) {
             Ok(ended) => return ended,
             Err(NoAnswer::Gone) => return Err(Error::Refused("the race's thread panicked".into())),
             Err(NoAnswer::Stuck(stack)) => {
-                let now = beat.load(Ordering::Relaxed);
-                if now != last {
-                    (last, since) = (now, Instant::now());
-                } else if since.elapsed() > STEP {
+                if watch.is_hung(STEPS.load(Ordering::Relaxed), &stack, Instant::now()) {
                     let text =
                         format!("a call of the race itself does not return; it waits in: {stack}");
                     ctx.found("hung", None, text.clone());
@@ -68,12 +63,53 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
     }
 }
 
+/// Steps of the race so far. An agent runs one.
+static STEPS: AtomicU64 = AtomicU64::new(0);
+
+/// The race goes on.
+fn step() {
+    STEPS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Whether the race's thread gets on.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Its step, where in the kernel it is, and since when.
+    last: Option<(u64, String, Instant)>,
+}
+
+impl Watch {
+    /// Is it in the same place of the kernel, and in the same step, for too long? A step that is long, or
+    /// that waits for another thread or the host, is not: those have limits of their own.
+    fn is_hung(&mut self, step: u64, stack: &str, now: Instant) -> bool {
+        let own = ["futex", "nanosleep"].iter().any(|wait| stack.contains(wait));
+        if stack.is_empty() || own {
+            self.last = None;
+            return false;
+        }
+        match &self.last {
+            Some((last, place, since)) if *last == step && place == stack => {
+                now.duration_since(*since) > STEP
+            }
+            _ => {
+                self.last = Some((step, stack.to_owned(), now));
+                false
+            }
+        }
+    }
+}
+
 /// Goes through all pairs of calls, again and again.
-fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
+fn race(ctx: &Arc<Ctx>) -> Result<()> {
     files::load(ctx)?;
+    step();
     let (mut still, mut moving, other) =
         (Bed::open(ctx, 0)?, Bed::open(ctx, 1)?, Bed::open(ctx, 2)?);
     let (ops, fills) = can(ctx, &still)?;
+    if !ops.contains(&Op::Punch) || !fills.contains(&Fill::Read) {
+        ctx.note("no punch against a read: nothing is told by the rest");
+        return Ok(());
+    }
     for bed in [&mut still, &mut moving] {
         // Many extents: more than an inode has room for.
         let odd: Vec<u64> = (0..bed.units()).filter(|unit| unit % 2 == 1).collect();
@@ -94,7 +130,7 @@ fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
     }
     let mut waited = vec![false; pairs.len()];
     for n in 0..rounds {
-        beat.fetch_add(1, Ordering::Relaxed);
+        step();
         if !ctx.round(n) || ctx.findings() > 0 {
             break;
         }
@@ -116,6 +152,7 @@ fn race(ctx: &Arc<Ctx>, beat: &AtomicU64) -> Result<()> {
         let root = ctx.race.mount.as_ref().map_or("/", |mount| &mount.target);
         let root = File::open(root).map_err(Error::system("cannot open the root"))?;
         for _ in 0..2 {
+            step();
             rustix::fs::syncfs(&root).map_err(Error::system("syncfs"))?;
         }
     }
@@ -127,18 +164,20 @@ fn can(ctx: &Ctx, like: &Bed) -> Result<(Vec<Op>, Vec<Fill>)> {
     let path = format!("{}.probe", like.target.path);
     let failed = || Error::system(format!("cannot make {path}"));
     let len = like.unit();
-    let unknown = |e: &io::Error| {
-        let unknown = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EINVAL, libc::ENOSYS];
-        e.raw_os_error().filter(|errno| unknown.contains(errno))
+    // What else they say is judged when they race. An advice that is not known has no errno of its own.
+    let unknown = |e: &io::Error, advice: bool| {
+        let unknown = [libc::EOPNOTSUPP, libc::ENOTTY, libc::ENOSYS];
+        e.raw_os_error().filter(|e| unknown.contains(e) || (advice && *e == libc::EINVAL))
     };
     let mut ops = Vec::new();
     let file = Arc::new(files::open(&path, false)?);
     let direct = Arc::new(files::open(&path, true)?);
     for op in Op::ALL {
+        step();
         file.set_len(0).and_then(|()| file.set_len(8 * len as u64)).map_err(failed())?;
         match op.ask(&file, 2 * len as u64, len as u64) {
-            Err(e) if unknown(&e).is_some() => {
-                let errno = crate::guest::explain(unknown(&e).unwrap_or_default());
+            Err(e) if unknown(&e, false).is_some() => {
+                let errno = crate::guest::explain(unknown(&e, false).unwrap_or_default());
                 ctx.cannot(format!("{}: {errno}", op.name()));
             }
             _ => ops.push(op),
@@ -153,10 +192,11 @@ fn can(ctx: &Ctx, like: &Bed) -> Result<(Vec<Op>, Vec<Fill>)> {
     };
     let mut fills = Vec::new();
     for fill in Fill::ALL.into_iter().filter(wanted) {
+        step();
         match way.ask(fill) {
-            Err(e) if unknown(&e).is_some() => {
-                let errno = crate::guest::explain(unknown(&e).unwrap_or_default());
-                ctx.cannot(format!("{}: {errno}", fill.name()));
+            Err(e) if unknown(&e, fill.is_advice()).is_some() => {
+                let errno = unknown(&e, fill.is_advice()).unwrap_or_default();
+                ctx.cannot(format!("{}: {}", fill.name(), crate::guest::explain(errno)));
             }
             _ => fills.push(fill),
         }
@@ -201,36 +241,38 @@ impl Round<'_> {
         }
         bed.sync(ctx)?;
         files::drop_cache(&bed.file, 0, 0).map_err(Error::system("cannot drop the page cache"))?;
+        step();
         let freed = sys::extents(&bed.file, at, len).map_err(Error::system("FIEMAP"))?;
         let Some(first) = freed.first().copied() else {
             return Err(Error::Refused(format!("FIEMAP shows no place for unit {unit}")));
         };
-        let which = if fill.is_of_extents() {
+        let range = if fill.is_of_extents() {
             forget_all(ctx, &bed.file)?;
             // Where the blocks of the extents' tree are, nobody tells.
-            let (op, when) = (Some(DeviceOp::Read), StallPoint::BeforeIo);
-            Which { op, range: None, nth: None, when }
+            None
         } else {
-            Which::of(DeviceOp::Read, first)
+            Some(first)
         };
         let way = bed.way(unit)?;
         let old = bed.bytes(unit).to_vec();
-        let stall = ctx.stall(which)?;
+        step();
+        let stall = ctx.stall(first_read(range))?;
+        let reader = Arc::new(Waiter::default());
         let filler = {
-            let (ctx, way) = (Arc::clone(ctx), way.clone());
+            let (ctx, way, own) = (Arc::clone(ctx), way.clone(), Arc::clone(&reader));
             Task::start("filler", move || {
                 ctx.did(format!("asks: {}", fill.name()));
-                let got = way.ask(fill);
+                let got = own.call(|| way.ask(fill));
                 ctx.did(format!("{} returned{}", fill.name(), error_text(&got)));
                 got
             })?
         };
-        let time = if fill.is_of_extents() { READ_MAYBE } else { READ };
-        if !stall.holds(1, time)? {
+        if !reader.reads(ctx, &stall, fill.returns_early())? {
+            let returned = reader.has_returned();
             stall.release()?;
             let _ = ctx.answer(&filler, fill.name())?;
             let text = format!("{}: asks the disk for nothing here", fill.name());
-            if fill.is_of_extents() && !self.held.contains(&fill) {
+            if returned && fill.is_of_extents() && !self.held.contains(&fill) {
                 self.gone.push(fill);
                 ctx.cannot(text);
             } else {
@@ -238,31 +280,40 @@ impl Round<'_> {
             }
             return Ok(false);
         }
+        let end = Instant::now() + HELD;
+        step();
         self.held.push(fill);
         ctx.reached("read-held");
 
         let image = op.image(&bed.image, at as usize, len as usize);
         let taker = Taker::start(ctx, bed, unit, op, freed, &self.space, rng.below(2) == 0)?;
-        let waits = taker.waiter.waits(ctx, &taker.task)?;
+        let waits = taker.waiter.waits(ctx, &taker.task, end)?;
         match &waits {
             Some(text) => {
                 ctx.did(format!("{} waits in {text}", op.name()));
                 ctx.reached("waited");
             }
-            None => {
+            None if taker.waiter.has_returned() => {
                 ctx.note(format!("{} returns while a READ of {} is held", op.name(), fill.name()))
             }
+            None => {}
         }
+        step();
         let onlooker = onlook(bed)?;
         // Who does not wait takes the blocks, and gives them away, before they are read.
-        let early = if waits.is_some() { None } else { taker.task.wait(super::PATIENCE).ok() };
+        let left = end.saturating_duration_since(Instant::now());
+        let early = if waits.is_some() { None } else { taker.task.wait(left).ok() };
         stall.release()?;
+        step();
         let got = ctx.answer(&filler, &format!("{} while its range is taken away", fill.name()))?;
+        step();
         let taken = match early {
             Some(taken) => taken,
             None => ctx.answer(&taker.task, &format!("{} against {}", op.name(), fill.name()))?,
         }?;
+        step();
         ctx.answer(&onlooker, "FIEMAP while a range is taken away")?;
+        step();
         let pair = Pair { op, fill, unit, again: rng.below(2) == 0 };
         self.judge(&pair, &way, Seen { old, image, got, taken })?;
         Ok(waits.is_some())
@@ -444,27 +495,53 @@ impl Waiter {
         answer
     }
 
-    /// Waits until the call of `task` is seen waiting for what the disk holds: → where; not if it has
-    /// returned.
-    fn waits<T: Send + 'static>(&self, ctx: &Ctx, task: &Task<T>) -> Result<Option<String>> {
-        let begin = Instant::now();
+    fn has_returned(&self) -> bool {
+        self.returned.load(Ordering::Acquire)
+    }
+
+    /// Waits until the disk holds the READ that the call asks for: → does it? Not where it has returned
+    /// without one. `early`: it returns before the READ does.
+    fn reads(&self, ctx: &Ctx, stall: &Stall, early: bool) -> Result<bool> {
+        let end = Instant::now() + super::PATIENCE;
+        loop {
+            // Before the disk is looked at: who has returned asks it for nothing any more.
+            let over = self.has_returned() && !early;
+            if stall.holds(1, Duration::ZERO)? {
+                return Ok(true);
+            }
+            if over || Instant::now() > end || ctx.is_over() {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until the call of `task` is seen waiting for the one READ that the disk holds: → where; not
+    /// if it has returned, nor behind `end`.
+    fn waits<T: Send + 'static>(
+        &self,
+        ctx: &Ctx,
+        task: &Task<T>,
+        end: Instant,
+    ) -> Result<Option<String>> {
         let mut before = None;
         loop {
-            if self.returned.load(Ordering::Acquire) {
+            if self.has_returned() {
                 return Ok(None);
             }
             // Asleep in the same place twice, while the disk has nothing to do but what it holds: it is not
             // for the sake of another request.
             let now = if self.is_asleep() { Some(task.stack()) } else { None };
             let disk = ctx.disk()?;
-            let idle = disk.in_flight <= disk.held.iter().map(|(_, held)| held).sum();
+            let held: u64 = disk.held.iter().map(|(_, held)| held).sum();
+            let idle = held == 1 && disk.in_flight <= held;
             if let Some(stack) = &now
                 && idle
                 && now == before
             {
                 return Ok(Some(stack.clone()));
             }
-            if begin.elapsed() > super::PATIENCE {
+            if Instant::now() > end {
                 ctx.note(format!("a call neither returns nor is seen waiting: {}", task.stack()));
                 return Ok(None);
             }
@@ -480,6 +557,12 @@ impl Waiter {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
         tid > 0 && stat.is_ok_and(|s| s.rsplit(')').next().is_some_and(|s| s.starts_with(" D")))
     }
+}
+
+/// The next READ alone, of a range of the disk (bytes) or of all of it: of those who read afterwards none is
+/// held, so that they wait for the first or not at all.
+fn first_read(range: Option<(u64, u64)>) -> Which {
+    Which { op: Some(DeviceOp::Read), range, nth: Some(1), when: StallPoint::BeforeIo }
 }
 
 /// Looks at the extents of a file meanwhile, and has them forgotten.
@@ -506,4 +589,25 @@ fn forget_all(ctx: &Ctx, file: &File) -> Result<()> {
 
 fn error_text<T>(result: &io::Result<T>) -> String {
     result.as_ref().err().map(|e| format!(": {e}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stays_in_one_place_of_the_kernel_hangs() {
+        let begin = Instant::now();
+        let late = begin + STEP + Duration::from_secs(1);
+        let hung = |first: (u64, &str), then: (u64, &str)| {
+            let mut watch = Watch::default();
+            assert!(!watch.is_hung(first.0, first.1, begin));
+            watch.is_hung(then.0, then.1, late)
+        };
+        assert!(hung((1, "down_write"), (1, "down_write")));
+        assert!(!hung((1, "down_write"), (2, "down_write")), "the same call again");
+        assert!(!hung((1, "down_write"), (1, "io_schedule")), "elsewhere");
+        assert!(!hung((1, ""), (1, "")), "not in the kernel");
+        assert!(!hung((1, "futex_wait"), (1, "futex_wait")), "for another thread");
+    }
 }
