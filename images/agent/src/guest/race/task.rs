@@ -27,6 +27,19 @@ pub enum NoAnswer {
     Gone,
 }
 
+/// What a call that may have to wait for somebody was seen to do.
+#[derive(Debug)]
+pub enum Seen<T> {
+    Returned(T),
+    /// It sleeps in the kernel, there.
+    Asleep(String),
+    /// Neither in that time; where in the kernel it was last.
+    Neither(String),
+}
+
+/// How often a task is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
 impl<T: Send + 'static> Task<T> {
     /// `name` is what the timeline calls it: ten letters at most.
     pub fn start(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Result<Task<T>> {
@@ -78,9 +91,56 @@ impl<T: Send + 'static> Task<T> {
 
     /// Where in the kernel it is: `a < b < c`.
     pub fn stack(&self) -> String {
-        let tid = self.tid.load(Ordering::Acquire);
-        stack_of(Path::new(&format!("/proc/self/task/{tid}")))
+        stack_of(Path::new(&self.folder()))
     }
+
+    fn folder(&self) -> String {
+        format!("/proc/self/task/{}", self.tid.load(Ordering::Acquire))
+    }
+
+    /// Where in the kernel it sleeps. `None`: it runs, or waits for a processor, or for another thread
+    /// of the agent (a futex: a mark is under way).
+    pub fn asleep(&self) -> Option<String> {
+        let sleeps = || {
+            let stat = std::fs::read_to_string(format!("{}/stat", self.folder()));
+            stat.is_ok_and(|stat| is_asleep(&stat))
+        };
+        // Before and after: it may have been woken while its stack was read.
+        let stack = sleeps().then(|| self.stack())?;
+        (!stack.is_empty() && !stack.contains("futex") && sleeps()).then_some(stack)
+    }
+
+    /// Waits until it has answered, or has slept for `still` at one place of the kernel that is `right`:
+    /// for `time` at most.
+    pub fn settle(&self, time: Duration, still: Duration, right: impl Fn(&str) -> bool) -> Seen<T> {
+        let end = Instant::now() + time;
+        let mut sleeps: Option<(Instant, String)> = None;
+        loop {
+            match self.answer.recv_timeout(LOOK) {
+                Ok(answer) => return Seen::Returned(answer),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Seen::Neither(String::new()),
+            }
+            let now = Instant::now();
+            sleeps = match (self.asleep().filter(|stack| right(stack)), sleeps) {
+                (Some(stack), Some((since, before))) if stack == before => {
+                    if now - since >= still {
+                        return Seen::Asleep(stack);
+                    }
+                    Some((since, stack))
+                }
+                (stack, _) => stack.map(|stack| (now, stack)),
+            };
+            if now >= end {
+                return Seen::Neither(self.stack());
+            }
+        }
+    }
+}
+
+/// Does a thread sleep, by what its `stat` in `/proc` says? Its name may have any bytes.
+fn is_asleep(stat: &str) -> bool {
+    stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" S") || rest.starts_with(" D"))
 }
 
 /// Where in the kernel a thread is, by its folder in `/proc`: `a < b < c`, the innermost function
@@ -96,6 +156,25 @@ pub fn stack_of(thread: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_sleeps_is_told_by_its_state_and_not_by_its_name() {
+        assert!(is_asleep("71 (writer) D 1 1 0"));
+        assert!(is_asleep("71 (a) R (b) S 1 1 0"));
+        assert!(!is_asleep("71 (a) D (b) R 1 1 0"));
+        assert!(!is_asleep(""));
+    }
+
+    #[test]
+    fn who_waits_for_another_thread_is_not_asleep_in_a_call() {
+        let (go, wait) = channel::<()>();
+        let task = Task::start("waits", move || wait.recv().is_ok()).expect("starts");
+        let time = Duration::from_millis(40);
+        assert!(matches!(task.settle(time, LOOK, |_| true), Seen::Neither(_)));
+        go.send(()).expect("it waits");
+        let time = Duration::from_secs(20);
+        assert!(matches!(task.settle(time, time, |_| true), Seen::Returned(true)));
+    }
 
     #[test]
     fn a_task_that_does_not_end_is_told_and_may_end_later() {

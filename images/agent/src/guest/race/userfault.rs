@@ -77,8 +77,11 @@ impl Userfault {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
             let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-            if poll(&mut fds, Some(&timeout))? == 0 {
-                return Ok(None);
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
             }
             let mut message = [0; MESSAGE];
             match rustix::io::read(&self.fd, &mut message) {

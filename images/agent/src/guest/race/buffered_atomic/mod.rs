@@ -22,10 +22,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::task::Seen;
 use super::{Ctx, PATIENCE, Stall, Task, Which, files};
 use crate::channel::{Found, Target, WriteFlags};
 use crate::guest::workload::buffer::Buffer;
-use crate::guest::{Error, Result, explain};
+use crate::guest::{Error, Result, explain, sys};
 use crate::payload::SECTOR;
 use crate::race::DeviceOp;
 
@@ -102,8 +103,27 @@ impl How {
 type At = (usize, u64);
 type Sectors = std::ops::Range<usize>;
 
-/// Who has not returned by then waits for what is held. Nothing but a note hangs on it.
-const NOT_WAITING: Duration = Duration::from_secs(10);
+/// Who has to wait for nothing has returned by then, and who waits for the disk is asleep. Who is late
+/// misses a moment, which makes a lane inconclusive and never red. A request is held for [`SETTLES`] and
+/// [`NOT_WAITING`] at most, which is far from where the kernel complains by itself (30 s).
+const NOT_WAITING: Duration = Duration::from_secs(8);
+const SETTLES: Duration = Duration::from_secs(4);
+/// Who sleeps that long at one place, where it waits for a writeback that is held, waits for that.
+const STAYS: Duration = Duration::from_secs(1);
+
+/// Does a thread with this stack wait until a folio was written back (stable pages, writing through)?
+fn waits_for_writeback(stack: &str) -> bool {
+    stack.contains("writeback") || stack.contains("stable")
+}
+
+/// A write over what is in writeback, begun.
+struct Over {
+    sectors: Option<Sectors>,
+    generation: u32,
+    task: Task<i64>,
+    /// It did not wait for that.
+    result: Option<i64>,
+}
 
 impl Work {
     fn new(ctx: &Arc<Ctx>) -> Result<Work> {
@@ -283,38 +303,76 @@ impl Work {
         Ok(())
     }
 
-    /// Writes over a unit, or a part of it, while the disk holds a request for it, and then lets that
-    /// go. There are no stable pages on such a disk: nobody has to wait for it. Who does is told.
-    fn overwrite_while_held(
-        &mut self,
-        at: At,
-        sectors: Option<Sectors>,
-        stall: Stall,
-        moment: &str,
-    ) -> Result<()> {
+    /// Writes over a unit, or a part of it, while the disk holds a request for it. Without stable pages
+    /// nobody has to wait for that; with them the writer does. Which it was is told.
+    fn overwrite_held(&mut self, at: At, sectors: Option<Sectors>) -> Result<Over> {
         let (generation, task) = match &sectors {
             Some(sectors) => self.start_part(at, sectors.clone())?,
             None => self.start(at, PLAIN)?,
         };
-        let result = match task.wait(NOT_WAITING) {
-            Ok(result) => {
+        let seen = task.settle(NOT_WAITING, STAYS, waits_for_writeback);
+        let result = self.tried(seen, "overwrite", "overwritten-in-writeback");
+        Ok(Over { sectors, generation, task, result })
+    }
+
+    /// What came of a write, or a store, over what is in writeback: it has returned, or waits for that.
+    fn tried<T>(&self, seen: Seen<T>, what: &str, moment: &str) -> Option<T> {
+        match seen {
+            Seen::Returned(result) => {
                 self.ctx.reached(moment);
-                stall.release()?;
-                result
+                self.ctx.reached(&format!("{what}-tried"));
+                return Some(result);
             }
-            Err(_) => {
-                self.ctx.note(format!(
-                    "a write over a folio waits for its writeback: {}",
-                    task.stack()
-                ));
-                stall.release()?;
-                self.ctx.answer(&task, "a write over a folio in writeback")?
+            Seen::Asleep(stack) => {
+                self.ctx.reached(&format!("{what}-waited"));
+                self.ctx.reached(&format!("{what}-tried"));
+                self.ctx.note(format!("over a folio in writeback a {what} waits for it: {stack}"));
             }
+            Seen::Neither(stack) => self.ctx.note(format!(
+                "over a folio in writeback a {what} neither returned in {} s nor waited for it: {stack}",
+                NOT_WAITING.as_secs()
+            )),
+        }
+        None
+    }
+
+    /// It was let go.
+    fn overwritten(&mut self, at: At, over: Over) -> Result<()> {
+        let Over { sectors, generation, task, result } = over;
+        let result = match result {
+            Some(result) => result,
+            None => self.ctx.answer(&task, "a write over a folio in writeback")?,
         };
         match sectors {
             Some(sectors) => self.part_returned(at, sectors, generation, result),
             None => self.returned(at, generation, result),
         }
+    }
+
+    /// Writes the whole of a unit whose writes are held back, so that it is to be written back. A kernel
+    /// may write through what it takes with RWF_ATOMIC: then that is let go, and a plain one follows.
+    /// → the stall that holds now.
+    fn dirty(&mut self, at: At, stall: Stall) -> Result<Stall> {
+        if !self.atomic {
+            self.write(at, ATOMIC)?;
+            return Ok(stall);
+        }
+        let (generation, task) = self.start(at, ATOMIC)?;
+        let result = match task.settle(NOT_WAITING, STAYS, waits_for_writeback) {
+            Seen::Returned(result) => {
+                self.returned(at, generation, result)?;
+                return Ok(stall);
+            }
+            Seen::Asleep(stack) | Seen::Neither(stack) => {
+                self.ctx.note(format!("an atomic write waits for the disk: {stack}"));
+                stall.release()?;
+                self.ctx.answer(&task, "an atomic write that the disk has let go")?
+            }
+        };
+        self.returned(at, generation, result)?;
+        let stall = self.hold_writes(at)?;
+        self.write(at, PLAIN)?;
+        Ok(stall)
     }
 
     /// fsync of the file that a unit is in, by a thread of its own.
@@ -375,6 +433,36 @@ impl Work {
         Ok(files::sectors(&self.ctx, target, at.1, buffer.bytes()))
     }
 
+    /// The same, extent by extent, wherever it lies: zeroes where there is nothing. `None`: after all the
+    /// kernel does not say where.
+    fn wherever_on_disk(&self, at: At) -> Result<Option<Vec<Found>>> {
+        let target = self.target(at);
+        let (start, len) = (target.offset_of(at.1), u64::from(target.unit));
+        let extents = match sys::extents(self.file(at), start, len) {
+            Ok(extents) if extents.iter().all(|extent| !extent.delayed) => extents,
+            Ok(_) => {
+                self.ctx.note("after fsync FIEMAP tells of blocks that are not chosen yet");
+                return Ok(None);
+            }
+            Err(e) => {
+                self.ctx.note(format!("FIEMAP: {e}"));
+                return Ok(None);
+            }
+        };
+        let mut bytes = vec![0; len as usize];
+        for extent in extents {
+            let from = extent.offset.max(start);
+            let to = (extent.offset + extent.len).min(start + len);
+            let mut piece = Buffer::new(to.saturating_sub(from) as usize);
+            self.disk
+                .read_exact_at(piece.bytes_mut(), extent.at + (from - extent.offset))
+                .map_err(Error::system(format!("cannot read {}", self.ctx.race.device)))?;
+            let into = (from - start) as usize;
+            bytes[into..into + piece.bytes().len()].copy_from_slice(piece.bytes());
+        }
+        Ok(Some(files::sectors(&self.ctx, target, at.1, &bytes)))
+    }
+
     /// What each sector of a unit must show now.
     fn expected(&self, at: At) -> Vec<Found> {
         let sectors = &self.areas[at.0].units[at.1 as usize].sectors;
@@ -403,13 +491,11 @@ impl Work {
         }
         // A block that is nowhere yet reads as zeroes.
         if synced && !self.wrong("forget-fsync") && expected.iter().any(|f| *f != Found::Zero {}) {
-            match self.place(at).and_then(|place| self.on_disk(at, place)) {
-                Ok(disk) if disk == expected => {}
-                // What was never written need not be zeroes on the disk: it may be a hole, or unwritten.
-                Ok(disk) if same_but_zeroes(&disk, &expected) => {}
-                Ok(disk) => tell("lost", "after fsync the disk", &disk),
-                Err(Error::Refused(_)) => {}
-                Err(e) => return Err(e),
+            match self.wherever_on_disk(at)? {
+                // What was never written need not be zeroes on the disk: it may be unwritten.
+                Some(disk) if same_but_zeroes(&disk, &expected) => {}
+                Some(disk) => tell("lost", "after fsync the disk", &disk),
+                None => self.ctx.reached("not-looked-at-on-the-disk"),
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::sync::{some_sectors, unit_of};
-use super::{ATOMIC, At, NOT_WAITING, PLAIN, Work};
+use super::{ATOMIC, At, NOT_WAITING, PLAIN, STAYS, Work, waits_for_writeback};
 use crate::channel::Found;
 use crate::guest::race::memory::Map;
 use crate::guest::race::{PATIENCE, Task, files};
@@ -93,7 +93,8 @@ fn held(work: &mut Work, round: u32, by: &str) -> Result<()> {
     // Before it is dirty: the flusher may come at any time.
     let stall = work.hold_writes(at)?;
     let some = (units / 8).clamp(1, 8);
-    for unit in (0..some).map(|n| (at.1 + n) % units) {
+    let stall = work.dirty(at, stall)?;
+    for unit in (1..some).map(|n| (at.1 + n) % units) {
         work.write((0, unit), ATOMIC)?;
     }
     let eager = match by {
@@ -116,7 +117,9 @@ fn held(work: &mut Work, round: u32, by: &str) -> Result<()> {
         work.ctx.reached(by);
         let all = work.target(at).unit as usize / SECTOR;
         let sectors = round.is_multiple_of(2).then(|| some_sectors(&mut rng, all));
-        work.overwrite_while_held(at, sectors, stall, "overwritten-in-writeback")?;
+        let over = work.overwrite_held(at, sectors)?;
+        stall.release()?;
+        work.overwritten(at, over)?;
     } else {
         stall.release()?;
     }
@@ -224,9 +227,9 @@ fn memory(work: &mut Work) -> Result<()> {
     Ok(())
 }
 
-/// Stores to a mapping while the disk holds the request that writes its folio back. There are no stable
-/// pages on such a disk, so what the request carries is a mixture, and no kernel's fault; but nothing
-/// of it may be lost to the fsync that comes after.
+/// Stores to a mapping while the disk holds the request that writes its folio back. Without stable pages
+/// what the request carries is a mixture, and no kernel's fault; with them the store waits. Nothing of
+/// it may be lost to the fsync that comes after.
 pub(super) fn mapped(work: &mut Work) -> Result<()> {
     for round in 0..work.ctx.race.rounds {
         if !work.ctx.round(round) {
@@ -275,14 +278,15 @@ fn one(
         return work.sync(at);
     }
     let storing = store("second", until..len)?;
-    let stored = storing.wait(NOT_WAITING).is_ok();
-    if held && stored {
-        ctx.reached("stored-in-writeback");
-    } else if held {
-        ctx.note(format!("a store waits for the writeback of its folio: {}", storing.stack()));
-    }
+    let stored = match held {
+        true => {
+            let seen = storing.settle(NOT_WAITING, STAYS, waits_for_writeback);
+            work.tried(seen, "store", "stored-in-writeback")
+        }
+        false => None,
+    };
     stall.release()?;
-    if !stored {
+    if stored.is_none() {
         ctx.answer(&storing, "a store to a mapping whose folio was written back")?;
     }
     ctx.answer(&syncing, "sync_file_range")?.map_err(Error::system("cannot sync a range"))?;

@@ -3,8 +3,9 @@
 //! what the other parts of this race demand of such writes holds.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::{ATOMIC, At, DSYNC, How, PLAIN, SYNC, Work, outcome, pwrite};
+use super::{ATOMIC, At, DSYNC, How, NOT_WAITING, PLAIN, SYNC, Work, outcome, pwrite};
 use crate::channel::AtomicLimits;
 use crate::guest::fs::stat_atomic;
 use crate::guest::race::{Task, files};
@@ -95,7 +96,7 @@ fn asked(work: &mut Work, at: At, state: State, refused: &[u32]) -> Result<()> {
     let (offset, unit) = (work.target(at).offset_of(at.1), work.target(at).unit);
     ctx.did(format!("unit {} of area {}, {state:?}", at.1, at.0));
     let placed = work.place(at).is_ok();
-    let stall = match state {
+    let mut stall = match state {
         State::InWriteback if placed => Some(work.hold_writes(at)?),
         _ => None,
     };
@@ -114,13 +115,21 @@ fn asked(work: &mut Work, at: At, state: State, refused: &[u32]) -> Result<()> {
         files::drop_cache(work.file(at), offset, u64::from(unit))
             .map_err(Error::system("cannot drop the page cache"))?;
     }
+    let begun = Instant::now();
     for &len in refused {
         for how in HOWS {
+            if begun.elapsed() > NOT_WAITING
+                && let Some(stall) = stall.take()
+            {
+                stall.release()?;
+            }
             one(work, at, offset, len, how)?;
         }
     }
-    if let (Some(stall), Some(syncer)) = (stall, syncer) {
+    if let Some(stall) = stall {
         stall.release()?;
+    }
+    if let Some(syncer) = syncer {
         work.synced(&syncer)?;
     }
     work.check(at, false)?;

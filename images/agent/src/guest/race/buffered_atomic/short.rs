@@ -20,10 +20,11 @@ use rustix::mm::{Advice as Memory, MprotectFlags};
 
 use super::pressure::sync_file_range;
 use super::sync::unit_of;
-use super::{At, PLAIN, Work, outcome};
+use super::{At, NOT_WAITING, PLAIN, SETTLES, Work, outcome};
 use crate::channel::{Found, Prepare, WriteFlags};
 use crate::guest::race::files::{self, in_words};
 use crate::guest::race::memory::{Map, PAGE};
+use crate::guest::race::task::Seen;
 use crate::guest::race::userfault::Userfault;
 use crate::guest::race::{PATIENCE, Task, Which};
 use crate::guest::{Error, Result, sys};
@@ -45,6 +46,20 @@ fn begin(work: &mut Work, at: At) -> Result<()> {
     work.check(at, true)
 }
 
+/// A write whose source was pulled away meanwhile.
+struct Caught {
+    writer: Task<i64>,
+    /// Until then it slept, waiting for the folio: it had copied nothing that goes into that.
+    waited: bool,
+    early: Option<i64>,
+}
+
+impl Caught {
+    fn result(&self, work: &Work, what: &str) -> Result<i64> {
+        self.early.map_or_else(|| work.ctx.answer(&self.writer, what), Ok)
+    }
+}
+
 /// Steps 1 to 4. `None`: it did not come to that, and the write has not begun.
 fn caught(
     work: &Work,
@@ -53,7 +68,7 @@ fn caught(
     rwf: i32,
     intent: impl FnOnce() -> Result<()>,
     pull: impl FnOnce() -> std::io::Result<()>,
-) -> Result<Option<Task<i64>>> {
+) -> Result<Option<Caught>> {
     let (ctx, file) = (&work.ctx, work.file(at));
     let (offset, len) = (work.target(at).offset_of(at.1), source.len());
     let cannot = |what: &str| Error::system(what.to_owned());
@@ -66,21 +81,38 @@ fn caught(
     if !work.is_held(&stall, "the READ of a readahead")? {
         return Ok(None);
     }
-    let read = ctx.answer(&reader, "fadvise(WILLNEED)")?;
-    read.map_err(Error::system("cannot read ahead"))?;
+    // It need not wait for the disk, but may.
+    let read = reader.wait(SETTLES).ok();
     intent()?;
     let (from, of) = (Arc::clone(source), Arc::clone(file));
     let writer = Task::start("writer", move || from.pwrite(0, len, &of, offset, rwf))?;
-    let end = Instant::now() + PATIENCE;
-    let waits = |stack: &str| stack.contains("folio_wait") || stack.contains("folio_lock");
-    while !waits(&writer.stack()) && Instant::now() < end && !ctx.is_over() {
-        std::thread::sleep(Duration::from_millis(2));
+    // For the folio, and not for its writeback: one that writes through has copied by then.
+    let waits = |stack: &str| {
+        (stack.contains("folio_wait") || stack.contains("folio_lock"))
+            && !super::waits_for_writeback(stack)
+    };
+    let (mut early, mut waited) = (None, false);
+    match writer.settle(NOT_WAITING, Duration::ZERO, waits) {
+        Seen::Returned(result) => early = Some(result),
+        Seen::Asleep(stack) => {
+            ctx.did(format!("the writer waits in {stack}"));
+            waited = true;
+        }
+        Seen::Neither(stack) => {
+            ctx.note(format!("a writer was not seen to wait for its folio: {stack}"));
+        }
     }
-    ctx.did(format!("the writer waits in {}", writer.stack()));
     pull().map_err(cannot("cannot pull the source away"))?;
     ctx.did("the source is pulled away");
+    // Is it still there? What it waits for is still held.
+    waited = waited && writer.asleep().is_some_and(|stack| waits(&stack));
     stall.release()?;
-    Ok(Some(writer))
+    match read {
+        Some(read) => read,
+        None => ctx.answer(&reader, "fadvise(WILLNEED)")?,
+    }
+    .map_err(Error::system("cannot read ahead"))?;
+    Ok(Some(Caught { writer, waited, early }))
 }
 
 pub(super) fn run(work: &mut Work) -> Result<()> {
@@ -124,13 +156,14 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
     // Where the kernel takes it as atomic: that in every second round, for the plain one has the hole.
     let atomic = work.atomic && round % 2 == 1;
     let answered = (round / 2).is_multiple_of(2) || last;
+    let control = work.wrong("claims-atomic");
     begin(work, at)?;
     let place = work.place(at)?;
     let generation = work.next(at);
     let source = memory(work, at, generation)?;
     let fault = Userfault::of(&source)?;
     let flags = WriteFlags {
-        atomic: atomic || work.wrong("claims-atomic"),
+        atomic: atomic || control,
         // Of an atomic one no part may be there, whatever comes of it.
         may_fail: !answered && !atomic,
         ..WriteFlags::PLAIN
@@ -138,22 +171,20 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
     let rwf = if atomic { libc::RWF_ATOMIC } else { 0 };
     let vanish = || source.advise(gone, rest, Memory::LinuxDontNeed);
     let writer = caught(work, at, &source, rwf, || work.intent(at, generation, flags), vanish)?;
-    let Some(writer) = writer else { return Ok(()) };
-    let early = match met(&fault, &writer)? {
+    let Some(mut caught) = writer else { return Ok(()) };
+    let met = match caught.early {
+        Some(result) => Some(Met::Returned(result)),
+        None => met(&fault, &caught.writer)?,
+    };
+    caught.early = match met {
         Some(Met::Asks(byte)) => {
             work.ctx.did(format!("the writer asks for byte {byte} of its source"));
-            in_the_hole(
-                work,
-                at,
-                place,
-                generation,
-                there,
-                last || round.is_multiple_of(3),
-                atomic,
-            )?;
-            if last {
+            let by_fsync = last || round.is_multiple_of(3);
+            let hole = Hole { place, generation, there, by_fsync, atomic, waited: caught.waited };
+            let torn = in_the_hole(work, at, &hole)?;
+            if last && (torn || !control) {
                 // The power goes now. Were this closed, the writer would go on with zeroes.
-                std::mem::forget((fault, writer));
+                std::mem::forget((fault, caught));
                 return Ok(());
             }
             let bytes = files::unit_bytes(&work.ctx, work.target(at), at.1, generation);
@@ -169,28 +200,49 @@ fn one(work: &mut Work, round: u32, last: bool) -> Result<()> {
         Some(Met::Returned(result)) => Some(result),
         None => None,
     };
-    let result = match early {
-        Some(result) => result,
-        None => {
-            work.ctx.answer(&writer, "a write whose source is there again, or never will be")?
-        }
-    };
+    let kept = caught.early == Some(len as i64);
+    if kept && caught.waited {
+        work.ctx.reached("source-kept");
+        work.ctx.reached("hole-tried");
+        work.ctx.note(
+            "a write took all of its source, of which pages vanished before it had its folio: the kernel \
+             keeps them, and leaves no hole",
+        );
+    }
+    let result = caught.result(work, "a write whose source is there again, or never will be")?;
     // A kernel that keeps its source in place has all of it before anything vanishes.
-    let whole = answered || early == Some(len as i64);
+    let whole = answered || kept;
     let most = if whole { len } else { gone };
-    ended(work, at, generation, result, Expected { most, whole, atomic })
+    ended(work, at, generation, result, Expected { most, whole, atomic })?;
+    if last && control { half(work, at) } else { Ok(()) }
 }
 
-/// The writer waits in the middle of its block: it is written back.
-fn in_the_hole(
-    work: &Work,
-    at: At,
+/// The control of a kernel that leaves no hole: half of a unit, said to be all of it.
+fn half(work: &mut Work, at: At) -> Result<()> {
+    let generation = work.next(at);
+    let bytes = files::unit_bytes(&work.ctx, work.target(at), at.1, generation);
+    let bytes = &bytes.bytes()[..work.target(at).unit as usize / 2];
+    work.intent(at, generation, WriteFlags { atomic: true, ..WriteFlags::PLAIN })?;
+    let result = super::pwrite(work.file(at), bytes, work.target(at).offset_of(at.1), 0);
+    work.ctx.did(format!("half of unit {}: {}", at.1, outcome(result)));
+    work.sync(at)
+}
+
+/// A writer that waits for pages of its source.
+struct Hole {
     place: (u64, u64),
     generation: u32,
+    /// Pages that it has.
     there: usize,
     by_fsync: bool,
     atomic: bool,
-) -> Result<()> {
+    /// They vanished while it waited for its folio.
+    waited: bool,
+}
+
+/// The writer waits in the middle of its block: it is written back. → has the disk a part of it?
+fn in_the_hole(work: &Work, at: At, hole: &Hole) -> Result<bool> {
+    let &Hole { place, generation, there, by_fsync, atomic, waited } = hole;
     let (ctx, target) = (Arc::clone(&work.ctx), work.target(at).clone());
     let (file, offset) = (Arc::clone(work.file(at)), target.offset_of(at.1));
     let len = u64::from(target.unit);
@@ -206,8 +258,16 @@ fn in_the_hole(
     let new =
         |shown: &[Found]| shown.iter().filter(|f| **f == Found::Own { r#gen: generation }).count();
     ctx.did(format!("the page cache has {}", in_words(&cached)));
+    if new(&cached) == 0 && waited {
+        // It had its folio, and has put nothing into it yet, or has taken it out again.
+        ctx.reached("nothing-copied");
+        ctx.reached("hole-tried");
+        ctx.note(
+            "a write whose source had lost pages asked for them before any of it was to be seen",
+        );
+    }
     if new(&cached) == 0 || new(&cached) == cached.len() {
-        return Ok(());
+        return Ok(false);
     }
     ctx.reached("short-copy");
     ctx.phase("short-copy")?;
@@ -223,12 +283,13 @@ fn in_the_hole(
     let disk = work.on_disk(at, place)?;
     ctx.did(format!("the disk has {}", in_words(&disk)));
     let told = (new(&disk), disk.len());
+    ctx.reached("hole-tried");
     if told.0 == 0 || told.0 == told.1 {
         ctx.note(format!(
             "a short copy that was written back is not on the disk: {}",
             in_words(&disk)
         ));
-        return Ok(());
+        return Ok(false);
     }
     ctx.reached("torn-on-the-disk");
     if atomic {
@@ -244,7 +305,7 @@ fn in_the_hole(
             told.1
         ));
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What a write may return whose source was not all there all the time.
@@ -418,12 +479,13 @@ fn pulled(work: &mut Work, at: At, round: u32, kind: Source) -> Result<()> {
     let flags = WriteFlags { atomic: work.atomic, may_fail, ..WriteFlags::PLAIN };
     let rwf = if work.atomic { libc::RWF_ATOMIC } else { 0 };
     let intent = || work.intent(at, generation, flags);
-    let Some(writer) = caught(work, at, &source, rwf, intent, pull)? else { return Ok(()) };
-    let result = work.ctx.answer(&writer, "a write whose source was pulled away")?;
+    let Some(caught) = caught(work, at, &source, rwf, intent, pull)? else { return Ok(()) };
+    let result = caught.result(work, "a write whose source was pulled away")?;
     // A kernel that keeps its source in place has all of it.
     let whole = result == len as i64;
-    if !whole {
-        work.ctx.reached("source-pulled-away");
+    if !whole || caught.waited {
+        work.ctx.reached(if whole { "source-kept" } else { "source-pulled-away" });
+        work.ctx.reached("pull-tried");
     }
     ended(work, at, generation, result, Expected { most, whole, atomic: work.atomic })
 }
@@ -470,14 +532,27 @@ fn held(work: &mut Work, at: At) -> Result<()> {
     let rwf = work.rwf(super::ATOMIC);
     let writer = Task::start("writer", move || map.pwrite(0, len, &of, offset, rwf))?;
     let held = work.is_held(&stall, "the READ of a source")?;
-    let early = writer.wait(Duration::from_millis(20)).ok();
-    match early {
-        Some(n) if held => {
+    let (mut early, mut asleep) = (None, None);
+    if held {
+        match writer.settle(SETTLES, Duration::from_millis(30), |_| true) {
+            Seen::Returned(result) => early = Some(result),
+            Seen::Asleep(stack) => asleep = Some(stack),
+            Seen::Neither(_) => {}
+        }
+        // It must not have what the disk holds still.
+        early = early.or_else(|| writer.wait(Duration::ZERO).ok());
+    }
+    match (early, asleep) {
+        (Some(n), _) => {
             let text = format!("a write whose source the disk has not read yet: {}", outcome(n));
             work.found("wrong-result", at, text);
         }
-        None if held => work.ctx.reached("source-held"),
-        _ => {}
+        (None, Some(stack)) => {
+            work.ctx.did(format!("the writer waits in {stack}"));
+            work.ctx.reached("source-held");
+        }
+        (None, None) if held => work.ctx.note("a writer is not seen to wait for its source"),
+        (None, None) => {}
     }
     stall.release()?;
     let result = match early {

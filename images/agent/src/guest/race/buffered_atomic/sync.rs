@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::pressure::sync_file_range;
-use super::{ATOMIC, At, DSYNC, How, PLAIN, SYNC, Sectors, Work};
+use super::{At, DSYNC, How, PLAIN, SETTLES, SYNC, Sectors, Work};
 use crate::channel::{Found, Prepare};
 use crate::guest::race::files::in_words;
+use crate::guest::race::task::Seen;
 use crate::guest::race::{Task, Which};
 use crate::guest::workload::plan::Rng;
 use crate::guest::{Error, Result};
 use crate::payload::SECTOR;
 use crate::race::DeviceOp;
 
-/// A call that does not wait for its request returns within that: only who is at fault is caught late.
-const AT_ONCE: Duration = Duration::from_millis(30);
+/// Who sleeps that long at one place of the kernel waits there. It is asked again before it may go on.
+const SLEEPS: Duration = Duration::from_millis(30);
 
 /// The unit of a round: areas in turn, and their units.
 pub(super) fn unit_of(work: &Work, round: u32) -> At {
@@ -96,27 +97,55 @@ fn durable(work: &mut Work, at: At, how: How, rng: &mut Rng) -> Result<()> {
         }
     };
     let held = work.is_held(&stall, "what it waits for")?;
-    let (early, synced) = match &syncer {
-        Some(syncer) => (None, syncer.wait(AT_ONCE).ok().transpose()?),
-        None => (writer.wait(AT_ONCE).ok(), None),
-    };
-    match early.or(synced) {
-        Some(result) if held && result >= 0 => work.found(
-            "wrong-result",
-            at,
-            format!("{} has returned {result} while the disk holds its request", how.name),
-        ),
-        None if held => work.ctx.reached(request),
-        _ => {}
+    let (mut early, mut synced, mut asleep) = (None, None, None);
+    if held {
+        match &syncer {
+            Some(syncer) => match syncer.settle(SETTLES, SLEEPS, |_| true) {
+                Seen::Returned(result) => synced = Some(result?),
+                Seen::Asleep(stack) => asleep = Some(stack),
+                Seen::Neither(_) => {}
+            },
+            None => match writer.settle(SETTLES, SLEEPS, |_| true) {
+                Seen::Returned(result) => early = Some(result),
+                Seen::Asleep(stack) => asleep = Some(stack),
+                Seen::Neither(_) => {}
+            },
+        }
     }
+    let mut over = None;
     if in_place && held {
         let whole = rng.below(3) == 0;
         let all = work.target(at).unit as usize / SECTOR;
         let sectors = (!whole).then(|| some_sectors(rng, all));
         work.shows(at, 0..all, generation);
-        work.overwrite_while_held(at, sectors, stall, "overwritten-in-writeback")?;
-    } else {
-        stall.release()?;
+        over = Some(work.overwrite_held(at, sectors)?);
+    }
+    // The disk holds it still: has it returned meanwhile?
+    match &syncer {
+        Some(syncer) if synced.is_none() => {
+            synced = syncer.wait(Duration::ZERO).ok().transpose()?;
+        }
+        None if early.is_none() => early = writer.wait(Duration::ZERO).ok(),
+        _ => {}
+    }
+    match (early.or(synced), asleep) {
+        (Some(result), _) if held && result >= 0 => work.found(
+            "wrong-result",
+            at,
+            format!("{} has returned {result} while the disk holds its request", how.name),
+        ),
+        (None, Some(stack)) => {
+            work.ctx.did(format!("it waits in {stack}"));
+            work.ctx.reached(request);
+        }
+        (None, None) if held => {
+            work.ctx.note(format!("{} is not seen to wait for the disk", how.name));
+        }
+        _ => {}
+    }
+    stall.release()?;
+    if let Some(over) = over {
+        work.overwritten(at, over)?;
     }
     match (syncer, synced) {
         (Some(syncer), None) => work.synced(&syncer)?,
@@ -161,12 +190,12 @@ pub(super) fn overwrite(work: &mut Work) -> Result<()> {
         let mut rng = work.ctx.rng(&[u64::from(round)]);
         // Whatever is written back comes here, and is seen.
         let stall = work.hold_writes(at)?;
-        work.write(at, ATOMIC)?;
+        let mut stall = work.dirty(at, stall)?;
         for _ in 0..1 + rng.below(2) {
             over(work, at, (round % 3 != 0).then(|| some_sectors(&mut rng, all)))?;
         }
         if round % 4 == 3 {
-            work.write(at, ATOMIC)?;
+            stall = work.dirty(at, stall)?;
         }
         if !stall.holds(1, Duration::ZERO)? {
             work.ctx.reached("overwritten-before-writeback");
@@ -178,7 +207,9 @@ pub(super) fn overwrite(work: &mut Work) -> Result<()> {
         }
         if work.is_held(&stall, "the writeback")? {
             let sectors = round.is_multiple_of(2).then(|| some_sectors(&mut rng, all));
-            work.overwrite_while_held(at, sectors, stall, "overwritten-in-writeback")?;
+            let over = work.overwrite_held(at, sectors)?;
+            stall.release()?;
+            work.overwritten(at, over)?;
         } else {
             stall.release()?;
         }
