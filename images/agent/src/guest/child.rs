@@ -139,10 +139,29 @@ impl Child {
 
     /// Where in the kernel its threads are that are somewhere: `a < b < c`, one a thread.
     pub fn stacks(&self) -> Vec<String> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid));
-        let tasks = tasks.into_iter().flatten().flatten();
-        tasks.map(|task| super::race::task::stack_of(&task.path())).collect()
+        stacks(&format!("/proc/{}", self.pid))
     }
+}
+
+fn stacks(process: &str) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("{process}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks.map(|task| super::race::task::stack_of(&task.path())).collect()
+}
+
+/// Where all of them are in the kernel: `part: a < b < c`, the same once.
+pub fn all_stacks() -> Vec<String> {
+    let mut all = std::collections::BTreeSet::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let path = process.path();
+        let said = std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+        let mut words = said.split('\0').skip(1);
+        if let (Some(CHILD), Some(part)) = (words.next(), words.next()) {
+            let stacks = stacks(&path.to_string_lossy());
+            all.extend(stacks.into_iter().map(|stack| format!("{part}: {stack}")));
+        }
+    }
+    all.into_iter().collect()
 }
 
 impl Drop for Child {

@@ -20,6 +20,11 @@ use crate::race::{
 /// Findings of one clause that are told; what follows them is mostly the same again.
 const FINDINGS: u32 = 6;
 
+/// How long a race may do nothing at all ([`Ctx::watch`]): longer than any limit of its own.
+const STILL: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Which requests a stall holds.
 #[derive(Clone, Debug)]
 pub struct Which {
@@ -220,22 +225,60 @@ impl Ctx {
     ) -> Result<T> {
         match task.wait(time) {
             Ok(answer) => Ok(answer),
-            Err(NoAnswer::Gone) => Err(Error::Refused(format!(
-                "the thread {} panicked; the console has its words",
-                task.name()
-            ))),
+            Err(NoAnswer::Gone) => Err(panicked(task.name())),
             Err(NoAnswer::Stuck(stack)) => {
                 let stack = if stack.is_empty() { String::new() } else { format!(": {stack}") };
-                let text = format!(
+                Err(self.hangs(format!(
                     "{what} does not return, {} s after everything that it may wait for was let \
                      go; it waits in{stack}",
                     time.as_secs()
-                );
-                self.found("hung", None, text.clone());
-                self.over.store(true, Ordering::Relaxed);
-                Err(Error::TimedOut(text))
+                )))
             }
         }
+    }
+
+    /// The answer of a task that plays the whole race, with calls that have no limit of their own. It
+    /// may take as long as it gets on: a hang is that nobody has told a step for a minute, and it
+    /// waited at one place of the kernel. `others`: where else somebody may wait, for the finding.
+    ///
+    /// # Errors
+    /// It hangs, or it panicked.
+    pub fn watch<T: Send + 'static>(
+        &self,
+        task: &Task<T>,
+        others: impl FnOnce() -> Vec<String>,
+    ) -> Result<T> {
+        let mut seen = (0, String::new());
+        let mut since = Instant::now();
+        loop {
+            let stack = match task.wait(LOOK) {
+                Ok(answer) => return Ok(answer),
+                Err(NoAnswer::Gone) => return Err(panicked(task.name())),
+                Err(NoAnswer::Stuck(stack)) => stack,
+            };
+            let now = (self.timeline.steps(), stack);
+            if now != seen {
+                seen = now;
+                since = Instant::now();
+            } else if since.elapsed() >= STILL {
+                let others = others();
+                let also = if others.is_empty() { "" } else { "; also: " };
+                return Err(self.hangs(format!(
+                    "a call on the race's own thread does not return: nobody has got on for {} s; it \
+                     waits in: {}{also}{}",
+                    STILL.as_secs(),
+                    seen.1,
+                    others.join("; ")
+                )));
+            }
+        }
+    }
+
+    /// A hang is a finding, and ends the race.
+    fn hangs(&self, text: String) -> Error {
+        self.found("hung", None, text.clone());
+        self.over.store(true, Ordering::Relaxed);
+        Error::TimedOut(text)
     }
 
     // ---- marks
@@ -293,6 +336,10 @@ impl Ctx {
             other => Err(Error::Refused(format!("the disk answered with {other:?}"))),
         }
     }
+}
+
+fn panicked(thread: &str) -> Error {
+    Error::Refused(format!("the thread {thread} panicked; the console has its words"))
 }
 
 /// Requests that are held back. Lets them go when dropped.

@@ -18,11 +18,13 @@ pub struct Timeline {
 struct State {
     since: Instant,
     lines: VecDeque<String>,
+    /// That were ever told.
+    steps: u64,
 }
 
 impl Default for Timeline {
     fn default() -> Timeline {
-        let state = State { since: Instant::now(), lines: VecDeque::new() };
+        let state = State { since: Instant::now(), lines: VecDeque::new(), steps: 0 };
         Timeline { state: Mutex::new(state) }
     }
 }
@@ -41,10 +43,16 @@ impl Timeline {
         let who = thread.name().unwrap_or("?");
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let at = state.since.elapsed().as_micros() as f64 / 1000.0;
+        state.steps += 1;
         if state.lines.len() == KEPT {
             state.lines.pop_front();
         }
         state.lines.push_back(format!("{at:9.2} ms  {who:<10} {text}"));
+    }
+
+    /// How many there were so far: more, when somebody gets on.
+    pub fn steps(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).steps
     }
 
     /// The last of it.

@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::super::fuse_server::Op;
-use super::super::{PATIENCE, Task, files};
-use super::Stage;
+use super::super::{Task, files};
+use super::{ANY, Holding, Stage};
 use crate::channel::Target;
 use crate::guest::{Error, Result};
 
@@ -41,15 +40,16 @@ fn stat_over_extend(
 ) -> Result<()> {
     let ctx = &stage.ctx;
     let looker = Arc::new(stage.open(target, stage.mode, 0)?);
+    let holding = Holding::begin();
     let held = stage.server.hold(Op::Getattr)?;
     let own = Arc::clone(&looker);
     let asking = Task::start("asking", move || size(&own, true))?;
-    if held.holds(1, PATIENCE)? == 0 {
+    if held.holds(1, holding.left(ANY))? == 0 {
         return Err(Error::TimedOut("a forced statx(2) does not reach the server".into()));
     }
     ctx.did("the server holds a GETATTR, with the old size");
     let writer = extend(stage, target, file, unit)?;
-    let meanwhile = writer.wait(Duration::from_secs(10)).ok();
+    let meanwhile = writer.wait(holding.left(ANY)).ok();
     drop(held);
     let told = ctx.answer(&asking, "statx of a FUSE file")??;
     match meanwhile {

@@ -7,9 +7,6 @@ use super::super::{PATIENCE, Task, files};
 use super::{SHOWN, Stage};
 use crate::guest::{Error, Result, fs};
 
-/// How long the kernel may take to let go of a backing file after its server's end: it does so
-/// after a grace period of RCU.
-const LET_GO: Duration = Duration::from_secs(10);
 /// How long is waited where it never will, on purpose.
 const NEVER: Duration = Duration::from_secs(1);
 
@@ -37,7 +34,8 @@ pub(super) fn close(stage: &Stage) -> Result<()> {
         }
         Err(e) => return Err(e),
     }
-    let limit = if kept.is_some() { NEVER } else { LET_GO };
+    // The kernel lets go of a backing file after a grace period of RCU.
+    let limit = if kept.is_some() { NEVER } else { PATIENCE };
     match unmount(&mount.target, limit) {
         Ok(()) => {}
         Err(e) if e.errno() == Some(libc::EBUSY) => {

@@ -1,12 +1,11 @@
 //! Two processes map what others write.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::super::fuse_server::{Mode, Op};
 use super::super::mapper::{Called, Mapper};
-use super::super::{PATIENCE, Task, Which, files};
-use super::{Stage, modes, name};
+use super::super::{Task, Which, files};
+use super::{ANY, Holding, Stage, modes, name};
 use crate::channel::{MarkText, Target, WriteFlags};
 use crate::guest::{Error, Result, explain};
 use crate::race::DeviceOp;
@@ -31,7 +30,7 @@ pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
                 ctx.found("accepted", None, text);
             }
             (Err(errno), _) => {
-                let text = format!("mmap in mode {:?} fails with {}", stage.mode, explain(errno));
+                let text = format!("mmap in {} fails with {}", stage.mode.name(), explain(errno));
                 ctx.found("wrong-result", None, text);
                 return Ok(());
             }
@@ -49,12 +48,12 @@ pub(super) fn run(stage: &Arc<Stage>) -> Result<()> {
 pub(super) fn asynchronous(stage: &Arc<Stage>) -> Result<()> {
     let (ctx, target) = (&stage.ctx, stage.mapped()?);
     for mode in Mode::ALL {
-        ctx.phase(&format!("asynchronous, {mode:?}"))?;
+        ctx.phase(&format!("asynchronous, {}", mode.name()))?;
         let [a, b] = [mapper(stage, target, mode)?, mapper(stage, target, mode)?];
         for process in [&a, &b] {
             if let Err(errno) = map(stage, process, target)? {
                 return Err(Error::System {
-                    what: format!("cannot map a file as {mode:?}"),
+                    what: format!("cannot map a file in {}", mode.name()),
                     errno,
                 });
             }
@@ -162,16 +161,18 @@ fn fault_during_write(
     let (task, held, (late, was_old));
     if mode == Mode::Passthrough {
         let place = files::place(&files::open(&target.path, false)?, target, unit)?;
+        let holding = Holding::begin();
         let stall = ctx.stall(Which::of(DeviceOp::Write, place))?;
         task = writer()?;
-        held = stall.holds(1, PATIENCE)?;
-        (late, was_old) = load_meanwhile(stage, b, target, unit, old)?;
+        held = stall.holds(1, holding.left(ANY))?;
+        (late, was_old) = load_meanwhile(stage, b, target, (unit, old), &holding)?;
         stall.release()?;
     } else {
+        let holding = Holding::begin();
         let gate = stage.server.hold(Op::Write)?;
         task = writer()?;
-        held = gate.holds(1, PATIENCE)? > 0;
-        (late, was_old) = load_meanwhile(stage, b, target, unit, old)?;
+        held = gate.holds(1, holding.left(ANY))? > 0;
+        (late, was_old) = load_meanwhile(stage, b, target, (unit, old), &holding)?;
     }
     ctx.did(format!("the write was held: {held}; lets it go"));
     let result = ctx.answer(&task, "a direct write beside a mapping")??;
@@ -182,7 +183,8 @@ fn fault_during_write(
     } else if held && was_old {
         ctx.reached(way.moment());
     }
-    let how = format!("after {} direct write in mode {mode:?} had returned, a mapping", way.text());
+    let how =
+        format!("after {} direct write in {} had returned, a mapping", way.text(), mode.name());
     load(stage, a, target, unit, &how)?;
     load(stage, b, target, unit, &how)
 }
@@ -192,11 +194,11 @@ fn load_meanwhile(
     stage: &Stage,
     mapper: &Arc<Mapper>,
     target: &Target,
-    unit: u64,
-    old: u32,
+    (unit, old): (u64, u32),
+    holding: &Holding,
 ) -> Result<(Option<Loading>, bool)> {
     let task = load_task(mapper, target, unit)?;
-    match task.wait(Duration::from_secs(10)) {
+    match task.wait(holding.left(ANY)) {
         Ok(found) => {
             let found = found?.unwrap_or_default();
             stage.ctx.did(format!("a load meanwhile shows {}", files::in_words(&found)));

@@ -20,16 +20,21 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::aio::Writes;
 use super::fuse_server::{Mode, Server, Spec};
-use super::{Ctx, files};
+use super::{Ctx, Task, files};
 use crate::channel::{Found, MountPoint, Target, WriteFlags};
-use crate::guest::{Error, Result};
+use crate::guest::{Error, Result, child};
 
 /// Where the server shows the files.
 const SHOWN: &str = "/run/fuse";
+/// How long one thing is held, at most, whatever is waited for meanwhile: of who waits for half a
+/// minute the kernel itself tells, and that is to be none of our doing.
+const HELD: Duration = Duration::from_secs(15);
+/// How long is waited for one moment, while something is held for it.
+const ANY: Duration = Duration::from_secs(10);
 /// Times that a write is done again which found somebody at its page.
 const BUSY: u32 = 1000;
 
@@ -38,6 +43,14 @@ const BUSY: u32 = 1000;
 /// # Errors
 /// It could not be carried out.
 pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
+    let own = Arc::clone(ctx);
+    // Any open, fsync or mmap of a FUSE file may wait for ever, and so may a question to a process that
+    // is at one of them: all of it is watched as one.
+    let race = Task::start("main", move || play(&own))?;
+    ctx.watch(&race, child::all_stacks)?
+}
+
+fn play(ctx: &Arc<Ctx>) -> Result<()> {
     let mount = ctx.race.mount.clone();
     let mount = mount.ok_or_else(|| Error::Refused("it needs a file system".into()))?;
     files::load(ctx)?;
@@ -66,7 +79,7 @@ pub fn run(ctx: &Arc<Ctx>) -> Result<()> {
             "outlived" => last::words(&stage).and_then(|()| modes::outlived(&stage))?,
             _ => one_mode(&stage)?,
         }
-        refuses_atomic(&stage)?;
+        atomic(&stage)?;
         stage.quiet()?;
         if round + 1 < ctx.race.rounds {
             last::close(&stage)?;
@@ -112,6 +125,20 @@ impl Book {
     /// The newest.
     fn last(&self, target: &Target, unit: u64) -> u32 {
         self.lock().get(&(target.file, unit)).copied().unwrap_or_default()
+    }
+}
+
+/// Something is held, since then.
+struct Holding(Instant);
+
+impl Holding {
+    fn begin() -> Holding {
+        Holding(Instant::now())
+    }
+
+    /// So long, or for what is left of the time that it may be held.
+    fn left(&self, time: Duration) -> Duration {
+        time.min(HELD.saturating_sub(self.0.elapsed()))
     }
 }
 
@@ -176,9 +203,20 @@ impl Stage {
     /// fails it with EBUSY, and nothing was written (`fuse_direct_io`, as
     /// `invalidate_inode_pages2_range` has it): it is done again.
     fn write(&self, file: &File, target: &Target, unit: u64, flags: WriteFlags) -> Result<i64> {
+        self.write_told(file, target, unit, (flags, flags))
+    }
+
+    /// The same, of which something else is told than what is asked of the kernel.
+    fn write_told(
+        &self,
+        file: &File,
+        target: &Target,
+        unit: u64,
+        (told, flags): (WriteFlags, WriteFlags),
+    ) -> Result<i64> {
         let r#gen = self.book.next(target, unit);
         let bytes = files::unit_bytes(&self.ctx, target, unit, r#gen);
-        self.ctx.mark(vec![files::intent(target, unit, r#gen, flags)])?;
+        self.ctx.mark(vec![files::intent(target, unit, r#gen, told)])?;
         let write = || files::pwrite(file, bytes.bytes(), target.offset_of(unit), flags);
         let mut result = write();
         for _ in 0..BUSY {
@@ -297,28 +335,45 @@ fn name(target: &Target) -> &str {
     Path::new(&target.path).file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// FUSE promises nothing of RWF_ATOMIC, whatever the backing file can do.
-fn refuses_atomic(stage: &Stage) -> Result<()> {
-    let target = stage.written()?;
+/// FUSE knows nothing of RWF_ATOMIC up to 7.3, whatever the backing file can do. A kernel that takes it
+/// has to write all of it.
+fn atomic(stage: &Stage) -> Result<()> {
+    let (ctx, target) = (&stage.ctx, stage.written()?);
     let unit = u64::from(target.units) - 1;
     let file = stage.open(target, stage.mode, libc::O_DIRECT)?;
-    // The bytes that are there: nothing changes where it is taken.
+    // The bytes that are there: nothing changes, and nothing has to be told.
     let r#gen = stage.book.last(target, unit);
-    let bytes = files::unit_bytes(&stage.ctx, target, unit, r#gen);
+    let bytes = files::unit_bytes(ctx, target, unit, r#gen);
     let flags = WriteFlags { atomic: true, ..WriteFlags::PLAIN };
     let result = files::pwrite(&file, bytes.bytes(), target.offset_of(unit), flags);
-    stage.ctx.did(format!("pwritev2 with RWF_ATOMIC through FUSE: {result}"));
+    ctx.did(format!("pwritev2 with RWF_ATOMIC through FUSE: {result}"));
     let at = Some((target, target.offset_of(unit), target.unit));
-    if result >= 0 {
-        let text = "a FUSE file took a write with RWF_ATOMIC, which its server knows nothing of";
-        stage.ctx.found("accepted", at, text);
-    } else if result != -i64::from(libc::EOPNOTSUPP) {
-        let said = crate::guest::explain(-result as i32);
-        stage.ctx.found(
-            "wrong-result",
-            at,
-            format!("a write with RWF_ATOMIC on a FUSE file fails with {said}, not EOPNOTSUPP"),
-        );
+    if result < 0 {
+        let errno = -result as i32;
+        if errno != libc::EOPNOTSUPP && errno != libc::EINVAL {
+            let said = crate::guest::explain(errno);
+            let text = format!(
+                "a write with RWF_ATOMIC on a FUSE file fails with {said}, not EOPNOTSUPP or EINVAL"
+            );
+            ctx.found("wrong-result", at, text);
+        }
+        return Ok(());
+    }
+    ctx.note("a FUSE file takes a write with RWF_ATOMIC");
+    // In passthrough mode it is the kernel's own promise; else the server would have to keep it.
+    let promised = stage.mode == Mode::Passthrough;
+    let told = WriteFlags { atomic: promised, ..stage.flags(stage.mode, true) };
+    let result = stage.write_told(&file, target, unit, (told, flags))?;
+    if result != i64::from(target.unit) {
+        let text =
+            format!("a write with RWF_ATOMIC on a FUSE file, of {} bytes: {result}", target.unit);
+        ctx.found("wrong-result", at, text);
+        return Ok(());
+    }
+    let backing = files::open(&target.path, false)?;
+    for (file, how) in [(&file, "read(2) through FUSE"), (&backing, "the backing file")] {
+        let how = format!("after a write with RWF_ATOMIC, {how}");
+        stage.shows(target, unit, &stage.read(file, target, unit)?, &how);
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::super::memory::{Map, PAGE};
 use super::super::task::NoAnswer;
 use super::super::{PATIENCE, Task, files};
 use super::parallel::{in_iomode, soon};
-use super::{Stage, name};
+use super::{ANY, Holding, Stage, name};
 use crate::channel::{Found, Target, WriteFlags};
 use crate::guest::{Error, Result, explain};
 
@@ -40,6 +40,15 @@ enum Held {
     Open(Mode),
     /// In direct mode, and mapped: FUSE's page cache is in use.
     Mapped,
+}
+
+impl Held {
+    fn name(self) -> &'static str {
+        match self {
+            Held::Open(mode) => mode.name(),
+            Held::Mapped => "direct mode, and mapped",
+        }
+    }
 }
 
 /// May a file be opened in this mode while it is held so?
@@ -65,10 +74,11 @@ fn exclude(stage: &Arc<Stage>) -> Result<()> {
             .then(|| Map::shared(&first, 0, PAGE))
             .transpose()
             .map_err(Error::system("cannot map a file in direct mode"))?;
+        let was = held.name();
         for mode in Mode::ALL {
             let second = stage.open(target, mode, 0);
             let said = second.as_ref().err().map(|e| e.errno().unwrap_or(0));
-            ctx.did(format!("held {held:?}, opened {mode:?}: {said:?}"));
+            ctx.did(format!("is open in {was}; opened in {}: {said:?}", mode.name()));
             let text = match (said, may_open(held, mode)) {
                 (None, true) => continue,
                 (Some(libc::EIO), false) => {
@@ -77,7 +87,8 @@ fn exclude(stage: &Arc<Stage>) -> Result<()> {
                 }
                 (None, false) => {
                     let text = format!(
-                        "a file that is open as {held:?} was opened as {mode:?}, which that excludes"
+                        "a file that is open in {was} was opened in {}, which that excludes",
+                        mode.name()
                     );
                     ctx.found("accepted", Some((target, 0, 0)), text);
                     continue;
@@ -85,7 +96,7 @@ fn exclude(stage: &Arc<Stage>) -> Result<()> {
                 (Some(errno), true) => format!("fails with {}", explain(errno)),
                 (Some(errno), false) => format!("fails with {}, not EIO", explain(errno)),
             };
-            let text = format!("opening a file as {mode:?} that is open as {held:?} {text}");
+            let text = format!("opening a file in {} that is open in {was} {text}", mode.name());
             ctx.found("wrong-result", Some((target, 0, 0)), text);
         }
         drop(map);
@@ -123,11 +134,12 @@ fn mapping_excluded(stage: &Stage, target: &Target) -> Result<()> {
 fn waiting_open(stage: &Arc<Stage>) -> Result<()> {
     let (ctx, target) = (&stage.ctx, stage.written()?);
     ctx.phase("open-waits")?;
+    let holding = Holding::begin();
     let held = stage.server.hold(Op::Write)?;
     let writer = direct_write(stage, target)?;
-    held.holds(1, PATIENCE)?;
-    let opening = cached_open(stage, target)?;
-    if soon(|| in_iomode(&opening.stack())) {
+    held.holds(1, holding.left(ANY))?;
+    let opening = open_task(stage, target, Mode::Cached)?;
+    if soon(holding.left(ANY), || in_iomode(&opening.stack())) {
         ctx.reached("open-waits");
     }
     drop(held);
@@ -147,14 +159,21 @@ fn direct_write(stage: &Arc<Stage>, target: &Target) -> Result<Task<Result<i64>>
     Task::start("writer", move || own.write(&file, &target, 1, flags))
 }
 
-fn cached_open(stage: &Arc<Stage>, target: &Target) -> Result<Task<Result<File>>> {
+pub(super) fn open_task(
+    stage: &Arc<Stage>,
+    target: &Target,
+    mode: Mode,
+) -> Result<Task<Result<File>>> {
     let (own, target) = (Arc::clone(stage), target.clone());
-    Task::start("opener", move || own.open(&target, Mode::Cached, 0))
+    Task::start("opener", move || own.open(&target, mode, 0))
 }
 
 /// Somebody waits for a direct write, to use FUSE's page cache; meanwhile the inode enters passthrough
 /// mode; the write ends. Then "the wait is aborted" and the call fails: so says the commit that made
-/// both ("fuse: implement passthrough for mmap"), and a comment in `fuse_file_cached_io_open`.
+/// both ("fuse: implement passthrough for mmap"), and a comment in `fuse_file_cached_io_open`. A kernel
+/// may as well keep the inode from that mode as long as somebody waits.
+///
+/// The control leaves passthrough mode alone, and lets the write go when the wait was told as a hang.
 fn passed_by<T: Send + Debug + 'static>(
     stage: &Arc<Stage>,
     what: &str,
@@ -164,20 +183,66 @@ fn passed_by<T: Send + Debug + 'static>(
 ) -> Result<()> {
     let (ctx, target) = (&stage.ctx, stage.written()?);
     ctx.phase(&format!("passed-by, {what}"))?;
+    let holding = Holding::begin();
     let held = stage.server.hold(Op::Write)?;
     let writer = direct_write(stage, target)?;
-    held.holds(1, PATIENCE)?;
+    held.holds(1, holding.left(ANY))?;
     let task = call()?;
-    let waiting = soon(|| in_iomode(&stack(&task)));
+    let waiting = soon(holding.left(ANY), || in_iomode(&stack(&task)));
     ctx.did(format!("a direct write is held; {what} waits: {waiting}"));
-    let passthrough = stage.open(target, Mode::Passthrough, 0)?;
-    ctx.did("another open, in passthrough mode, has returned");
-    if waiting {
-        ctx.reached("passed-by");
+    if ctx.wrong("keeps-waiting") {
+        let told = match task.wait(holding.left(LONG_ENOUGH)) {
+            Ok(answer) => format!("{what} beside a direct write that is held: {answer:?}"),
+            Err(_) => {
+                let text = format!("{what} waits for a direct write that never ends");
+                ctx.found("hung", Some((target, 0, 0)), format!("{text} ({})", stack(&task)));
+                text
+            }
+        };
+        ctx.did(told);
+        drop(held);
+        return ctx.answer(&writer, "a direct write through FUSE")?.map(|_| ());
     }
-    ctx.did("lets the direct write go");
-    drop(held);
-    ctx.answer(&writer, "a direct write through FUSE")??;
+    // By a thread of its own: a kernel may let it wait, too, and the write is let go by this one.
+    let opening = open_task(stage, target, Mode::Passthrough)?;
+    let opened = opening.wait(holding.left(ANY));
+    let decided = |how: &str| {
+        ctx.did(format!("another open, in passthrough mode: {how}"));
+        if waiting {
+            ctx.reached("decided");
+        }
+    };
+    let let_go = || {
+        ctx.did("lets the direct write go");
+        drop(held);
+        ctx.answer(&writer, "a direct write through FUSE")?.map(|_| ())
+    };
+    let passthrough = match opened {
+        Ok(Ok(file)) => file,
+        Ok(Err(e)) if e.errno() == Some(libc::EIO) => {
+            decided("it is kept out");
+            ctx.note(format!("passthrough mode is kept out while {what} waits"));
+            let_go()?;
+            let answer = ctx.answer(&task, what)?;
+            if errno(&answer).is_some() {
+                let text = format!("{what}, while passthrough mode was kept out: {answer:?}");
+                ctx.found("wrong-result", Some((target, 0, 0)), text);
+            }
+            return Ok(());
+        }
+        Ok(Err(e)) => return Err(e),
+        Err(NoAnswer::Gone) => return Err(Error::Refused("a waiting thread panicked".into())),
+        Err(NoAnswer::Stuck(_)) => {
+            decided("it waits as well");
+            ctx.note(format!("an open in passthrough mode waits while {what} waits"));
+            let_go()?;
+            // One of them may be refused now; both return.
+            ctx.answer(&task, what)?;
+            return ctx.answer(&opening, "an open in passthrough mode").map(|_| ());
+        }
+    };
+    decided("it has returned");
+    let_go()?;
     match task.wait(LONG_ENOUGH) {
         Ok(answer) => {
             if !matches!(errno(&answer), Some(libc::EIO | libc::ENODEV | libc::ETXTBSY)) {
@@ -209,7 +274,13 @@ fn passed_by<T: Send + Debug + 'static>(
 fn open_passed_by(stage: &Arc<Stage>) -> Result<()> {
     let target = stage.written()?;
     let errno = |opened: &Result<File>| opened.as_ref().err().map(|e| e.errno().unwrap_or(0));
-    passed_by(stage, "open(2) in cached mode", || cached_open(stage, target), Task::stack, errno)
+    passed_by(
+        stage,
+        "open(2) in cached mode",
+        || open_task(stage, target, Mode::Cached),
+        Task::stack,
+        errno,
+    )
 }
 
 fn mmap_passed_by(stage: &Arc<Stage>) -> Result<()> {
@@ -233,10 +304,8 @@ fn mmap_passed_by(stage: &Arc<Stage>) -> Result<()> {
 
 pub(super) fn waits(stage: &Arc<Stage>) -> Result<()> {
     waiting_open(stage)?;
-    // The control forgets what came before; a kernel that fails here takes its time, and so one of
-    // the two is enough for a cut.
+    // A kernel that fails here takes its time, and so one of the two is enough for a cut.
     match stage.ctx.rng(&[4, stage.round.into()]).below(2) {
-        _ if stage.ctx.race.wrong.is_some() => Ok(()),
         0 => open_passed_by(stage),
         _ => mmap_passed_by(stage),
     }
@@ -261,7 +330,7 @@ fn hand_over(stage: &Arc<Stage>) -> Result<()> {
         let file = open_soon(stage, target, to)?;
         for (unit, how) in [(written, "pwrite(2)"), (stored, "a store")] {
             let found = stage.read(&file, target, unit)?;
-            let how = format!("read(2) as {to:?} after {how} as {from:?}");
+            let how = format!("read(2) in {} after {how} in {}", to.name(), from.name());
             stage.shows(target, unit, &found, &how);
             look_at_a_mapping(stage, target, &file, (to, false), unit)?;
         }
@@ -287,7 +356,7 @@ fn store(stage: &Stage, mapper: &Mapper, target: &Target, mode: Mode, unit: u64)
     let r#gen = stage.book.next(target, unit);
     ctx.mark(vec![files::intent(target, unit, r#gen, WriteFlags::PLAIN)])?;
     mapper.store(target, unit, r#gen)?;
-    ctx.did(format!("stored unit {unit}, generation {gen}, as {mode:?}"));
+    ctx.did(format!("stored unit {unit}, generation {gen}, in {}", mode.name()));
     ctx.mark(vec![files::done(target, unit, r#gen, target.unit.into())])?;
     mapper.unmap()?;
     mapper.close()
@@ -321,7 +390,13 @@ pub(super) fn outlived(stage: &Arc<Stage>) -> Result<()> {
     mapper.close()?;
     ctx.did("mapped in passthrough mode, and closed");
     match stage.open(target, Mode::Cached, 0) {
-        Err(e) if e.errno() == Some(libc::EIO) => ctx.did("a cached open is refused"),
+        Err(e) if e.errno() == Some(libc::EIO) => {
+            ctx.did("a cached open is refused");
+            mapper.unmap()?;
+            let file = open_soon(stage, target, Mode::Cached)?;
+            let how = "read(2) of a file in cached mode, after the mapping is gone,";
+            stage.shows(target, unit, &stage.read(&file, target, unit)?, how);
+        }
         Err(e) => return Err(e),
         Ok(file) => {
             stage.shows(target, unit, &stage.read(&file, target, unit)?, "read(2) through FUSE");
@@ -335,10 +410,11 @@ pub(super) fn outlived(stage: &Arc<Stage>) -> Result<()> {
             let how = "after an msync and an fsync, read(2) of a file in cached mode, beside a mapping that was \
                        made in passthrough mode and outlived its file,";
             stage.shows(target, unit, &stage.read(&file, target, unit)?, how);
+            mapper.unmap()?;
         }
     }
     ctx.reached("outlived");
-    mapper.unmap()
+    Ok(())
 }
 
 /// Threads open, read, map and close the file again and again, while another writes it.
@@ -377,18 +453,19 @@ fn open_and_close(stage: &Arc<Stage>, modes: &[Mode], thread: u64) -> Result<()>
                 continue;
             }
             Err(e) => {
-                let text = format!("opening a file as {mode:?} fails: {e}");
+                let text = format!("opening a file in {} fails: {e}", mode.name());
                 ctx.found("wrong-result", Some((target, 0, 0)), text);
                 continue;
             }
         };
-        ctx.did(format!("opened as {mode:?}"));
+        ctx.did(format!("opened in {}", mode.name()));
         let unit = own(rng.below(target.units as usize - THREADS as usize) as u64);
         if writes {
             stage.write(&file, target, unit, stage.flags(mode, direct))?;
         }
         let found = stage.read(&file, target, unit)?;
-        stage.shows(target, unit, &found, &format!("read(2) of a file just opened as {mode:?}"));
+        let how = format!("read(2) of a file just opened in {}", mode.name());
+        stage.shows(target, unit, &found, &how);
         if rng.below(3) == 0 {
             look_at_a_mapping(stage, target, &file, (mode, modes.len() > 1), unit)?;
         }
@@ -420,12 +497,12 @@ fn look_at_a_mapping(
             map.load(target.offset_of(unit) as usize, &mut bytes)
                 .map_err(Error::system("cannot read a mapping of a FUSE file"))?;
             let found: Vec<Found> = files::sectors(&stage.ctx, target, unit, &bytes);
-            let how = format!("a mapping of a file just opened as {mode:?}");
+            let how = format!("a mapping of a file just opened in {}", mode.name());
             stage.shows(target, unit, &found, &how);
         }
         Err(e) if e.raw_os_error().is_some_and(refused) => {}
         Err(e) => {
-            let text = format!("mapping a file that was opened as {mode:?} fails: {e}");
+            let text = format!("mapping a file that was opened in {} fails: {e}", mode.name());
             stage.ctx.found("wrong-result", Some((target, 0, 0)), text);
         }
     }

@@ -72,6 +72,16 @@ impl Mode {
         Mode::ALL.into_iter().find(|mode| mode.flags() == told).unwrap_or(Mode::Passthrough)
     }
 
+    /// For the eyes: "opened in …".
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Passthrough => "passthrough mode",
+            Mode::Direct => "direct mode",
+            Mode::Both => "both modes",
+            Mode::Cached => "cached mode",
+        }
+    }
+
     /// Does the kernel use the backing file for anything?
     pub fn is_backed(self) -> bool {
         matches!(self, Mode::Passthrough | Mode::Both)
@@ -130,7 +140,7 @@ pub struct Status {
     pub reads: u32,
     pub writes: u32,
     pub getattrs: u32,
-    /// WRITEs that were in the server at once, at most, since WRITE was held last.
+    /// WRITEs that the kernel had given to the server at once, at most, since WRITE was held last.
     pub most_writes: u32,
     /// Files that are open.
     pub opens: u32,
@@ -192,7 +202,7 @@ impl Server {
     pub fn open(&self, name: &str, mode: Mode, flags: i32) -> Result<File> {
         let path = self.path(name);
         open(&path, self.flags(mode) | flags)
-            .map_err(Error::system(format!("cannot open {path} ({mode:?})")))
+            .map_err(Error::system(format!("cannot open {path} in {}", mode.name())))
     }
 
     /// # Errors

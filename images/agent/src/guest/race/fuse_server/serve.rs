@@ -403,9 +403,9 @@ impl Filesystem for Passthrough {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _alone = self.wrong("serial").then(|| lock(&self.shared.one_at_a_time));
         let now = self.shared.writes.fetch_add(1, Ordering::SeqCst) + 1;
         self.shared.most_writes.fetch_max(now, Ordering::SeqCst);
+        let _alone = self.wrong("serial").then(|| lock(&self.shared.one_at_a_time));
         self.shared.write.pass();
         let dsync = flags.0 & libc::O_DSYNC != 0 && !self.wrong("forget-fsync");
         let written = self.file(ino).and_then(|file| {
