@@ -74,19 +74,13 @@ impl<T: Send + 'static> Task<T> {
     /// is on its way back, is not.
     pub fn is_asleep(&self, within: Duration) -> bool {
         let end = Instant::now() + within;
-        loop {
-            let tid = self.tid.load(Ordering::Acquire);
-            let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
-            // Behind the name, which may hold anything: the state.
-            let state = stat.ok().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
-            if matches!(state, Some('S' | 'D')) && !self.stack().is_empty() {
-                return true;
-            }
+        while self.asleep().is_none() {
             if Instant::now() > end {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(LOOK);
         }
+        true
     }
 
     /// Where in the kernel it is: `a < b < c`.
