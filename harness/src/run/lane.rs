@@ -567,7 +567,10 @@ impl LaneRun<'_> {
             why = Some(missing);
             Verdict::Inconclusive
         } else if let Some(e) = explored.filter(|e| e.verdict == Verdict::Inconclusive) {
-            let reason = e.why.clone().unwrap_or_default();
+            let mut reason = e.why.clone().unwrap_or_default();
+            if let Some((_, first)) = e.unsure.first() {
+                reason += &format!(" (the first: {first})");
+            }
             why = Some(format!("exploring its last cut was inconclusive: {reason}"));
             Verdict::Inconclusive
         } else if matches!(self.lane.expect, Expect::Violated(_)) {
