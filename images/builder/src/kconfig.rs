@@ -131,7 +131,7 @@ const GROUPS: [Group; 13] = [
             m("EXT4_FS", "ext4"),
             y("EXT4_USE_FOR_EXT2"),
             m("XFS_FS", "xfs"),
-            y("OVERLAY_FS"),
+            m("OVERLAY_FS", "overlay"),
             y("FUSE_FS"),
             y("FUSE_PASSTHROUGH"),
             m("BLK_DEV_LOOP", "loop"),
