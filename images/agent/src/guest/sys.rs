@@ -111,44 +111,9 @@ const FS_IOC_FIEMAP: Opcode = opcode::read_write::<[u64; 4]>(b'f', 11);
 /// `FIEMAP_EXTENT_UNKNOWN` and `FIEMAP_EXTENT_ENCODED` of `linux/fiemap.h`: no place that could be told.
 const NOWHERE: u32 = 0x2 | 0x8;
 
-/// `struct fiemap` of `linux/fiemap.h` with room for one extent.
-#[repr(C)]
-#[derive(Default)]
-struct Fiemap {
-    start: u64,
-    length: u64,
-    flags: u32,
-    mapped_extents: u32,
-    extent_count: u32,
-    reserved: u32,
-    logical: u64,
-    physical: u64,
-    extent_length: u64,
-    reserved64: [u64; 2],
-    extent_flags: u32,
-    reserved32: [u32; 3],
-}
-
-/// Where on its disk the bytes `offset..offset + len` of a file lie, where that is one place.
-pub fn place_of(file: &File, offset: u64, len: u64) -> Option<u64> {
-    let mut map = Fiemap { start: offset, length: len, extent_count: 1, ..Fiemap::default() };
-    // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as it
-    // says there is room for: one.
-    unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Fiemap>::new(&mut map)) }.ok()?;
-    let inside = map.mapped_extents == 1
-        && map.extent_flags & NOWHERE == 0
-        && map.logical <= offset
-        && offset + len <= map.logical + map.extent_length;
-    inside.then(|| map.physical + (offset - map.logical))
-}
-
-/// `FIEMAP_EXTENT_LAST`, and extents asked for at once.
-const LAST: u32 = 0x1;
-const EXTENTS: usize = 64;
-
 /// `struct fiemap_extent` of `linux/fiemap.h`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct RawExtent {
     logical: u64,
     physical: u64,
@@ -158,17 +123,53 @@ struct RawExtent {
     reserved32: [u32; 3],
 }
 
-/// `struct fiemap` with room for some.
+/// `struct fiemap` of `linux/fiemap.h` with room for `N` extents.
 #[repr(C)]
-struct FiemapList {
+#[derive(Debug)]
+pub struct Fiemap<const N: usize> {
     start: u64,
     length: u64,
     flags: u32,
     mapped_extents: u32,
     extent_count: u32,
     reserved: u32,
-    extents: [RawExtent; EXTENTS],
+    extents: [RawExtent; N],
 }
+
+impl<const N: usize> Fiemap<N> {
+    /// Asks for a range of a file (bytes).
+    pub fn of(start: u64, length: u64, flags: u32) -> Self {
+        let extents = [RawExtent::default(); N];
+        let extent_count = N as u32;
+        Fiemap { start, length, flags, mapped_extents: 0, extent_count, reserved: 0, extents }
+    }
+
+    /// Has it filled in.
+    fn ask(mut self, file: &File) -> io::Result<Self> {
+        // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as
+        // it says there is room for.
+        unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Self>::new(&mut self))? };
+        Ok(self)
+    }
+
+    fn told(&self) -> &[RawExtent] {
+        &self.extents[..(self.mapped_extents as usize).min(N)]
+    }
+}
+
+/// Where on its disk the bytes `offset..offset + len` of a file lie, where that is one place.
+pub fn place_of(file: &File, offset: u64, len: u64) -> Option<u64> {
+    let map = Fiemap::<1>::of(offset, len, 0).ask(file).ok()?;
+    let [extent] = map.told() else { return None };
+    let inside = extent.flags & NOWHERE == 0
+        && extent.logical <= offset
+        && offset + len <= extent.logical + extent.length;
+    inside.then(|| extent.physical + (offset - extent.logical))
+}
+
+/// `FIEMAP_EXTENT_LAST`, and extents asked for at once.
+const LAST: u32 = 0x1;
+const EXTENTS: usize = 64;
 
 /// A piece of a file that has blocks, or has them promised. Bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,19 +190,8 @@ pub fn extents(file: &File, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
     let mut start = offset;
     let mut all = Vec::new();
     while start < end {
-        let mut list = FiemapList {
-            start,
-            length: end - start,
-            flags: 0,
-            mapped_extents: 0,
-            extent_count: EXTENTS as u32,
-            reserved: 0,
-            extents: [RawExtent::default(); EXTENTS],
-        };
-        // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as
-        // it says there is room for.
-        unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, FiemapList>::new(&mut list))? };
-        let mapped = &list.extents[..(list.mapped_extents as usize).min(EXTENTS)];
+        let list = Fiemap::<EXTENTS>::of(start, end - start, 0).ask(file)?;
+        let mapped = list.told();
         all.extend(mapped.iter().map(|raw| Extent {
             offset: raw.logical,
             len: raw.length,

@@ -85,8 +85,13 @@ pub fn write_unit(
 
 /// pwritev2(2), once: bytes, or a negative errno.
 pub fn pwrite(file: &File, bytes: &[u8], offset: u64, flags: WriteFlags) -> i64 {
+    pwritev2_once(file, bytes, offset, crate::guest::workload::rwf(flags, false))
+}
+
+/// The same with the flags of the system call.
+pub fn pwritev2_once(file: &File, bytes: &[u8], offset: u64, rwf: u32) -> i64 {
     use rustix::io::{ReadWriteFlags, pwritev2};
-    let how = ReadWriteFlags::from_bits_retain(crate::guest::workload::rwf(flags, false));
+    let how = ReadWriteFlags::from_bits_retain(rwf);
     match pwritev2(file, &[io::IoSlice::new(bytes)], offset, how) {
         Ok(n) => n as i64,
         Err(e) => -i64::from(e.raw_os_error()),

@@ -143,14 +143,20 @@ impl Map {
     /// Writes from this memory to a file, whatever is there: bytes, or a negative errno.
     pub fn pwrite(&self, offset: usize, len: usize, file: &File, to: u64, flags: i32) -> i64 {
         assert!(offset + len <= self.len, "within the mapping");
-        let from = libc::iovec { iov_base: self.address(offset).cast(), iov_len: len };
-        // SAFETY: the kernel checks the memory; the vector lives until the call returns.
-        let n = unsafe { libc::pwritev2(file.as_raw_fd(), &from, 1, to as i64, flags) };
-        if n < 0 {
-            -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(0))
-        } else {
-            n as i64
-        }
+        pwrite_from(self.address(offset), len, file, to, flags)
+    }
+}
+
+/// pwritev2(2) from an address, whatever is there: bytes, or a negative errno.
+pub fn pwrite_from(address: *const u8, len: usize, file: &File, to: u64, flags: i32) -> i64 {
+    let from = libc::iovec { iov_base: address.cast_mut().cast(), iov_len: len };
+    // SAFETY: the kernel only reads the memory, and checks that it may; the vector lives until the
+    // call returns.
+    let n = unsafe { libc::pwritev2(file.as_raw_fd(), &from, 1, to as i64, flags) };
+    if n < 0 {
+        -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+    } else {
+        n as i64
     }
 }
 

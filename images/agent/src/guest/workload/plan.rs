@@ -129,6 +129,13 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// In any order (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, all: &mut [T]) {
+        for n in (1..all.len()).rev() {
+            all.swap(n, self.below(n + 1));
+        }
+    }
+
     /// Below `n`, which is not 0.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize

@@ -17,7 +17,6 @@ mod short;
 mod sync;
 
 use std::fs::File;
-use std::io::IoSlice;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -508,12 +507,7 @@ fn same_but_zeroes(shown: &[Found], expected: &[Found]) -> bool {
 
 /// pwritev2(2) of one buffer: bytes, or a negative errno.
 fn pwrite(file: &File, bytes: &[u8], offset: u64, rwf: i32) -> i64 {
-    use rustix::io::{ReadWriteFlags, pwritev2};
-    let how = ReadWriteFlags::from_bits_retain(rwf as u32);
-    match pwritev2(file, &[IoSlice::new(bytes)], offset, how) {
-        Ok(n) => n as i64,
-        Err(e) => -i64::from(e.raw_os_error()),
-    }
+    files::pwritev2_once(file, bytes, offset, rwf as u32)
 }
 
 /// A result in words.

@@ -11,6 +11,7 @@ use io_uring::{IoUring, opcode, types};
 
 use super::aio;
 use crate::channel::{MarkText, Target, WriteFlags};
+use crate::guest::race::memory::pwrite_from;
 use crate::guest::race::{Ctx, files};
 use crate::guest::workload::buffer::Buffer;
 use crate::guest::workload::plan::Rng;
@@ -61,15 +62,7 @@ pub(super) fn write_all(way: Way, file: &File, pieces: &[Piece], rwf: u32) -> io
 }
 
 fn by_call(file: &File, piece: Piece, rwf: u32) -> i64 {
-    let from = libc::iovec { iov_base: piece.address as *mut _, iov_len: piece.len };
-    // SAFETY: the kernel reads what the vector names, and checks that it may; the vector lives until
-    // the call returns.
-    let n = unsafe { libc::pwritev2(file.as_raw_fd(), &from, 1, piece.offset as i64, rwf as i32) };
-    if n < 0 {
-        -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
-    } else {
-        n as i64
-    }
+    pwrite_from(piece.address as *const u8, piece.len, file, piece.offset, rwf as i32)
 }
 
 fn by_uring(file: &File, pieces: &[Piece], rwf: u32) -> io::Result<Vec<i64>> {
@@ -137,9 +130,7 @@ impl Writer {
     /// So many units, each once.
     pub(super) fn some(&self, count: usize, rng: &mut Rng) -> Vec<u64> {
         let mut units: Vec<u64> = (0..self.target.units.into()).collect();
-        for i in (1..units.len()).rev() {
-            units.swap(i, rng.below(i + 1));
-        }
+        rng.shuffle(&mut units);
         units.truncate(count);
         units
     }

@@ -190,7 +190,7 @@ impl Way {
                     Ok(sendfile(pipe, &*self.file, Some(at), len)?)
                 });
             }
-            Fill::Fiemap => drop(sys::extents(&self.file, 0, self.map.len() as u64)?),
+            Fill::Fiemap => drop(sys::places(&self.file, 0, self.map.len() as u64)?),
             Fill::Precache => sys::precache_extents(&self.file)?,
             Fill::EsCache => sys::cached_extents(&self.file, self.map.len() as u64)?,
         }

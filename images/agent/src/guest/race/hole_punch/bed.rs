@@ -374,7 +374,7 @@ impl Space {
                 break;
             }
             let at = self.other.offset(unit);
-            let places = sys::extents(&self.other.file, at, self.other.unit() as u64)
+            let places = sys::places(&self.other.file, at, self.other.unit() as u64)
                 .map_err(Error::system(format!("FIEMAP of {}", self.other.target.path)))?;
             let common: u64 =
                 places.iter().flat_map(|a| freed.iter().map(|b| overlap(*a, *b))).sum();

@@ -96,9 +96,7 @@ pub fn race(ctx: &Arc<Ctx>) -> Result<()> {
         all.retain(|(share, _, want)| *share == Share::Clone && *want != Want::Store);
     }
     let mut rng = ctx.rng(&[3]);
-    for n in (1..all.len()).rev() {
-        all.swap(n, rng.below(n + 1));
-    }
+    rng.shuffle(&mut all);
     let mut met = vec![false; all.len()];
     for n in 0..ctx.race.rounds {
         step();
@@ -460,7 +458,7 @@ impl Round<'_> {
 }
 
 fn places(file: &File, at: u64, len: usize) -> Result<Vec<(u64, u64)>> {
-    sys::extents(file, at, len as u64).map_err(Error::system("FIEMAP"))
+    sys::places(file, at, len as u64).map_err(Error::system("FIEMAP"))
 }
 
 /// Is the first sector of the unit that of `bytes`?

@@ -125,9 +125,7 @@ fn race(ctx: &Arc<Ctx>) -> Result<()> {
         rounds = rounds.min(WRONG_ROUNDS);
     }
     let mut rng = ctx.rng(&[1]);
-    for n in (1..pairs.len()).rev() {
-        pairs.swap(n, rng.below(n + 1));
-    }
+    rng.shuffle(&mut pairs);
     let mut waited = vec![false; pairs.len()];
     for n in 0..rounds {
         step();
@@ -242,7 +240,7 @@ impl Round<'_> {
         bed.sync(ctx)?;
         files::drop_cache(&bed.file, 0, 0).map_err(Error::system("cannot drop the page cache"))?;
         step();
-        let freed = sys::extents(&bed.file, at, len).map_err(Error::system("FIEMAP"))?;
+        let freed = sys::places(&bed.file, at, len).map_err(Error::system("FIEMAP"))?;
         let Some(first) = freed.first().copied() else {
             return Err(Error::Refused(format!("FIEMAP shows no place for unit {unit}")));
         };
@@ -363,7 +361,7 @@ impl Round<'_> {
         }
         bed.look(ctx, &after)?;
         if op == Op::Punch && ctx.race.wrong.is_none() {
-            let left = sys::extents(&bed.file, at as u64, len as u64);
+            let left = sys::places(&bed.file, at as u64, len as u64);
             let left = left.map_err(Error::system("FIEMAP"))?;
             if let Some((place, len)) = left.first() {
                 let text = format!("{after}, FIEMAP still shows {len} bytes at {place}");
@@ -570,7 +568,7 @@ fn onlook(bed: &Bed) -> Result<Task<()>> {
     let (file, len) = (Arc::clone(&bed.file), bed.image.len() as u64);
     Task::start("onlooker", move || {
         // What it says is old or new; that it comes back is what counts.
-        let _ = sys::extents(&file, 0, len);
+        let _ = sys::places(&file, 0, len);
         let _ = sys::forget_extents(&file);
         let _ = sys::precache_extents(&file);
     })

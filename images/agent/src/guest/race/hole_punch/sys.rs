@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use rustix::ioctl::{NoArg, Opcode, Setter, Updater, ioctl, opcode};
 
 use crate::guest::race::memory::Map;
+use crate::guest::sys::{Fiemap, extents};
 
-/// `FS_IOC_FIEMAP` of `linux/fs.h`, `EXT4_IOC_GET_ES_CACHE` of `linux/ext4.h`: of the head of their structure.
-const FS_IOC_FIEMAP: Opcode = opcode::read_write::<[u64; 4]>(b'f', 11);
+/// `EXT4_IOC_GET_ES_CACHE` of `linux/ext4.h`: of the head of its structure, a `fiemap`.
 const EXT4_IOC_GET_ES_CACHE: Opcode = opcode::read_write::<[u64; 4]>(b'f', 42);
 /// `EXT4_IOC_PRECACHE_EXTENTS`, `EXT4_IOC_CLEAR_ES_CACHE`, `EXT4_IOC_CHECKPOINT` of `linux/ext4.h`.
 const EXT4_IOC_PRECACHE_EXTENTS: Opcode = opcode::none(b'f', 18);
@@ -26,60 +26,16 @@ const CACHE: u32 = 4;
 /// Extents that are asked for at once.
 const ROOM: usize = 32;
 
-/// `struct fiemap_extent` of `linux/fiemap.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Extent {
-    logical: u64,
-    physical: u64,
-    length: u64,
-    reserved64: [u64; 2],
-    flags: u32,
-    reserved32: [u32; 3],
-}
-
-/// `struct fiemap` of `linux/fiemap.h` with its room.
-#[repr(C)]
-#[derive(Default)]
-struct Fiemap {
-    start: u64,
-    length: u64,
-    flags: u32,
-    mapped_extents: u32,
-    extent_count: u32,
-    reserved: u32,
-    extents: [Extent; ROOM],
-}
-
-impl Fiemap {
-    fn of(start: u64, length: u64, flags: u32) -> Fiemap {
-        Fiemap { start, length, flags, extent_count: ROOM as u32, ..Fiemap::default() }
-    }
-}
-
 /// Where on the disk a range of a file lies: (offset, length) in bytes, in the order of the file. Holes are
 /// left out.
-pub fn extents(file: &File, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
+pub fn places(file: &File, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
     let end = offset + len;
-    let (mut found, mut from) = (Vec::new(), offset);
-    loop {
-        let mut map = Fiemap::of(from, end - from, 0);
-        // SAFETY: FIEMAP reads the head of a `fiemap`, and writes it and as many extents behind it as it
-        // says there is room for.
-        unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Fiemap>::new(&mut map))? };
-        let told = (map.mapped_extents as usize).min(ROOM);
-        for extent in &map.extents[..told] {
-            let first = extent.logical.max(offset);
-            let last = (extent.logical + extent.length).min(end);
-            if first < last {
-                found.push((extent.physical + (first - extent.logical), last - first));
-            }
-            from = last;
-        }
-        if told < ROOM || from >= end {
-            return Ok(found);
-        }
-    }
+    let clipped = extents(file, offset, len)?.into_iter().filter_map(|extent| {
+        let first = extent.offset.max(offset);
+        let last = (extent.offset + extent.len).min(end);
+        (first < last).then(|| (extent.at + (first - extent.offset), last - first))
+    });
+    Ok(clipped.collect())
 }
 
 /// Has ext4 read all extents of a file into its cache of extents.
@@ -90,9 +46,9 @@ pub fn precache_extents(file: &File) -> io::Result<()> {
 
 /// The same by way of `EXT4_IOC_GET_ES_CACHE`, which tells what the cache holds then.
 pub fn cached_extents(file: &File, len: u64) -> io::Result<()> {
-    let mut map = Fiemap::of(0, len, CACHE);
+    let mut map = Fiemap::<ROOM>::of(0, len, CACHE);
     // SAFETY: as FIEMAP.
-    unsafe { Ok(ioctl(file, Updater::<EXT4_IOC_GET_ES_CACHE, Fiemap>::new(&mut map))?) }
+    unsafe { Ok(ioctl(file, Updater::<EXT4_IOC_GET_ES_CACHE, Fiemap<ROOM>>::new(&mut map))?) }
 }
 
 /// Has ext4 forget the extents of a file that it has in memory.
