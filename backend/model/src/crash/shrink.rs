@@ -306,14 +306,15 @@ impl<A> Judge<'_, A> {
             return Ok(false);
         }
         let Some(fingerprint) = self.ask.fingerprint(self.cut, state) else { return Ok(false) };
-        if let Some(known) = self.known.get(&fingerprint) {
-            return Ok(*known);
-        }
+        // Before what is known: another state of the same bytes may be legal where this one is not.
         // Volatile fragments alone, lost or kept, are always legal.
         let plain = state.is_plain(self.cut);
         let broken = if plain { Vec::new() } else { self.cut.judge(state) };
         if broken.iter().any(|violation| !self.allowed.contains(&violation.clause)) {
             return Ok(false);
+        }
+        if let Some(known) = self.known.get(&fingerprint) {
+            return Ok(*known);
         }
         if self.hurried && self.ask.enough() {
             self.stopped = true;
