@@ -121,7 +121,7 @@ struct Reader {
     disk: Disk,
     requests: Vec<Request>,
     in_flight: Vec<Chain>,
-    /// Ended by a reconnect, and maybe fetched again.
+    /// Ended by a reconnect or restart, unless they are completed after all or fetched again.
     left: Vec<Chain>,
     rings: HashMap<u16, Ring>,
     regime: Regime,
@@ -297,7 +297,13 @@ impl Reader {
         match request.end() {
             // It ended when the reset did, or the power was cut: the driver never sees this.
             None if index < self.first_of_epoch => return Ok(false),
-            Some(End::Reset { .. }) => return Ok(false),
+            Some(End::Reset { .. }) => {
+                // Not where the device still knew of it: it was in flight all the time.
+                let Some(left) = self.left.iter().position(|chain| chain.index == index) else {
+                    return Ok(false);
+                };
+                self.left.swap_remove(left);
+            }
             None => {}
             Some(End::Completed { at: first, .. }) => {
                 return Err(bad(
@@ -374,7 +380,8 @@ pub(super) struct Flushes(Vec<(Seq, Seq, Seq)>);
 impl History {
     /// Reads a recording's events, in rising order of their `Seq` (holes are no error).
     ///
-    /// A chain that is fetched again after a [`ResetCause::Reconnect`] or [`ResetCause::Restart`]
+    /// A request that is in flight at a [`ResetCause::Reconnect`] or [`ResetCause::Restart`] and
+    /// completes later was in flight all the time. A chain that is fetched again after one of those
     /// is submitted again, with the same queue, position, head and operation: it keeps its first
     /// submission time, and what was fetched first counts no more. After a
     /// [`ResetCause::PowerCut`] a new order begins, on the crash state as its base: see

@@ -28,6 +28,8 @@ pub(crate) struct Req {
     pub(crate) failed: bool,
     pub(crate) reset: Option<ResetCause>,
     pub(crate) refetched: bool,
+    /// In flight over a reconnect or restart.
+    pub(crate) resumed: bool,
     pub(crate) stable: bool,
 }
 
@@ -124,6 +126,7 @@ pub(crate) fn requests(events: &[(Seq, Event)], point: u64) -> Vec<Req> {
                     failed: false,
                     reset: None,
                     refetched,
+                    resumed: false,
                     stable: false,
                 });
             }
@@ -138,7 +141,11 @@ pub(crate) fn requests(events: &[(Seq, Event)], point: u64) -> Vec<Req> {
                 }
             }
             Event::Reset { cause, queue } if *cause != ResetCause::PowerCut => {
+                let resumes = |r: &Req| resumed(events, *at, *cause, r);
                 for r in reqs.iter_mut().filter(|r| applies(*queue, r.queue) && r.over.is_none()) {
+                    r.resumed |= resumes(r);
+                }
+                for r in reqs.iter_mut().filter(|r| applies(*queue, r.queue) && r.over.is_none() && !resumes(r)) {
                     r.over = Some(*at);
                     r.reset = Some(*cause);
                 }
@@ -151,6 +158,32 @@ pub(crate) fn requests(events: &[(Seq, Event)], point: u64) -> Vec<Req> {
         r.stable = stable;
     }
     reqs
+}
+
+/// Does the device finish `r` after the reset at event `at`?
+fn resumed(events: &[(Seq, Event)], at: u64, cause: ResetCause, r: &Req) -> bool {
+    if !matches!(cause, ResetCause::Reconnect | ResetCause::Restart) {
+        return false;
+    }
+    for (_, e) in events.iter().filter(|(seq, _)| seq.0 > at) {
+        match e {
+            Event::Complete { request, .. } if request.0 == r.id => return true,
+            Event::Reset { cause: ResetCause::PowerCut, .. } => return false,
+            Event::Reset { cause: ResetCause::Device | ResetCause::QueueStop, queue }
+                if applies(*queue, r.queue) =>
+            {
+                return false;
+            }
+            Event::Submit(s)
+                if (s.queue, s.position, s.head) == (r.queue, r.position, r.head)
+                    && equal_but_payload(&s.op, &r.op) =>
+            {
+                return false;
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 fn is_stable(r: &Req, reqs: &[Req], seen: &[(u64, &Event)]) -> bool {

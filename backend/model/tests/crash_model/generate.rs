@@ -128,7 +128,7 @@ impl Maker {
             }
             38 => self.look(),
             _ => {
-                if self.dice.one_in(2) {
+                if !self.dice.one_in(3) {
                     self.reset();
                 }
             }
@@ -280,7 +280,10 @@ impl Maker {
                     1 => self.look(),
                     _ => {}
                 }
-                if !self.dice.one_in(4) {
+                if self.dice.one_in(2) {
+                    // The device still knows of it.
+                    self.flight.push(flight);
+                } else if !self.dice.one_in(4) {
                     self.submit(flight.queue, flight.position, flight.op);
                 }
             }

@@ -92,6 +92,9 @@ impl Met {
         self.note("writes fetched again", changes().any(|r| r.refetched));
         let flush_again = |r: &Req| matches!(r.op, Op::Flush) && r.refetched && r.ok.is_some();
         self.note("flushes fetched again", reqs.iter().any(flush_again));
+        self.note("writes resumed", changes().any(|r| r.resumed));
+        let flush_resumed = |r: &Req| matches!(r.op, Op::Flush) && r.resumed && r.ok.is_some();
+        self.note("flushes resumed", reqs.iter().any(flush_resumed));
         let toggled = |r: &Req| {
             recording.events.iter().any(|(at, e)| {
                 matches!(e, Event::SetWriteback { .. })
@@ -209,6 +212,6 @@ fn exhaustive_is_what_the_brute_force_finds() {
     for (what, count) in &met.0 {
         assert!(*count >= 20, "{what}: only {count} times");
     }
-    assert_eq!(met.0.len(), 27, "every kind of input is counted");
+    assert_eq!(met.0.len(), 29, "every kind of input is counted");
     assert!(states > 50_000, "only {states} states");
 }
