@@ -4,6 +4,7 @@
 //! - [`crash`]: the crash model. Pure: no I/O, no threads, no clocks. Nothing else in the project
 //!   decides what is legal after a power cut.
 //! - [`named`]: what the I/O priority of a virtio-blk write says about it.
+//! - [`guard`]: mapped files that are cut short end nobody.
 //! - [`recording`]: the file that holds the events and the written data, and a reader that shows
 //!   the disk in any state the crash model names.
 //!
@@ -15,5 +16,6 @@
 pub mod crash;
 pub mod event;
 pub mod extents;
+pub mod guard;
 pub mod named;
 pub mod recording;

@@ -1,18 +1,17 @@
 //! The writer's view of its file: one range of addresses, into which segments are mapped as the
-//! file grows, and the SIGBUS handler that keeps a file cut short from ending the process.
+//! file grows. A [`Guard`] keeps a file cut short from ending the process.
 //!
-//! The unsafe code of the crate is here, and in the few lines of the writer that lend payload out
-//! of the mapping. Byte `p` of the file is at address `base + p`, always.
+//! The unsafe code of the crate is here, in the guard, and in the few lines of the writer that lend
+//! payload out of the mapping. Byte `p` of the file is at address `base + p`, always.
 
 #![allow(unsafe_code)]
 
 use super::slot::{WORDS, Words};
-use std::ffi::c_void;
+use crate::guard::Guard;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Addresses that are set aside for one writer; fewer where the process may not have so many.
 const RESERVE: [usize; 5] = [1 << 40, 1 << 38, 1 << 36, 1 << 34, 1 << 32];
@@ -24,7 +23,8 @@ pub(super) struct Mapping {
     reserved: usize,
     /// Bytes from the start that are mapped to the file.
     mapped: AtomicU64,
-    guard: &'static Guarded,
+    /// Gone only while this is dropped.
+    guard: Option<Guard>,
 }
 
 // SAFETY: the range belongs to this value alone. What is in it is reached through atomics, or by
@@ -54,12 +54,12 @@ impl Mapping {
                 last = io::Error::last_os_error();
                 continue;
             }
-            let Some(guard) = Guarded::claim(base as usize, reserved) else {
+            let Some(guard) = Guard::new(base as usize, reserved) else {
                 // SAFETY: the range made above, which nobody else knows.
                 unsafe { libc::munmap(base, reserved) };
-                return Err(io::Error::other("too many recordings are being written"));
+                return Err(io::Error::other("too many files are mapped"));
             };
-            return Ok(Mapping { base: base.cast(), reserved, mapped: AtomicU64::new(0), guard });
+            return Ok(Mapping { base: base.cast(), reserved, mapped: AtomicU64::new(0), guard: Some(guard) });
         }
         Err(last)
     }
@@ -104,7 +104,7 @@ impl Mapping {
 
     /// The file failed beneath the mapping, and zeroes stand where it failed.
     pub(super) fn poisoned(&self) -> bool {
-        self.guard.poisoned.load(Ordering::Acquire)
+        self.guard.as_ref().is_some_and(Guard::poisoned)
     }
 
     fn word(&self, at: u64) -> &AtomicU64 {
@@ -161,122 +161,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.guard.release();
+        drop(self.guard.take());
         // SAFETY: the range made in `new`; nothing borrows from it any more.
         unsafe { libc::munmap(self.base.cast(), self.reserved) };
-    }
-}
-
-/// A range of addresses in which SIGBUS means: poison, and go on with zeroes.
-#[derive(Debug)]
-struct Guarded {
-    /// 0: this entry is free. Set last and cleared first.
-    start: AtomicUsize,
-    end: AtomicUsize,
-    taken: AtomicBool,
-    poisoned: AtomicBool,
-}
-
-static GUARDED: [Guarded; 256] = [const {
-    Guarded {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        taken: AtomicBool::new(false),
-        poisoned: AtomicBool::new(false),
-    }
-}; 256];
-
-/// What handled SIGBUS before us.
-static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
-static PAGE: AtomicUsize = AtomicUsize::new(4096);
-
-impl Guarded {
-    fn claim(start: usize, len: usize) -> Option<&'static Guarded> {
-        static INSTALL: Once = Once::new();
-        INSTALL.call_once(install);
-        let entry = GUARDED.iter().find(|g| !g.taken.swap(true, Ordering::AcqRel))?;
-        entry.poisoned.store(false, Ordering::Relaxed);
-        entry.end.store(start + len, Ordering::Relaxed);
-        entry.start.store(start, Ordering::Release);
-        Some(entry)
-    }
-
-    fn release(&self) {
-        self.start.store(0, Ordering::Release);
-        self.taken.store(false, Ordering::Release);
-    }
-}
-
-fn install() {
-    // SAFETY: `sysconf` and `sigaction` with valid arguments; the handler does only what a signal
-    // handler may (atomics, mmap, sigaction).
-    unsafe {
-        if let Ok(page) = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)) {
-            PAGE.store(page, Ordering::Relaxed);
-        }
-        let mut before = Box::new(std::mem::zeroed::<libc::sigaction>());
-        libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut *before);
-        BEFORE.store(Box::into_raw(before), Ordering::Release);
-        let mut ours = std::mem::zeroed::<libc::sigaction>();
-        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
-        ours.sa_sigaction = handler as usize;
-        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        libc::sigemptyset(&mut ours.sa_mask);
-        libc::sigaction(libc::SIGBUS, &ours, std::ptr::null_mut());
-    }
-}
-
-extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel gives a valid `siginfo_t` to a handler installed with SA_SIGINFO.
-    let address = unsafe { (*info).si_addr() } as usize;
-    for entry in &GUARDED {
-        let start = entry.start.load(Ordering::Acquire);
-        if start == 0 || address < start || address >= entry.end.load(Ordering::Relaxed) {
-            continue;
-        }
-        entry.poisoned.store(true, Ordering::Release);
-        let page = PAGE.load(Ordering::Relaxed);
-        // SAFETY: one page inside a range that belongs to a `Mapping`, which is borrowed by the
-        // thread that faulted; `errno` is the interrupted code's and is put back.
-        unsafe {
-            let errno = *libc::__errno_location();
-            let got = libc::mmap(
-                (address & !(page - 1)) as *mut c_void,
-                page,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-                -1,
-                0,
-            );
-            *libc::__errno_location() = errno;
-            if got != libc::MAP_FAILED {
-                return;
-            }
-        }
-        break;
-    }
-    pass_on(signal, info, context);
-}
-
-/// Not ours: what was there before has its say. If that is nothing, the faulting instruction runs
-/// again and ends the process, as it would have without us.
-fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    let before = BEFORE.load(Ordering::Acquire);
-    // SAFETY: `before` is null or a leaked box; a handler in it was installed by its owner for
-    // this signal, with the signature that its flags say.
-    unsafe {
-        let handler = if before.is_null() { libc::SIG_DFL } else { (*before).sa_sigaction };
-        if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
-            let mut default = std::mem::zeroed::<libc::sigaction>();
-            default.sa_sigaction = libc::SIG_DFL;
-            libc::sigaction(signal, &default, std::ptr::null_mut());
-        } else if (*before).sa_flags & libc::SA_SIGINFO != 0 {
-            let call: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) =
-                std::mem::transmute(handler);
-            call(signal, info, context);
-        } else {
-            let call: extern "C" fn(libc::c_int) = std::mem::transmute(handler);
-            call(signal);
-        }
     }
 }
