@@ -4,12 +4,13 @@
 //! - [`scsi`]: the virtio-scsi device.
 //! - [`limits`]: block sizes and atomic-write limits, checked once, before anything is offered.
 //! - [`size`]: sizes as users write them.
-//! - [`chain`], [`spans`], `queue`: what devices have in common.
+//! - [`chain`], [`spans`], [`ledger`], `queue`: what devices have in common.
 //!
 //! A transport knows a [`Device`] and its [`DeviceQueue`]s, and no more.
 
 pub mod blk;
 pub mod chain;
+pub mod ledger;
 pub mod limits;
 mod queue;
 pub mod scsi;
@@ -17,6 +18,7 @@ pub mod size;
 pub mod spans;
 
 use crate::store::Store;
+use ledger::Ledger;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tornblk_model::event::ResetCause;
@@ -64,6 +66,12 @@ pub trait Device: Send + Sync {
     /// The driver wrote to the configuration space. What it may not write is ignored.
     fn set_config(&self, offset: u32, bytes: &[u8]);
 
+    /// Is there a write cache now, as the driver wants it?
+    fn writeback(&self) -> bool;
+
+    /// What [`Device::writeback`] was before the device was started again. Before anything else.
+    fn restore_writeback(&self, on: bool);
+
     /// The device's side of queue `n`, from its start to its stop.
     fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue>;
 
@@ -79,6 +87,10 @@ pub trait Device: Send + Sync {
 
 /// A queue at work. Belongs to one thread at a time.
 pub trait DeviceQueue: Send {
+    /// Takes again what `ledger` says was left by a device before this one, and notes in it from now
+    /// on. Before anything else.
+    fn resume(&mut self, ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>);
+
     /// Takes all there is (nothing, unless `take`), and returns what is done. Says whether the
     /// guest wants to be told.
     #[must_use]
@@ -87,6 +99,10 @@ pub trait DeviceQueue: Send {
     /// Ends everything that is in flight, and returns it. Says whether the guest wants to be told.
     #[must_use]
     fn drain(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool;
+
+    /// The front-end is gone, and its used ring must not be touched any more: ends everything that is
+    /// in flight, and notes its answers. Nothing, where there is no ledger.
+    fn abandon(&mut self);
 
     /// Readable when [`DeviceQueue::pump`] has something to do without a kick; cleared by reading
     /// 8 bytes. The same for the life of the queue.

@@ -2,11 +2,14 @@
 //! them, and returns them through the used ring. The same for every device.
 
 use super::chain::{self, Broken, Chain};
+use super::ledger::{Came, Ledger, Left};
 use super::{DeviceQueue, Memory};
 use crate::complaints::Complaints;
+use crate::store::{Moves, Note, Past};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
@@ -17,6 +20,9 @@ pub(crate) struct Taken<'a> {
     pub(crate) position: u16,
     pub(crate) head: u16,
     pub(crate) chain: Result<Chain, Broken>,
+    /// For the store.
+    pub(crate) past: Past,
+    pub(crate) note: Note,
 }
 
 /// A chain to be returned to the driver, with the number of bytes that were written to it.
@@ -49,6 +55,11 @@ pub(crate) trait Requests: Send {
     /// Lets held requests go and ends the others, so that `reap` gives all there is.
     fn drain(&mut self);
 
+    /// As [`Requests::drain`], where what cannot be ended well may stay: it comes again.
+    fn leave(&mut self) {
+        self.drain();
+    }
+
     /// As of [`DeviceQueue::wake_fd`].
     fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -57,13 +68,23 @@ pub(crate) trait Requests: Send {
 pub struct Worker<R> {
     index: u16,
     requests: R,
+    ring: Returns,
+}
+
+/// The way back to the driver.
+#[derive(Default)]
+struct Returns {
+    ledger: Option<Box<dyn Ledger>>,
+    moves: Option<Arc<dyn Moves>>,
+    /// Chains that were returned, and the driver was not told of yet.
+    untold: usize,
     complaints: Complaints,
 }
 
 #[allow(private_bounds)]
 impl<R: Requests> Worker<R> {
     pub(crate) fn new(index: u16, requests: R) -> Self {
-        Worker { index, requests, complaints: Complaints::default() }
+        Worker { index, requests, ring: Returns::default() }
     }
 
     /// See [`DeviceQueue::wake_fd`].
@@ -76,34 +97,81 @@ impl<R: Requests> Worker<R> {
         self.requests.in_flight()
     }
 
+    /// See [`DeviceQueue::resume`].
+    pub fn resume(&mut self, mut ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>) {
+        let indexes = ring.used_idx(&**mem, Ordering::Acquire).and_then(|used| {
+            let available = ring.avail_idx(&**mem, Ordering::Acquire)?;
+            Ok((used.0, available.0.wrapping_sub(used.0)))
+        });
+        let (used, offered) = match indexes {
+            Ok(indexes) => indexes,
+            Err(error) => {
+                self.ring.complaints.say(format_args!("queue {}: {error}", self.index));
+                return;
+            }
+        };
+        let left = ledger.left(used);
+        if left.len() > usize::from(offered) || offered > ring.size() {
+            // Not this ring's notes, or no ring that makes sense: what is noted is nobody's.
+            self.ring.complaints.say(format_args!(
+                "queue {}: {} requests are noted as in flight, and the driver has {offered}: none \
+                 is taken again",
+                self.index,
+                left.len()
+            ));
+            return;
+        }
+        if !left.is_empty() {
+            log::info!("queue {}: {} requests were in flight: taken again", self.index, left.len());
+        }
+        // All that was taken is either returned or noted. As many as there are offered: fits.
+        ring.set_next_avail(used.wrapping_add(left.len() as u16));
+        ring.set_next_used(used);
+        self.ring.moves = Some(ledger.moves());
+        self.ring.ledger = Some(ledger);
+        self.requests.size(usize::from(ring.max_size()));
+        for Left { head, position, came } in left {
+            match came {
+                Came::Answered(len) => self.ring.publish(ring, mem, &Answer { head, len }, true),
+                Came::Begun(past) => self.begin(ring, mem, (position, head), past, true),
+            }
+        }
+    }
+
     /// See [`DeviceQueue::pump`].
     #[must_use]
     pub fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool {
-        let mut used = 0;
         loop {
             if take && ring.disable_notification(&**mem).is_err() {
                 break;
             }
             self.requests.listen();
             if take {
-                used += self.take(ring, mem);
+                self.take(ring, mem);
             }
-            used += self.reap(ring, mem);
+            self.reap(ring, mem);
             // `true`: the driver added something before it could know that it has to kick.
             let more = take && ring.enable_notification(&**mem).unwrap_or(false);
             if !more || !self.may_take(ring, mem) {
                 break;
             }
         }
-        used > 0 && ring.needs_notification(&**mem).unwrap_or(true)
+        self.ring.tell(ring, mem)
     }
 
     /// See [`DeviceQueue::drain`].
     #[must_use]
     pub fn drain(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {
         self.requests.drain();
-        let used = self.reap(ring, mem);
-        used > 0 && ring.needs_notification(&**mem).unwrap_or(true)
+        self.reap(ring, mem);
+        self.ring.tell(ring, mem)
+    }
+
+    /// See [`DeviceQueue::abandon`].
+    pub fn abandon(&mut self) {
+        let Some(ledger) = &mut self.ring.ledger else { return };
+        self.requests.leave();
+        self.requests.reap(&mut |answer| ledger.answered(answer.head, answer.len));
     }
 
     /// False where taking is pointless: the ring makes no sense, or the driver gave out more heads
@@ -115,54 +183,91 @@ impl<R: Requests> Worker<R> {
         match ring.iter(&**mem) {
             Ok(_) => true,
             Err(error) => {
-                self.complaints.say(format_args!("queue {}: {error}", self.index));
+                self.ring.complaints.say(format_args!("queue {}: {error}", self.index));
                 false
             }
         }
     }
 
-    fn take(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> usize {
-        let mut used = 0;
+    fn take(&mut self, ring: &mut Queue, mem: &Arc<Memory>) {
         self.requests.size(usize::from(ring.max_size()));
         while self.may_take(ring, mem) {
             let position = ring.next_avail();
             let head = ring.iter(&**mem).ok().and_then(|mut ring| Some(ring.next()?.head_index()));
             let Some(head) = head else { break };
-            let table = GuestAddress(ring.desc_table());
-            let chain = chain::walk(mem, table, ring.size(), head, self.requests.limit());
-            if let Some(answer) = self.requests.begin(Taken { mem, position, head, chain }) {
-                used += publish(ring, mem, &answer, &mut self.complaints);
-            }
+            // A head that is in flight already, or that the table does not have, is refused.
+            let noted = self.ring.ledger.as_mut().is_some_and(|l| l.take(head, position));
+            self.begin(ring, mem, (position, head), Past::New, noted);
         }
-        used
     }
 
-    fn reap(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> usize {
-        let mut used = 0;
-        let Worker { requests, complaints, .. } = self;
-        requests.reap(&mut |answer| used += publish(ring, mem, &answer, complaints));
-        used
+    fn begin(
+        &mut self,
+        ring: &mut Queue,
+        mem: &Arc<Memory>,
+        (position, head): (u16, u16),
+        past: Past,
+        noted: bool,
+    ) {
+        let table = GuestAddress(ring.desc_table());
+        let chain = chain::walk(mem, table, ring.size(), head, self.requests.limit());
+        let note = match &self.ring.moves {
+            Some(moves) if noted => Note::new(Arc::clone(moves), head),
+            _ => Note::default(),
+        };
+        let taken = Taken { mem, position, head, chain, past, note };
+        if let Some(answer) = self.requests.begin(taken) {
+            self.ring.publish(ring, mem, &answer, noted);
+        }
+    }
+
+    fn reap(&mut self, ring: &mut Queue, mem: &Arc<Memory>) {
+        let Worker { requests, ring: returns, .. } = self;
+        // Whatever the store had was noted when it was taken: see `begin`.
+        requests.reap(&mut |answer| returns.publish(ring, mem, &answer, true));
     }
 }
 
-/// 1 where the chain is in the used ring now.
-fn publish(ring: &mut Queue, mem: &Memory, answer: &Answer, complaints: &mut Complaints) -> usize {
-    match ring.add_used(mem, answer.head, answer.len) {
-        Ok(()) => 1,
-        Err(error) => {
-            complaints.say(format_args!("head {} cannot be returned: {error}", answer.head));
-            0
+impl Returns {
+    /// Puts a chain into the used ring, and strikes it out if it was `noted`.
+    fn publish(&mut self, ring: &mut Queue, mem: &Memory, answer: &Answer, noted: bool) {
+        let Answer { head, len } = *answer;
+        if noted && let Some(ledger) = &mut self.ledger {
+            ledger.answered(head, len);
+            ledger.returning(head);
         }
+        if let Err(error) = ring.add_used(mem, head, len) {
+            self.complaints.say(format_args!("head {head} cannot be returned: {error}"));
+            return;
+        }
+        if let Some(ledger) = &mut self.ledger {
+            let used = ring.next_used();
+            if noted { ledger.returned(head, used) } else { ledger.skipped(used) }
+        }
+        self.untold += 1;
+    }
+
+    /// Does the driver want to be told of what was returned?
+    fn tell(&mut self, ring: &mut Queue, mem: &Memory) -> bool {
+        std::mem::take(&mut self.untold) > 0 && ring.needs_notification(mem).unwrap_or(true)
     }
 }
 
 impl<R: Requests> DeviceQueue for Worker<R> {
+    fn resume(&mut self, ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>) {
+        Worker::resume(self, ledger, ring, mem);
+    }
+
     fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool {
         Worker::pump(self, ring, mem, take)
     }
 
     fn drain(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {
         Worker::drain(self, ring, mem)
+    }
+
+    fn abandon(&mut self) {
+        Worker::abandon(self);
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -239,7 +239,7 @@ pub trait Engine: Send {
         self.seq(ticket)
     }
 
-    /// Moves the bytes. `stale`: a read shall show the version before the newest.
+    /// Moves the bytes, unless they moved before ([`Past`](super::Past)). `stale`: a read shall show the version before the newest.
     ///
     /// # Errors
     /// The request ends with it, by way of `finish`.
@@ -371,11 +371,14 @@ impl<E: Engine> GatedQueue<E> {
                 Verdict::Hold => return self.held.push(held),
                 Verdict::Drop => return self.drop_it(held),
                 Verdict::Fail => Err(Failure::Injected),
-                Verdict::Go | Verdict::Stale => self.engine.execute(
-                    &mut held.request,
-                    &mut held.ticket,
-                    verdict == Verdict::Stale,
-                ),
+                Verdict::Go | Verdict::Stale => {
+                    let stale = verdict == Verdict::Stale;
+                    let moved = self.engine.execute(&mut held.request, &mut held.ticket, stale);
+                    if !self.engine.records() {
+                        held.request.note.moved(moved.is_ok());
+                    }
+                    moved
+                }
             });
             again = false;
         }

@@ -37,6 +37,7 @@ pub use raw::{Cache, RawStore};
 pub use recording::{RecordingOptions, RecordingStore};
 pub use state::StateStore;
 
+use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tornblk_model::event::{Disk, Negotiation, ResetCause, Segment};
@@ -60,9 +61,52 @@ pub struct Request {
     pub op: Op,
     /// Empty for all but `Read` (to be filled) and `Write` (to be taken).
     pub buffers: Buffers,
+    pub past: Past,
+    pub note: Note,
     /// Of a `Write` that is never whole: the lengths of its pieces in their order, which together
     /// are the buffers'. Each is as a write of its own, and all complete together. Empty: it is one.
     pub pieces: Vec<u64>,
+}
+
+/// What is known of a request from before: the device was started again, or lost its front-end,
+/// while it was in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Past {
+    /// Nothing: the driver has just asked for it.
+    #[default]
+    New,
+    /// It was taken before. A store that records knows what became of it.
+    Taken,
+    /// Its bytes moved before, or failed to: it must not change the disk again.
+    Moved { ok: bool },
+}
+
+/// Where a store that does not record notes that a request's bytes have moved; the device finds it
+/// as [`Past::Moved`] when it is started again.
+#[derive(Clone, Default)]
+pub struct Note(Option<(Arc<dyn Moves>, u16)>);
+
+/// Notes of one queue.
+pub trait Moves: Send + Sync {
+    fn moved(&self, head: u16, ok: bool);
+}
+
+impl Note {
+    pub fn new(moves: Arc<dyn Moves>, head: u16) -> Note {
+        Note(Some((moves, head)))
+    }
+
+    pub(crate) fn moved(&self, ok: bool) {
+        if let Some((moves, head)) = &self.0 {
+            moves.moved(*head, ok);
+        }
+    }
+}
+
+impl fmt::Debug for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Note").field(&self.0.as_ref().map(|(_, head)| head)).finish()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +177,13 @@ pub trait Store: Send + Sync {
     fn is_off(&self) -> bool {
         false
     }
-    /// What was in flight on `queue` (on all where `None`) has ended without an answer.
+    /// Readable when [`Store::disk`] has another capacity than before; cleared by reading 8 bytes.
+    /// The same descriptor for the life of the store; `None`: that never happens.
+    fn resized(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// What was in flight on `queue` (on all where `None`) has ended without an answer. After
+    /// [`ResetCause::Reconnect`] some of it may come again ([`Past::Taken`]).
     fn reset(&self, cause: ResetCause, queue: Option<u16>);
 }
 

@@ -2,8 +2,9 @@
 
 use super::gate::{Engine, Gate, GatedQueue, Step};
 use super::image::Image;
-use super::{Failure, Op, Request, Rings, Store, StoreQueue};
+use super::{Failure, Op, Past, Request, Rings, Store, StoreQueue};
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,6 +163,14 @@ impl Engine for RawEngine {
 
     fn execute(&mut self, request: &mut Request, (): &mut (), _: bool) -> Result<(), Failure> {
         let shared = &self.0;
+        match request.past {
+            // Reading again harms nobody, and the guest's memory may have changed since.
+            Past::Moved { ok } if !matches!(request.op, Op::Read { .. }) => {
+                let failed = "it failed before the device was started again";
+                return if ok { Ok(()) } else { Err(Failure::Io(io::Error::other(failed))) };
+            }
+            _ => {}
+        }
         match &request.op {
             Op::Read { offset } => shared.image.read(*offset, &request.buffers),
             Op::Write { offset, fua, .. } => {

@@ -12,10 +12,13 @@
 //! request of its own.
 //!
 //! A request whose queue stops while it is held counts as executed: it may be old or new, and is
-//! new, also after the device was started again.
+//! new, also after the device was started again. One that comes again then ([`Past`](super::Past)) is
+//! the same request, with the place in the order that it has: it is completed, and not recorded or
+//! executed once more. Only what was recorded as several parts begins anew.
 
 mod engine;
 mod index;
+mod open;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -24,6 +27,7 @@ use super::gate::{Gate, GatedQueue};
 use super::{Buffers, Failure, Rings, Store, StoreQueue, broken};
 use engine::RecordingEngine;
 use index::{Index, Piece, Place};
+use open::Open;
 use smallvec::SmallVec;
 use std::collections::HashSet;
 use std::fmt;
@@ -76,6 +80,7 @@ struct Shared {
     thaws: u64,
     /// Requests that covered a part of a logical block.
     sub_block: AtomicU64,
+    open: Open,
     /// Something that decides what is stable could not be recorded: no request may follow.
     broken: AtomicBool,
 }
@@ -219,6 +224,7 @@ impl RecordingStore {
             epoch: AtomicU64::new(1),
             thaws,
             sub_block: AtomicU64::new(0),
+            open: Open::default(),
             broken: AtomicBool::new(false),
         };
         shared.replay()?;
@@ -305,6 +311,7 @@ impl Store for RecordingStore {
         // Indexes that were read before are recorded first.
         let mut rings = self.shared.rings.write().unwrap_or_else(PoisonError::into_inner);
         self.shared.must(&Event::Reset { cause, queue });
+        self.shared.open.reset(cause, queue);
         self.shared.unsee();
         if cause == ResetCause::Reconnect && queue.is_none() {
             *rings = None;
@@ -373,6 +380,12 @@ impl Shared {
                 Event::Reset { cause: ResetCause::PowerCut, .. } => {
                     return Err(over_for_good(reader.path(), seq));
                 }
+                Event::Reset { cause, queue } => self.open.reset(cause, queue),
+                Event::Complete { request, status } => self.open.end(request, status),
+                Event::Submit(ref submit) => self.open.begin(seq, submit),
+                _ => {}
+            }
+            match event {
                 Event::Submit(submit) if !untouched.contains(&seq) => {
                     let work = match submit.op {
                         event::Op::Write { offset, len, payload, .. } => {

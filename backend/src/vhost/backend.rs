@@ -3,10 +3,14 @@
 //! Locks are taken in this order: the daemon's handler (its thread only), a queue's, its ring's,
 //! then whatever the store has. The store asks for available indices without any of them.
 
+use super::guard::Guarded;
+use super::in_flight::{Beside, Region};
 use super::ring::{Indices, Space, Vring};
-use crate::device::{Device, DeviceQueue, RING_SIZE_MAX};
+use crate::device::{Device, DeviceQueue, Memory, RING_SIZE_MAX};
+use rustix::event::{EventfdFlags, eventfd};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tornblk_model::event::ResetCause;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -29,21 +33,60 @@ pub(super) struct Backend {
     queues: Vec<Mutex<Option<Box<dyn DeviceQueue>>>>,
     /// Guest memory as it was told last: (start, length).
     regions: Mutex<Vec<(u64, u64)>>,
+    guarded: Mutex<Guarded>,
+    /// How many there were in this process when it was looked last.
+    poisonings: AtomicU64,
+    /// Readable when the front-end has to go.
+    trouble: OwnedFd,
+    /// Memory that the front-end keeps, where it gave some.
+    in_flight: Mutex<Option<Arc<Region>>>,
+    beside: Arc<Beside>,
+    /// Is there a write cache where the driver chooses nothing?
+    default_writeback: bool,
     exits: Mutex<Vec<RawFd>>,
 }
 
 impl Backend {
-    pub(super) fn new(device: Arc<dyn Device>, mem: Space) -> Arc<Backend> {
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        mem: Space,
+        beside: Arc<Beside>,
+        default_writeback: bool,
+    ) -> io::Result<Arc<Backend>> {
         let queues = (0..device.queues()).map(|_| Mutex::new(None)).collect();
-        Arc::new(Backend {
+        Ok(Arc::new(Backend {
             device,
             mem,
             rings: OnceLock::new(),
             handlers: OnceLock::new(),
             queues,
             regions: Mutex::new(Vec::new()),
+            guarded: Mutex::default(),
+            poisonings: AtomicU64::new(0),
+            trouble: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            in_flight: Mutex::default(),
+            beside,
+            default_writeback,
             exits: Mutex::new(Vec::new()),
-        })
+        }))
+    }
+
+    pub(super) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Readable when the front-end cut its guest's memory short, and cannot be served any more.
+    pub(super) fn troubled(&self) -> BorrowedFd<'_> {
+        self.trouble.as_fd()
+    }
+
+    /// From the next start of a queue on, what is in flight is noted in `region`.
+    pub(super) fn remember_in(&self, region: Arc<Region>) {
+        *whole(&self.in_flight) = Some(region);
+    }
+
+    fn keep_writeback(&self) {
+        self.beside.keep_writeback(self.device.writeback(), self.default_writeback);
     }
 
     /// What the daemon made: before it is started, and once.
@@ -57,15 +100,19 @@ impl Backend {
         let _ = self.handlers.set(handlers.iter().map(Arc::downgrade).collect());
     }
 
-    /// After the daemon is gone, with its threads. What is in flight is not returned: the
-    /// front-end has read the used index by now, and will offer the rest again.
+    /// After the daemon is gone, with its threads. What is in flight is ended and noted, not
+    /// returned: the front-end has read the used index by now. The same one, come back, gets its
+    /// answers; for any other the notes are void.
     pub(super) fn disconnect(&self) {
-        let mut lost = 0;
+        let mut left = 0;
         for queue in &self.queues {
-            lost += whole(queue).take().map_or(0, |queue| queue.in_flight());
+            if let Some(mut queue) = whole(queue).take() {
+                left += queue.in_flight();
+                queue.abandon();
+            }
         }
-        if lost > 0 {
-            log::warn!("{lost} requests were in flight when the front-end went away");
+        if left > 0 {
+            log::info!("{left} requests were in flight when the front-end went away");
         }
         self.device.reset(ResetCause::Reconnect, None);
         for exit in whole(&self.exits).drain(..) {
@@ -94,7 +141,7 @@ impl Backend {
             if !runs {
                 return;
             }
-            *slot = Some(self.start(n));
+            *slot = Some(self.start(n, &mut state));
         }
         let Some(queue) = slot.as_mut() else { return };
         if woken && let Some(fd) = queue.wake_fd() {
@@ -107,6 +154,15 @@ impl Backend {
         {
             log::warn!("queue {n}: the guest cannot be told: {error}");
         }
+        drop(state);
+        self.keep_writeback();
+        let poisonings = tornblk_model::guard::poisonings();
+        if self.poisonings.swap(poisonings, Ordering::Relaxed) != poisonings
+            && whole(&self.guarded).poisoned()
+        {
+            // Fails only where the counter is full: then it is readable anyway.
+            let _ = rustix::io::write(&self.trouble, &1u64.to_ne_bytes());
+        }
     }
 
     /// A queue that runs and was not kicked yet is made all the same. Its thread is not woken: what
@@ -114,14 +170,22 @@ impl Backend {
     fn make(&self, n: usize) {
         let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
         let mut slot = whole(&self.queues[n]);
-        if slot.is_none() && runs(&ring.get_mut()) {
-            *slot = Some(self.start(n));
+        let mut state = ring.get_mut();
+        if slot.is_none() && runs(&state) {
+            *slot = Some(self.start(n, &mut state));
         }
     }
 
-    fn start(&self, n: usize) -> Box<dyn DeviceQueue> {
+    fn start(&self, n: usize, ring: &mut VringState<Space>) -> Box<dyn DeviceQueue> {
         // At most 64 queues.
-        let queue = self.device.clone().queue(n as u16);
+        let mut queue = self.device.clone().queue(n as u16);
+        let mem = self.mem.memory().into_inner();
+        let ring = ring.get_queue_mut();
+        let slot = match &*whole(&self.in_flight) {
+            Some(region) if region.covers(n) => region.queue(n, false),
+            _ => self.beside.queue(n, ring, &mem),
+        };
+        queue.resume(Box::new(slot), ring, &mem);
         if let (Some(fd), Some(handler)) = (queue.wake_fd(), self.handler(n)) {
             let listened =
                 handler.register_listener(fd.as_raw_fd(), EventSet::IN, self.wake_event().into());
@@ -196,6 +260,7 @@ impl VhostUserBackend for Backend {
 
     fn acked_features(&self, features: u64) {
         self.device.negotiated(features);
+        self.keep_writeback();
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -225,12 +290,16 @@ impl VhostUserBackend for Backend {
     fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         // An error would end the connection.
         self.device.set_config(offset, bytes);
+        self.keep_writeback();
         Ok(())
     }
 
     fn update_memory(&self, mem: Space) -> io::Result<()> {
-        let now: Vec<(u64, u64)> =
-            mem.memory().iter().map(|r| (r.start_addr().0, r.len())).collect();
+        let memory: Arc<Memory> = mem.memory().into_inner();
+        if !whole(&self.guarded).add(Arc::clone(&memory)) {
+            return Err(io::Error::other("the guest's memory is in too many pieces"));
+        }
+        let now: Vec<(u64, u64)> = memory.iter().map(|r| (r.start_addr().0, r.len())).collect();
         let before = std::mem::replace(&mut *whole(&self.regions), now.clone());
         if before.iter().any(|region| !now.contains(region)) {
             // Whoever waits for other queues goes on waiting: they end what they have.

@@ -1,9 +1,8 @@
 //! Who is at the other end of a socket.
 
-use rustix::net::{SocketAddrUnix, getsockname, sockopt::socket_peercred};
+use rustix::net::sockopt::socket_peercred;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::path::Path;
+use std::os::fd::AsFd;
 
 /// A process, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,26 +18,6 @@ impl Peer {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         Some(Peer { pid, name: name.map(|name| name.trim_end().to_owned()) })
     }
-}
-
-/// Who is connected to the socket at `path` that this process listens at, if just one is.
-///
-/// The daemon accepts by itself and keeps the connection to itself, so it is looked for among this
-/// process's open files.
-pub(super) fn accepted_at(path: &Path) -> Option<Peer> {
-    let address = SocketAddrUnix::new(path).ok()?;
-    let files = std::fs::read_dir("/proc/self/fd").ok()?;
-    let numbers = files.filter_map(|file| file.ok()?.file_name().to_str()?.parse().ok());
-    let mut peers = numbers.filter_map(|fd: RawFd| {
-        // SAFETY: only asked about, never closed or kept. If another thread closes it meanwhile,
-        // the questions fail, or are about another file, which then has another address.
-        let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-        let ours = getsockname(socket).ok()? == address.clone().into();
-        let listens = rustix::net::sockopt::socket_acceptconn(socket).ok()?;
-        if ours && !listens { Peer::of(socket) } else { None }
-    });
-    let first = peers.next();
-    first.filter(|first| peers.all(|other| other == *first))
 }
 
 /// `pid 4711 (qemu-system-x86)`.

@@ -1,5 +1,7 @@
 //! The listening socket's path.
 
+use super::door::Door;
+use super::in_flight::Beside;
 use super::peer::{Peer, told};
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -8,11 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A listening socket, whose path goes when this does.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
+    door: Door,
+    beside: Arc<Beside>,
     path: PathBuf,
     /// Device and inode of the path when it was made: somebody else's is not ours to unlink.
     identity: (u64, u64),
@@ -26,6 +31,12 @@ pub enum SocketError {
     NoSocket { path: String },
     #[error("cannot listen at {path}: {source}")]
     Io { path: String, source: io::Error },
+    #[error(
+        "{path}.state cannot be kept: {source}; make its folder writable, or take another path"
+    )]
+    State { path: String, source: io::Error },
+    #[error("no socket can be made in the folder for temporary files: {0}; set TMPDIR to another")]
+    Door(io::Error),
 }
 
 impl Socket {
@@ -53,9 +64,23 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io(error)),
         }
+        let door = Door::new().map_err(SocketError::Door)?;
         let listener = listen(path).map_err(|error| io(error.into()))?;
-        let meta = std::fs::symlink_metadata(path).map_err(io)?;
-        Ok(Socket { listener, path: path.to_owned(), identity: (meta.dev(), meta.ino()) })
+        let kept = (|| {
+            let meta = std::fs::symlink_metadata(path).map_err(io)?;
+            let state = |source: io::Error| SocketError::State { path: shown(), source };
+            let beside = Arc::new(Beside::open(path).map_err(state)?);
+            Ok((beside, (meta.dev(), meta.ino())))
+        })();
+        match kept {
+            Ok((beside, identity)) => {
+                Ok(Socket { listener, door, beside, path: path.to_owned(), identity })
+            }
+            Err(error) => {
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -64,6 +89,15 @@ impl Socket {
 
     pub(super) fn listener(&self) -> &UnixListener {
         &self.listener
+    }
+
+    pub(super) fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// What is kept beside it.
+    pub(super) fn beside(&self) -> &Arc<Beside> {
+        &self.beside
     }
 }
 
@@ -95,5 +129,8 @@ fn listen(path: &Path) -> rustix::io::Result<UnixListener> {
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, 16)?;
-    Ok(UnixListener::from(socket))
+    let listener = UnixListener::from(socket);
+    // Who waited may be gone when it is accepted.
+    let _ = listener.set_nonblocking(true);
+    Ok(listener)
 }

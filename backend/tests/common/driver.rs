@@ -129,6 +129,13 @@ impl Driver {
         head
     }
 
+    /// The same from descriptor `head` on, which nobody uses just now.
+    pub(crate) fn chain_at(&mut self, head: u16, parts: &[(u64, u32, u16)]) {
+        let next = std::mem::replace(&mut self.next_descriptor, head);
+        self.chain(parts);
+        self.next_descriptor = next;
+    }
+
     /// The same in an indirect table.
     pub(crate) fn indirect(&mut self, parts: &[(u64, u32, u16)]) -> u16 {
         let table = self.alloc(16 * parts.len());

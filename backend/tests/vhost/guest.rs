@@ -3,6 +3,7 @@
 use crate::common::driver::{Driver, Sent};
 use crate::common::store::MemStore;
 use crate::common::{device_with, scsi_with, store::Told};
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use tempfile::TempDir;
 use tornblk_backend::device::limits::LimitOptions;
 use tornblk_backend::device::{Device, Memory};
 use tornblk_backend::vhost::{Socket, serve};
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -108,6 +111,8 @@ pub(crate) struct Guest {
     pub(crate) queues: Vec<Queue>,
     pub(crate) features: u64,
     pub(crate) protocol: VhostUserProtocolFeatures,
+    /// Where the device notes what is in flight; kept over connections.
+    pub(crate) inflight: Option<(VhostUserInflight, File)>,
 }
 
 const REGION: usize = 0x10_0000;
@@ -117,7 +122,7 @@ const SHARE: u64 = 0x4_0000;
 fn shared_memory() -> Arc<Memory> {
     let file = |len: usize| {
         let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = std::fs::File::from(fd);
+        let file = File::from(fd);
         file.set_len(len as u64).unwrap();
         Some(FileOffset::new(file, 0))
     };
@@ -131,7 +136,24 @@ fn shared_memory() -> Arc<Memory> {
 impl Guest {
     /// Connects and negotiates everything, as far as QEMU does before its guest drives the disk.
     pub(crate) fn connect(path: &Path, queues: u16) -> Guest {
-        let mut frontend = Frontend::connect(path, queues.into()).unwrap();
+        let all = VhostUserProtocolFeatures::all();
+        let (frontend, features, protocol) = Guest::agree(path, queues, all);
+        let mem = shared_memory();
+        Guest { frontend, mem, queues: Vec::new(), features, protocol, inflight: None }
+    }
+
+    /// As a front-end that knows only these protocol features.
+    fn agree(
+        path: &Path,
+        queues: u16,
+        known: VhostUserProtocolFeatures,
+    ) -> (Frontend, u64, VhostUserProtocolFeatures) {
+        let mut frontend = None;
+        until(|| {
+            frontend = Frontend::connect(path, queues.into()).ok();
+            frontend.is_some()
+        });
+        let mut frontend = frontend.unwrap();
         frontend.set_owner().unwrap();
         let features = frontend.get_features().unwrap();
         let protocol = frontend.get_protocol_features().unwrap();
@@ -140,13 +162,55 @@ impl Guest {
             VhostUserProtocolFeatures::REPLY_ACK,
             VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
             VhostUserProtocolFeatures::RESET_DEVICE,
+            VhostUserProtocolFeatures::INFLIGHT_SHMFD,
+            VhostUserProtocolFeatures::BACKEND_REQ,
         ] {
             assert!(protocol.contains(needed), "{needed:?}");
         }
+        let protocol = protocol & known;
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
-        let mem = shared_memory();
-        Guest { frontend, mem, queues: Vec::new(), features, protocol }
+        (frontend, features, protocol)
+    }
+
+    /// As a front-end that keeps no memory for what is in flight.
+    pub(crate) fn forgetful(path: &Path, queues: u16) -> Guest {
+        let mut guest = Guest::connect(path, queues);
+        drop(guest.frontend);
+        let known = !VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        let (frontend, _, protocol) = Guest::agree(path, queues, known);
+        (guest.frontend, guest.protocol) = (frontend, protocol);
+        guest.start(queues);
+        guest
+    }
+
+    /// The device was started again, and the guest goes on: as QEMU does it.
+    pub(crate) fn reconnect(&mut self, path: &Path) {
+        let queues = self.queues.len() as u16;
+        // SAFETY: the connection lives until it is replaced below.
+        let old = unsafe { BorrowedFd::borrow_raw(self.frontend.as_raw_fd()) };
+        let _ = rustix::net::shutdown(old, rustix::net::Shutdown::Both);
+        let (frontend, features, protocol) = Guest::agree(path, queues, self.protocol);
+        assert_eq!((features, protocol), (self.features, self.protocol));
+        self.frontend = frontend;
+        self.share(queues);
+        for n in 0..usize::from(queues) {
+            // The device did not say where it was: what it returned is all that is known.
+            self.start_queue(n, self.queues[n].driver.used_index());
+        }
+    }
+
+    /// Features, what is in flight, and memory.
+    fn share(&mut self, queues: u16) {
+        if self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            let frontend = &mut self.frontend;
+            let (what, file) = self.inflight.get_or_insert_with(|| {
+                frontend.get_inflight_fd(&VhostUserInflight::new(0, 0, queues, 128)).unwrap()
+            });
+            frontend.set_inflight_fd(what, file.as_raw_fd()).unwrap();
+        }
+        self.frontend.set_features(self.features).unwrap();
+        self.frontend.set_mem_table(&self.regions()).unwrap();
     }
 
     pub(crate) fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
@@ -158,8 +222,7 @@ impl Guest {
 
     /// The guest's driver says that it is ready.
     pub(crate) fn start(&mut self, queues: u16) {
-        self.frontend.set_features(self.features).unwrap();
-        self.frontend.set_mem_table(&self.regions()).unwrap();
+        self.share(queues);
         for n in 0..queues {
             let base = u64::from(n) * SHARE;
             let driver = Driver::new(self.mem.clone(), base, 128, base + 0x4000);

@@ -6,5 +6,7 @@
 mod common;
 mod front_end;
 mod guest;
+mod load;
 mod program;
+mod reconnect;
 mod scsi;

@@ -8,22 +8,22 @@ use virtio_bindings::virtio_blk::*;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 
-struct Place {
+pub(crate) struct Place {
     dir: TempDir,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub(crate) fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("disk.img"), vec![7; 1 << 20]).unwrap();
         Place { dir }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn command(&self, arguments: &str) -> Command {
+    pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tornblkd"));
         command
             .current_dir(self.dir.path())
@@ -42,7 +42,7 @@ impl Place {
         one_line(&output)
     }
 
-    fn start(&self, arguments: &str) -> Running {
+    pub(crate) fn start(&self, arguments: &str) -> Running {
         let line = format!("--socket s --image disk.img {arguments}");
         let child = self.command(&line).spawn().unwrap();
         let running = Running(Some(child));
@@ -61,10 +61,10 @@ fn one_line(output: &Output) -> String {
     text
 }
 
-struct Running(Option<Child>);
+pub(crate) struct Running(pub(crate) Option<Child>);
 
 impl Running {
-    fn signal(mut self, signal: rustix::process::Signal) -> Output {
+    pub(crate) fn signal(mut self, signal: rustix::process::Signal) -> Output {
         let child = self.0.take().unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
         child.wait_with_output().unwrap()

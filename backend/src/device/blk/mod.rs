@@ -187,6 +187,15 @@ impl Device for Blk {
         }
     }
 
+    fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Acquire)
+    }
+
+    /// The store hears of it when the driver is there.
+    fn restore_writeback(&self, on: bool) {
+        self.writeback.store(on, Ordering::Release);
+    }
+
     fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
         Box::new(BlkQueue::new(n, BlkRequests::new(self, n)))
     }

@@ -87,7 +87,7 @@ impl Requests for BlkRequests {
 
     /// From a chain to a request of the store's; to an answer where it does not come to that.
     fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
-        let Taken { mem, position, head, chain } = taken;
+        let Taken { mem, position, head, chain, past, note } = taken;
         let mut chain = match chain {
             Ok(chain) => chain,
             Err(broken) => {
@@ -119,7 +119,8 @@ impl Requests for BlkRequests {
                 *slot = Some(Submitted { returns, ..submitted });
                 self.in_flight += 1;
                 let origin = Origin { queue: self.index, position, head, ioprio };
-                self.store.submit(Request { origin, op, buffers, pieces: Vec::new() });
+                let pieces = Vec::new();
+                self.store.submit(Request { origin, op, buffers, past, note, pieces });
                 None
             }
         }

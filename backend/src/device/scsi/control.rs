@@ -243,6 +243,9 @@ impl Requests for ControlRequests {
         self.ending = true;
     }
 
+    /// A function that is asked for again begins again.
+    fn leave(&mut self) {}
+
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         self.bell.as_ref().map(|bell| bell.as_fd())
     }

@@ -58,6 +58,7 @@ pub use block::{
 pub use control::{ControlQueue, ControlRequests};
 pub use queue::{ScsiQueue, ScsiRequests};
 
+use super::ledger::Ledger;
 use super::limits::Limits;
 use super::queue::Worker;
 use super::{Device, DeviceQueue, FrontEnd, Memory};
@@ -304,6 +305,15 @@ impl Device for Scsi {
         );
     }
 
+    fn writeback(&self) -> bool {
+        self.wce()
+    }
+
+    /// The store hears of it when the driver is there.
+    fn restore_writeback(&self, on: bool) {
+        *self.lock_wce() = on;
+    }
+
     fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
         match n {
             CONTROL => Box::new(self.control_queue()),
@@ -335,6 +345,9 @@ impl Device for Scsi {
 struct EventQueue;
 
 impl DeviceQueue for EventQueue {
+    /// It takes nothing, so nothing is left of it.
+    fn resume(&mut self, _: Box<dyn Ledger>, _: &mut Queue, _: &Arc<Memory>) {}
+
     fn pump(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>, _take: bool) -> bool {
         false
     }
@@ -342,6 +355,8 @@ impl DeviceQueue for EventQueue {
     fn drain(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>) -> bool {
         false
     }
+
+    fn abandon(&mut self) {}
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -10,7 +10,7 @@ use crate::device::Memory;
 use crate::device::chain::{Broken, Chain};
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::device::spans::{Spans, fill, gather, split, total};
-use crate::store::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
+use crate::store::{Buffers, Done, Failure, Note, Op, Origin, Past, Request, StoreQueue};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -201,7 +201,8 @@ impl ScsiRequests {
         self.in_flight += 1;
         // The command's own priority is no I/O priority of Linux.
         let origin = Origin { queue: self.index, position, head, ioprio: 0 };
-        self.store.submit(Request { origin, op, buffers, pieces });
+        let (past, note) = (from.past, from.note.clone());
+        self.store.submit(Request { origin, op, buffers, past, note, pieces });
     }
 
     /// Does what the control queue ordered.
@@ -241,6 +242,8 @@ struct Spot<'a> {
     mem: &'a Arc<Memory>,
     position: u16,
     head: u16,
+    past: Past,
+    note: &'a Note,
 }
 
 /// A chain, taken apart.
@@ -294,8 +297,8 @@ impl Requests for ScsiRequests {
     }
 
     fn begin(&mut self, taken: Taken<'_>) -> Option<Answer> {
-        let Taken { mem, position, head, chain } = taken;
-        let from = Spot { mem, position, head };
+        let Taken { mem, position, head, chain, past, note } = taken;
+        let from = Spot { mem, position, head, past, note: &note };
         let chain = match chain {
             Ok(chain) => chain,
             Err(broken) => return Some(self.broken(from, &broken)),

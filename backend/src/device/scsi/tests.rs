@@ -7,7 +7,7 @@ use crate::device::limits::{LimitOptions, Limits};
 use crate::device::queue::{Requests, Taken};
 use crate::device::spans::Span;
 use crate::device::{FrontEnd, Memory};
-use crate::store::{Done, Request, Rings, Store, StoreQueue};
+use crate::store::{Done, Note, Past, Request, Rings, Store, StoreQueue};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -95,7 +95,14 @@ fn flush(mem: &Arc<Memory>, position: u16, tag: u64) -> Taken<'_> {
     let span = |addr: GuestAddress, len| [Span { addr, len }].into_iter().collect();
     let response = GuestAddress(at.0 + 256);
     let chain = Chain { readable: span(at, 51), writable: span(response, 108) };
-    Taken { mem, position, head: position, chain: Ok(chain) }
+    Taken {
+        mem,
+        position,
+        head: position,
+        chain: Ok(chain),
+        past: Past::New,
+        note: Note::default(),
+    }
 }
 
 fn queue(device: &Arc<Scsi>) -> ScsiRequests {

@@ -1,0 +1,144 @@
+//! What the device keeps beside its socket, in `SOCKET.state`: the driver's choice of the write
+//! cache, and what is in flight where the front-end offers no memory for that. It is there as long
+//! as the socket is, so a device that was killed finds it when it is started again on the same one.
+//!
+//! A block of 4 KiB, then a [`Region`]. Notes of a queue count again only where the guest's memory
+//! is the same (its files by device and inode), the rings lie where they lay, and the used index
+//! is the one that was noted, or the one after it: the device died just there.
+
+use super::Region;
+use super::region::Slot;
+use crate::device::{Memory, RING_SIZE_MAX};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use virtio_queue::QueueT;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+const MAGIC: [u8; 8] = *b"TORNSTA1";
+const WRITEBACK_AT: u64 = 8;
+/// What each queue's notes are about: 8 bytes.
+const ABOUT_AT: u64 = 64;
+const BLOCK: u64 = 4096;
+/// What vhost-user-backend can have.
+const QUEUES: u16 = 64;
+
+/// The file beside a socket; goes when this does.
+#[derive(Debug)]
+pub(in crate::vhost) struct Beside {
+    path: PathBuf,
+    file: File,
+    region: Arc<Region>,
+    /// What the driver chose, as it stands in the file: 0 nothing, 1 off, 2 on.
+    writeback: AtomicU8,
+}
+
+/// Of a driver that chose nothing.
+const NO_CHOICE: u8 = 0;
+
+impl Beside {
+    /// Opens what was left beside `socket`, or begins anew. The socket is ours by now.
+    pub(in crate::vhost) fn open(socket: &Path) -> io::Result<Beside> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".state");
+        let path = PathBuf::from(path);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
+        if !file.metadata()?.is_file() {
+            let what = format!("{} is no file: remove it, or take another path", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        let mut head = [0; 16];
+        let len = BLOCK + Region::bytes(QUEUES, RING_SIZE_MAX);
+        let known = file.read_exact_at(&mut head, 0).is_ok() && head[..8] == MAGIC;
+        if !known || file.metadata()?.len() != len {
+            file.set_len(0)?;
+            file.set_len(len)?;
+            file.write_all_at(&MAGIC, 0)?;
+            head = [0; 16];
+        }
+        let writeback = AtomicU8::new(head[WRITEBACK_AT as usize]);
+        let region = Region::map(&file, BLOCK, QUEUES, RING_SIZE_MAX)?;
+        Ok(Beside { path, file, region, writeback })
+    }
+
+    /// What the driver of the device before chose.
+    pub(in crate::vhost) fn writeback(&self) -> Option<bool> {
+        match self.writeback.load(Ordering::Acquire) {
+            1 => Some(false),
+            2 => Some(true),
+            _ => None,
+        }
+    }
+
+    /// Notes what the driver chose, where that is news and not what the device begins with.
+    pub(in crate::vhost) fn keep_writeback(&self, on: bool, default: bool) {
+        let choice = if on == default { NO_CHOICE } else { 1 + u8::from(on) };
+        if self.writeback.load(Ordering::Relaxed) == choice {
+            return;
+        }
+        self.writeback.store(choice, Ordering::Release);
+        if let Err(error) = self.file.write_all_at(&[choice], WRITEBACK_AT) {
+            log::warn!("{} cannot be written: {error}", self.path.display());
+        }
+    }
+
+    /// The notes of queue `n`, whose ring is `ring`: those of the device before, where they are
+    /// about just this one.
+    pub(in crate::vhost) fn queue(&self, n: usize, ring: &impl QueueT, mem: &Memory) -> Slot {
+        let about = about(ring, mem).to_le_bytes();
+        let at = ABOUT_AT + 8 * n as u64;
+        let mut before = [0; 8];
+        let same = self.file.read_exact_at(&mut before, at).is_ok() && before == about;
+        let used = ring.used_idx(mem, Ordering::Acquire).map(|used| used.0);
+        let noted = self.region.queue(n, false);
+        let fits = used.is_ok_and(|used| used.wrapping_sub(noted.used()) <= 1);
+        if same && fits {
+            return noted;
+        }
+        let slot = self.region.queue(n, true);
+        if let Err(error) = self.file.write_all_at(&about, at) {
+            log::warn!("{} cannot be written: {error}", self.path.display());
+        }
+        slot
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let own = |meta: &std::fs::Metadata| (meta.dev(), meta.ino());
+        let ours = match (std::fs::symlink_metadata(&self.path), self.file.metadata()) {
+            (Ok(there), Ok(file)) => own(&there) == own(&file),
+            _ => false,
+        };
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            log::warn!("{} is left behind: {error}", self.path.display());
+        }
+    }
+}
+
+/// A number for one ring in one guest's memory.
+fn about(ring: &impl QueueT, mem: &Memory) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    let mut add = |n: u64| hash.update(&n.to_le_bytes());
+    add(ring.desc_table());
+    add(ring.avail_ring());
+    add(ring.used_ring());
+    add(u64::from(ring.size()));
+    for region in mem.iter() {
+        add(region.start_addr().raw_value());
+        add(region.len());
+        if let Some(at) = region.file_offset() {
+            add(at.start());
+            if let Ok(meta) = at.file().metadata() {
+                add(meta.dev());
+                add(meta.ino());
+            }
+        }
+    }
+    hash.digest()
+}

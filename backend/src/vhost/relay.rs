@@ -1,0 +1,350 @@
+//! Between the front-end and the daemon: passes messages on, and does what the daemon cannot.
+//!
+//! - VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD: a [`Region`] for what is in flight.
+//! - VHOST_USER_PROTOCOL_F_BACKEND_REQ: a socket of the front-end's, on which it is told that the
+//!   configuration changed (VHOST_USER_BACKEND_CONFIG_CHANGE_MSG): the disk has grown.
+//! - A second front-end is turned away, one that sends half a message, too much or nothing that it is
+//!   answered is let go, and one that cuts its guest's memory short.
+//!
+//! It has a thread of its own, and never waits longer than [`PATIENCE`] for anybody.
+
+use super::backend::Backend;
+use super::in_flight::Region;
+use super::peer::{Peer, told};
+use super::socket::Socket;
+use super::wire::{Message, NEED_REPLY, PATIENCE, Reader, WireError};
+use crate::device::RING_SIZE_MAX;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight, VhostUserProtocolFeatures};
+use vm_memory::ByteValued;
+
+/// How long a second front-end waits before it is turned away: the first may just be going, and
+/// its place is then free.
+const SECOND: Duration = Duration::from_millis(200);
+/// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
+const CONFIG_CHANGE: u32 = 2;
+/// Bytes of [`VhostUserInflight`] without the padding of the C structure.
+const INFLIGHT_FIELDS: usize = 20;
+
+/// What the daemon does not know of.
+fn ours() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::INFLIGHT_SHMFD | VhostUserProtocolFeatures::BACKEND_REQ
+}
+
+/// What is watched besides the two streams.
+pub(super) struct Watched<'a> {
+    pub(super) socket: &'a Socket,
+    /// The program ends.
+    pub(super) stop: BorrowedFd<'a>,
+}
+
+pub(super) struct Relay<'a> {
+    backend: &'a Backend,
+    front: UnixStream,
+    daemon: UnixStream,
+    who: &'a str,
+    watched: Watched<'a>,
+    /// Of what is ours.
+    agreed: VhostUserProtocolFeatures,
+    /// Where the front-end listens.
+    channel: Option<UnixStream>,
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The front-end went.
+    Gone,
+    /// The daemon did not want it any more, and says why.
+    ByDaemon,
+    /// The program ends.
+    Stopped,
+    /// The front-end is let go.
+    Refused(String),
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(
+        backend: &'a Backend,
+        front: UnixStream,
+        daemon: UnixStream,
+        who: &'a str,
+        watched: Watched<'a>,
+    ) -> io::Result<Relay<'a>> {
+        front.set_write_timeout(Some(PATIENCE))?;
+        daemon.set_write_timeout(Some(PATIENCE))?;
+        let agreed = VhostUserProtocolFeatures::empty();
+        Ok(Relay { backend, front, daemon, who, watched, agreed, channel: None })
+    }
+
+    /// Until the connection ends; both streams are then closed.
+    pub(super) fn run(mut self) -> Ended {
+        let ended = self.pass_on();
+        let _ = self.front.shutdown(Shutdown::Both);
+        let _ = self.daemon.shutdown(Shutdown::Both);
+        ended
+    }
+
+    fn pass_on(&mut self) -> Ended {
+        let (mut asked, mut answered) = (Reader::default(), Reader::default());
+        let mut second: Option<Instant> = None;
+        let device = self.backend.device().clone();
+        loop {
+            let due = [asked.until(), second.map(|came| came + SECOND)].into_iter().flatten().min();
+            let fds = [
+                self.watched.stop,
+                self.daemon.as_fd(),
+                self.front.as_fd(),
+                self.backend.troubled(),
+                device.store().resized().unwrap_or(self.watched.stop),
+                self.watched.socket.as_fd(),
+            ];
+            // One that waits is looked at when its time has come.
+            let watched = if second.is_some() { &fds[..5] } else { &fds[..] };
+            let [stop, daemon, front, trouble, resized, another] = match ready(watched, due) {
+                Ok(ready) => ready,
+                Err(error) => return Ended::Refused(format!("it cannot be watched: {error}")),
+            };
+            if stop {
+                return Ended::Stopped;
+            }
+            if daemon {
+                match answered.next(&self.daemon) {
+                    Ok(None) => {}
+                    Ok(Some(answer)) => {
+                        if let Err(error) = self.answer(answer) {
+                            return Ended::Refused(error.to_string());
+                        }
+                    }
+                    Err(None) => return Ended::ByDaemon,
+                    Err(Some(error)) => return Ended::Refused(error.to_string()),
+                }
+            }
+            if trouble {
+                return Ended::Refused("it cut the guest's memory short".to_owned());
+            }
+            if front || asked.until().is_some_and(|until| until <= Instant::now()) {
+                match asked.next(&self.front) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => {
+                        if let Err(error) = self.handle(message) {
+                            return Ended::Refused(error.to_string());
+                        }
+                    }
+                    // A front-end that is killed leaves what it was about to say.
+                    Err(None | Some(WireError::Cut)) => return Ended::Gone,
+                    Err(Some(WireError::Io(error)))
+                        if error.kind() == io::ErrorKind::ConnectionReset =>
+                    {
+                        return Ended::Gone;
+                    }
+                    Err(Some(error)) => return Ended::Refused(error.to_string()),
+                }
+            }
+            if resized {
+                self.tell_of_resize(device.store().resized());
+            }
+            if another && second.is_none() {
+                second = Some(Instant::now());
+            }
+            if second.is_some_and(|came| came.elapsed() >= SECOND) {
+                second = None;
+                self.turn_away();
+            }
+        }
+    }
+
+    /// A message of the front-end's.
+    fn handle(&mut self, message: Message) -> io::Result<()> {
+        let is = |request: FrontendReq| message.id() == u32::from(request);
+        if is(FrontendReq::SET_PROTOCOL_FEATURES) {
+            return self.agree(message);
+        }
+        let agreed = |what| self.agreed.contains(what);
+        if is(FrontendReq::GET_INFLIGHT_FD) && agreed(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            return self.make_region(&message);
+        }
+        if is(FrontendReq::SET_INFLIGHT_FD) && agreed(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            let done = self.take_region(&message);
+            return self.acknowledge(&message, done);
+        }
+        if is(FrontendReq::SET_BACKEND_REQ_FD) && agreed(VhostUserProtocolFeatures::BACKEND_REQ) {
+            let done = self.take_channel(&message);
+            return self.acknowledge(&message, done);
+        }
+        message.send(&self.daemon)
+    }
+
+    /// An answer of the daemon's.
+    fn answer(&mut self, mut answer: Message) -> io::Result<()> {
+        if answer.id() == u32::from(FrontendReq::GET_PROTOCOL_FEATURES)
+            && let Some(known) = answer.number()
+        {
+            answer.set_number(known | ours().bits());
+        }
+        answer.send(&self.front)
+    }
+
+    fn agree(&mut self, mut message: Message) -> io::Result<()> {
+        if let Some(all) = message.number() {
+            self.agreed = VhostUserProtocolFeatures::from_bits_truncate(all);
+            message.set_number(all & !ours().bits());
+        }
+        message.send(&self.daemon)
+    }
+
+    /// Says how a message of ours went, to whoever wants to know.
+    fn acknowledge(&mut self, message: &Message, done: Result<(), String>) -> io::Result<()> {
+        if let Err(problem) = &done {
+            log::warn!("{}: {problem}", self.who);
+        }
+        if message.flags() & NEED_REPLY != 0
+            && self.agreed.contains(VhostUserProtocolFeatures::REPLY_ACK)
+        {
+            let status = u64::from(done.is_err());
+            return Message::reply(message.id(), &status.to_ne_bytes()).send(&self.front);
+        }
+        match done {
+            Ok(()) => Ok(()),
+            // Nobody would notice.
+            Err(problem) => Err(io::Error::other(problem)),
+        }
+    }
+
+    fn make_region(&mut self, message: &Message) -> io::Result<()> {
+        let wanted = Inflight::read(message.payload()).map_err(io::Error::other)?;
+        let file = Region::memory(wanted.queues, wanted.size)?;
+        let mapped = Region::bytes(wanted.queues, wanted.size);
+        let mut reply = Message::reply(message.id(), &Inflight { mapped, ..wanted }.bytes());
+        reply.files.push(OwnedFd::from(file));
+        reply.send(&self.front)
+    }
+
+    fn take_region(&mut self, message: &Message) -> Result<(), String> {
+        let given = Inflight::read(message.payload())?;
+        let [file] = &message.files[..] else {
+            return Err("the region of what is in flight comes without its one file".to_owned());
+        };
+        let needed = Region::bytes(given.queues, given.size);
+        if given.mapped < needed {
+            return Err(format!(
+                "the region of what is in flight has {} bytes, and {} queues of {} need {needed}",
+                given.mapped, given.queues, given.size
+            ));
+        }
+        let file = file.try_clone().map(File::from);
+        let region = file.and_then(|f| Region::map(&f, given.offset, given.queues, given.size));
+        let region = region.map_err(|e| format!("no region of what is in flight: {e}"))?;
+        self.backend.remember_in(region);
+        Ok(())
+    }
+
+    fn take_channel(&mut self, message: &Message) -> Result<(), String> {
+        let [file] = &message.files[..] else {
+            return Err("no one socket comes with the message that is about one".to_owned());
+        };
+        let stream = file.try_clone().map(UnixStream::from);
+        let stream = stream.and_then(|stream| {
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        self.channel = Some(stream.map_err(|e| format!("its socket cannot be used: {e}"))?);
+        Ok(())
+    }
+
+    fn tell_of_resize(&mut self, bell: Option<BorrowedFd<'_>>) {
+        if let Some(bell) = bell {
+            let _ = rustix::io::read(bell, &mut [0u8; 8]);
+        }
+        let Some(channel) = &self.channel else {
+            log::warn!(
+                "{} cannot be told that the disk has another size: its guest sees that when it \
+                 connects again",
+                self.who
+            );
+            return;
+        };
+        if let Err(error) = Message::request(CONFIG_CHANGE).send(channel) {
+            log::warn!("{} was not told that the disk has another size: {error}", self.who);
+        }
+    }
+
+    fn turn_away(&self) {
+        let socket = self.watched.socket;
+        match socket.listener().accept() {
+            Ok((stream, _)) => log::warn!(
+                "{} wants to connect to {}, where {} is connected: turned away",
+                told(Peer::of(&stream).as_ref()),
+                socket.path().display(),
+                self.who
+            ),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => log::warn!("a second front-end could not be accepted: {error}"),
+        }
+    }
+}
+
+/// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+#[derive(Clone, Copy, Debug)]
+struct Inflight {
+    mapped: u64,
+    offset: u64,
+    queues: u16,
+    size: u16,
+}
+
+impl Inflight {
+    fn read(payload: &[u8]) -> Result<Inflight, String> {
+        let mut all = VhostUserInflight::default();
+        let (to, fields) = (all.as_mut_slice(), INFLIGHT_FIELDS);
+        let Some(given) = payload.get(..fields) else {
+            let has = payload.len();
+            return Err(format!("{has} bytes say what is in flight where, and must be {fields}"));
+        };
+        to[..fields].copy_from_slice(given);
+        let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = all;
+        // As many as any device here may have.
+        if !(1..=64).contains(&num_queues) || !(1..=RING_SIZE_MAX).contains(&queue_size) {
+            return Err(format!(
+                "it asks to remember what is in flight on {num_queues} queues of {queue_size}: not \
+                 1 to 64 of 1 to {RING_SIZE_MAX}"
+            ));
+        }
+        Ok(Inflight {
+            mapped: mmap_size,
+            offset: mmap_offset,
+            queues: num_queues,
+            size: queue_size,
+        })
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        let Inflight { mapped, offset, queues, size } = self;
+        VhostUserInflight::new(mapped, offset, queues, size).as_slice().to_vec()
+    }
+}
+
+/// Which of `fds` are readable, or broken; none after `due`.
+fn ready<const N: usize>(fds: &[BorrowedFd<'_>], due: Option<Instant>) -> io::Result<[bool; N]> {
+    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
+    let timeout = timeout.map(|wait| Timespec {
+        tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: wait.subsec_nanos().into(),
+    });
+    match poll(&mut polled, timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut ready = [false; N];
+    for (ready, polled) in ready.iter_mut().zip(&polled) {
+        *ready = !polled.revents().is_empty();
+    }
+    Ok(ready)
+}
