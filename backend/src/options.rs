@@ -126,7 +126,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", help_heading = "Atomic writes")]
     pub(crate) profile: Option<Profile>,
 
-    /// Control socket: status, limits, mark, stall, release, fault, crash, use-state
+    /// Control socket: status, limits, mark, stall, release, fault, crash, use-state, resize
     #[arg(long, value_name = "PATH", help_heading = "Faults and control")]
     pub(crate) control: Option<PathBuf>,
 

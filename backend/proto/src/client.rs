@@ -5,8 +5,8 @@
 
 use crate::codec::{self, CodecError, Decoder};
 use crate::{
-    Answer, Call, Command, Crashed, Limits, Marked, Match, Refusal, RefusalKind, Released, Run,
-    StallWhen, StateShown, Status, Token, Trigger,
+    Answer, Call, Command, Crashed, Limits, Marked, Match, Refusal, RefusalKind, Released, Resized,
+    Run, StallWhen, StateShown, Status, Token, Trigger,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -194,6 +194,11 @@ impl Client {
     /// See [`Command::RecordedHere`].
     pub fn recorded_here(&self, file: &Path) -> Result<(), ClientError> {
         self.ask(&Command::RecordedHere { file: utf8(file)? }).map(|_: Value| ())
+    }
+
+    /// See [`Command::Resize`]. → bytes.
+    pub fn resize(&self) -> Result<u64, ClientError> {
+        self.ask(&Command::Resize {}).map(|r: Resized| r.capacity)
     }
 
     fn ask<T: DeserializeOwned>(&self, command: &Command) -> Result<T, ClientError> {

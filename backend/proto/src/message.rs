@@ -101,6 +101,9 @@ pub enum Command {
     /// What was recorded on the state that is shown, by `RecordHere`, some time ago; perhaps by
     /// another device. Its states are then known to `UseState`, as above. → `{}`
     RecordedHere { file: String },
+    /// The image has been made larger: looks at its size again, and tells the front-end. A recorded
+    /// disk, and a state, keep their size. → [`Resized`]
+    Resize {},
 }
 
 /// Logical blocks in a row: the first, how many, and what they hold.
@@ -174,6 +177,7 @@ enum Wire {
     RecordedHere {
         file: String,
     },
+    Resize {},
 }
 
 impl TryFrom<Wire> for Command {
@@ -194,6 +198,7 @@ impl TryFrom<Wire> for Command {
             Wire::UseContent { name, from, runs } => Command::UseContent { name, from, runs },
             Wire::RecordHere { file } => Command::RecordHere { file },
             Wire::RecordedHere { file } => Command::RecordedHere { file },
+            Wire::Resize {} => Command::Resize {},
         };
         command.check().map(|()| command)
     }
@@ -215,6 +220,7 @@ impl From<Command> for Wire {
             Command::UseContent { name, from, runs } => Wire::UseContent { name, from, runs },
             Command::RecordHere { file } => Wire::RecordHere { file },
             Command::RecordedHere { file } => Wire::RecordedHere { file },
+            Command::Resize {} => Wire::Resize {},
         }
     }
 }
@@ -329,6 +335,13 @@ pub struct Marked {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     pub token: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resized {
+    /// Bytes, now.
+    pub capacity: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

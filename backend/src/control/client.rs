@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tornblk_proto::codec::{self, CodecError, Decoder};
-use tornblk_proto::{Answer, Command, Marked, Refusal, RefusalKind, Released, Token};
+use tornblk_proto::{Answer, Command, Marked, Refusal, RefusalKind, Released, Resized, Token};
 
 /// How long a message may take that has begun, and an answer to be taken.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -121,6 +121,7 @@ impl Session {
                 machine.recorded_here(std::path::Path::new(&file))?;
                 Ok(Value::Object(Default::default()))
             }
+            Command::Resize {} => json(Resized { capacity: machine.resize()? }),
             Command::Crash { at, state, seed, profile } => {
                 let token = machine.arm_crash(at, state, seed, profile)?;
                 self.wait_for_crash(id, token);

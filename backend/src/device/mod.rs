@@ -66,6 +66,9 @@ pub trait Device: Send + Sync {
     /// The driver wrote to the configuration space. What it may not write is ignored.
     fn set_config(&self, offset: u32, bytes: &[u8]);
 
+    /// The store's disk may have another capacity: takes it over.
+    fn resized(&self);
+
     /// Is there a write cache now, as the driver wants it?
     fn writeback(&self) -> bool;
 

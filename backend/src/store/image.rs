@@ -1,12 +1,12 @@
 //! The file or block device that holds a disk: opened with checks, and read and written whole.
 
-use super::{Buffers, Failure};
+use super::{Buffers, Failure, ResizeError};
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tornblk_model::event::Segment;
 
 /// Why an image cannot be a disk. Every message says what to do.
@@ -62,7 +62,7 @@ impl From<&Path> for PathBufText {
 pub struct Image {
     file: File,
     path: PathBuf,
-    size: u64,
+    size: AtomicU64,
     /// The medium failed to keep what was written: the kernel tells that once and forgets, so it
     /// is kept here, and no later flush may claim that all is well.
     lost: AtomicBool,
@@ -117,6 +117,7 @@ impl Image {
             // A file system without locks.
             Err(e) => log::warn!("the image {} cannot be locked: {e}", path.display()),
         }
+        let size = AtomicU64::new(size);
         Ok(Image { file, path: path.to_owned(), size, lost: AtomicBool::new(false) })
     }
 
@@ -126,7 +127,22 @@ impl Image {
 
     /// Bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Takes the size that the image has now, if that is larger. → the size.
+    ///
+    /// # Errors
+    /// It is not, or no whole number of blocks.
+    pub fn grow(&self, block: u32) -> Result<u64, ResizeError> {
+        let end = rustix::fs::SeekFrom::End(0);
+        let now = rustix::fs::seek(&self.file, end).map_err(io::Error::from)?;
+        if !now.is_multiple_of(u64::from(block)) {
+            let larger = now.next_multiple_of(u64::from(block));
+            return Err(ResizeError::Odd { now, block, larger });
+        }
+        let before = self.size.fetch_max(now, Ordering::AcqRel);
+        if now > before { Ok(now) } else { Err(ResizeError::NotLarger { before, now }) }
     }
 
     pub fn file(&self) -> &File {
@@ -217,10 +233,10 @@ impl Image {
     /// The device keeps requests inside the disk; this is the last line before the file would grow.
     fn inside(&self, offset: u64, len: u64) -> Result<(), Failure> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
+            Some(end) if end <= self.size() => Ok(()),
             _ => Err(Failure::Io(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{len} bytes at {offset} lie beyond the disk's {} bytes", self.size),
+                format!("{len} bytes at {offset} lie beyond the disk's {} bytes", self.size()),
             ))),
         }
     }

@@ -152,6 +152,25 @@ pub enum Failure {
     Injected,
 }
 
+/// Why a disk does not get another size.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    #[error(
+        "only a raw disk can grow: the crash states of a recording are those of one disk; start \
+         tornblkd with a larger image, and another recording"
+    )]
+    Fixed,
+    #[error("the image has {now} bytes and had {before}: make it larger, and try again")]
+    NotLarger { before: u64, now: u64 },
+    #[error(
+        "the image has {now} bytes, which is no whole number of logical blocks of {block}: make \
+         it {larger}"
+    )]
+    Odd { now: u64, block: u32, larger: u64 },
+    #[error("the image's size cannot be found out: {0}")]
+    Io(#[from] std::io::Error),
+}
+
 /// Tells the store which requests the guest has already made visible. Asked before each
 /// completion is recorded; must cost a load a queue.
 pub trait Rings: Send + Sync {
@@ -176,6 +195,13 @@ pub trait Store: Send + Sync {
     /// The power was cut, and no front-end has come since.
     fn is_off(&self) -> bool {
         false
+    }
+    /// Looks at the size of the medium again, which may have grown. → the capacity in bytes.
+    ///
+    /// # Errors
+    /// It did not, or the disk keeps its size.
+    fn resize(&self) -> Result<u64, ResizeError> {
+        Err(ResizeError::Fixed)
     }
     /// Readable when [`Store::disk`] has another capacity than before; cleared by reading 8 bytes.
     /// The same descriptor for the life of the store; `None`: that never happens.

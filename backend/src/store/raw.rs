@@ -2,7 +2,7 @@
 
 use super::gate::{Engine, Gate, GatedQueue, Step};
 use super::image::Image;
-use super::{Failure, Op, Past, Request, Rings, Store, StoreQueue};
+use super::{Failure, Op, Past, Request, ResizeError, Rings, Store, StoreQueue};
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -55,7 +55,7 @@ impl fmt::Display for Cache {
 
 pub struct RawStore {
     shared: Arc<Shared>,
-    disk: Disk,
+    lb_size: u32,
     gate: Arc<dyn Gate>,
     profile: Profile,
 }
@@ -85,16 +85,19 @@ impl RawStore {
         gate: Arc<dyn Gate>,
         profile: Profile,
     ) -> RawStore {
-        let disk = Disk { capacity: image.size(), lb_size };
         let write_through = AtomicBool::new(false);
         let shared = Arc::new(Shared { image, read_only, cache, write_through });
-        RawStore { shared, disk, gate, profile }
+        RawStore { shared, lb_size, gate, profile }
     }
 }
 
 impl Store for RawStore {
     fn disk(&self) -> Disk {
-        self.disk.clone()
+        Disk { capacity: self.shared.image.size(), lb_size: self.lb_size }
+    }
+
+    fn resize(&self) -> Result<u64, ResizeError> {
+        self.shared.image.grow(self.lb_size)
     }
 
     fn read_only(&self) -> bool {

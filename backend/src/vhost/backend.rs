@@ -95,6 +95,7 @@ impl Backend {
         rings: Vec<Vring>,
         handlers: &[Arc<VringEpollHandler<Arc<Backend>>>],
     ) {
+        self.device.resized();
         self.device.store().connected(Arc::new(Indices::new(self.mem.clone(), &rings)));
         let _ = self.rings.set(rings);
         let _ = self.handlers.set(handlers.iter().map(Arc::downgrade).collect());

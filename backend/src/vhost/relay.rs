@@ -262,6 +262,11 @@ impl<'a> Relay<'a> {
         if let Some(bell) = bell {
             let _ = rustix::io::read(bell, &mut [0u8; 8]);
         }
+        self.backend.device().resized();
+        if !self.backend.device().shows_config() {
+            // The driver hears of it with its next command, or looks for itself.
+            return;
+        }
         let Some(channel) = &self.channel else {
             log::warn!(
                 "{} cannot be told that the disk has another size: its guest sees that when it \

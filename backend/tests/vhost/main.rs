@@ -6,6 +6,7 @@
 mod common;
 mod front_end;
 mod guest;
+mod hostile;
 mod load;
 mod program;
 mod reconnect;

@@ -55,11 +55,12 @@ fn all_come_back(load: &mut Load, guest: &mut Guest) {
 fn survive(
     place: &Place,
     arguments: &str,
+    kills: u32,
     mut guest: Guest,
     mut running: Running,
 ) -> (Load, Guest) {
     let mut load = Load::new(&mut guest, SLOTS, 7);
-    for kill in 0..kills() {
+    for kill in 0..kills {
         let control = Client::connect(place.path("c")).unwrap();
         let when = [StallWhen::BeforeIo, StallWhen::BeforeCompletion][kill as usize / 2 % 2];
         if kill % 2 == 0 {
@@ -76,8 +77,9 @@ fn survive(
         if kill % 2 == 0 {
             assert_eq!(control.status().unwrap().stalls[0].held, 1);
         }
-        drop(control);
         running = killed(place, running, &mut guest, arguments);
+        // Only now: what it holds would be let go.
+        drop(control);
     }
     run_for(&mut load, &mut guest, Duration::from_millis(50));
     all_come_back(&mut load, &mut guest);
@@ -91,7 +93,7 @@ fn a_raw_disk_survives_a_hundred_kills() {
     let place = place();
     let running = place.start("--control c");
     let guest = Guest::ready(&place.path("s"), QUEUES);
-    survive(&place, "--control c", guest, running);
+    survive(&place, "--control c", kills(), guest, running);
 }
 
 #[test]
@@ -100,7 +102,7 @@ fn a_recorded_disk_survives_a_hundred_kills_and_goes_on_in_its_file() {
     let arguments = "--control c --recording r";
     let running = place.start(arguments);
     let guest = Guest::ready(&place.path("s"), QUEUES);
-    let (load, _guest) = survive(&place, arguments, guest, running);
+    let (load, _guest) = survive(&place, arguments, kills(), guest, running);
     let reader = Reader::open(&place.path("r")).unwrap();
     let events: Vec<_> = reader.events().collect::<Result<_, _>>().unwrap();
     let restarts =
@@ -121,7 +123,7 @@ fn a_front_end_without_memory_for_it_survives_kills_by_the_file_beside_the_socke
     let guest = Guest::forgetful(&place.path("s"), QUEUES);
     assert!(guest.inflight.is_none());
     assert!(place.path("s.state").exists());
-    survive(&place, "--control c", guest, running);
+    survive(&place, "--control c", kills() / 4, guest, running);
     assert!(!place.path("s.state").exists());
 }
 
@@ -135,8 +137,9 @@ fn what_a_stranger_left_is_not_taken_for_ours() {
     guest.queues[0].driver.gives(VIRTIO_BLK_T_OUT, 0, &[9; 512]);
     guest.kick(0);
     until(|| control.status().unwrap().in_flight == 1);
-    drop(control);
     running.signal(Signal::KILL);
+    // Only now: what it holds would be let go.
+    drop(control);
     let running = place.start("");
     // Another guest: same addresses, other memory.
     let mut other = Guest::forgetful(&place.path("s"), 1);

@@ -59,7 +59,12 @@ impl Mapping {
                 unsafe { libc::munmap(base, reserved) };
                 return Err(io::Error::other("too many files are mapped"));
             };
-            return Ok(Mapping { base: base.cast(), reserved, mapped: AtomicU64::new(0), guard: Some(guard) });
+            return Ok(Mapping {
+                base: base.cast(),
+                reserved,
+                mapped: AtomicU64::new(0),
+                guard: Some(guard),
+            });
         }
         Err(last)
     }

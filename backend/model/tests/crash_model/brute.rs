@@ -145,7 +145,10 @@ pub(crate) fn requests(events: &[(Seq, Event)], point: u64) -> Vec<Req> {
                 for r in reqs.iter_mut().filter(|r| applies(*queue, r.queue) && r.over.is_none()) {
                     r.resumed |= resumes(r);
                 }
-                for r in reqs.iter_mut().filter(|r| applies(*queue, r.queue) && r.over.is_none() && !resumes(r)) {
+                for r in reqs
+                    .iter_mut()
+                    .filter(|r| applies(*queue, r.queue) && r.over.is_none() && !resumes(r))
+                {
                     r.over = Some(*at);
                     r.reset = Some(*cause);
                 }

@@ -29,9 +29,9 @@ use super::limits::Limits;
 use super::{Device, DeviceQueue, RING_SIZE_MAX};
 use crate::store::Store;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tornblk_model::event::{Disk, Negotiation, ResetCause};
+use tornblk_model::event::{Negotiation, ResetCause};
 use tornblk_proto::DEVICE_ID_BYTES;
 
 /// Sectors that a segment of a DISCARD or WRITE_ZEROES may cover: 64 MiB.
@@ -66,7 +66,8 @@ pub struct BlkOptions {
 /// The device, apart from its queues.
 pub struct Blk {
     store: Arc<dyn Store>,
-    disk: Disk,
+    /// Bytes.
+    capacity: AtomicU64,
     read_only: bool,
     limits: Limits,
     queues: u16,
@@ -85,7 +86,7 @@ impl Blk {
             log::info!("{unsaid}");
         }
         Arc::new(Blk {
-            disk: store.disk(),
+            capacity: AtomicU64::new(store.disk().capacity),
             read_only: store.read_only(),
             store,
             limits,
@@ -97,8 +98,9 @@ impl Blk {
         })
     }
 
-    pub fn disk(&self) -> &Disk {
-        &self.disk
+    /// Bytes that the driver knows of.
+    pub fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Acquire)
     }
 
     pub fn limits(&self) -> &Limits {
@@ -160,7 +162,7 @@ impl Device for Blk {
 
     fn config(&self, offset: u32, size: u32) -> Vec<u8> {
         let space = config::space(&config::Told {
-            capacity: self.disk.capacity,
+            capacity: self.capacity(),
             limits: &self.limits,
             seg_max: self.seg_max(),
             queues: self.queues,
@@ -185,6 +187,10 @@ impl Device for Blk {
             ),
             Err(value) => log::warn!("the driver set writeback to {value}: ignored"),
         }
+    }
+
+    fn resized(&self) {
+        self.capacity.store(self.store.disk().capacity, Ordering::Release);
     }
 
     fn writeback(&self) -> bool {
@@ -215,7 +221,7 @@ fn yes(bit: bool) -> &'static str {
 impl fmt::Debug for Blk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Blk")
-            .field("disk", &self.disk)
+            .field("capacity", &self.capacity)
             .field("read_only", &self.read_only)
             .field("limits", &self.limits)
             .field("queues", &self.queues)

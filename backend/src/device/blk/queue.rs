@@ -104,8 +104,7 @@ impl Requests for BlkRequests {
             self.complain(position, &"its head is in use");
             return Some(submitted.finish(Status::IoErr));
         }
-        let bounds =
-            Bounds { capacity: self.device.disk.capacity, read_only: self.device.read_only };
+        let bounds = Bounds { capacity: self.device.capacity(), read_only: self.device.read_only };
         match parse(mem, &chain, bounds) {
             Err(refused) => {
                 self.complain(position, &refused);

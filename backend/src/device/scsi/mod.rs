@@ -67,7 +67,7 @@ use sense::Sense;
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tasks::Tasks;
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
@@ -108,7 +108,9 @@ pub struct ScsiOptions {
 /// The device, apart from its queues.
 pub struct Scsi {
     store: Arc<dyn Store>,
-    disk: Disk,
+    /// Bytes.
+    capacity: AtomicU64,
+    lb_size: u32,
     read_only: bool,
     limits: Limits,
     request_queues: u16,
@@ -126,7 +128,7 @@ pub struct Scsi {
 }
 
 /// Unit attention conditions by their number; 0 is none.
-const ATTENTIONS: [Sense; 2] = [Sense::WAS_RESET, Sense::NEXUS_LOST];
+const ATTENTIONS: [Sense; 3] = [Sense::WAS_RESET, Sense::NEXUS_LOST, Sense::CAPACITY_CHANGED];
 
 impl Scsi {
     /// # Panics
@@ -135,7 +137,8 @@ impl Scsi {
         let ScsiOptions { store, limits, request_queues, queue_size, writeback, id } = options;
         assert_eq!(limits.front_end, FrontEnd::Scsi, "limits of a SCSI disk");
         Arc::new(Scsi {
-            disk: store.disk(),
+            capacity: AtomicU64::new(store.disk().capacity),
+            lb_size: store.disk().lb_size,
             read_only: store.read_only(),
             store,
             limits,
@@ -150,8 +153,8 @@ impl Scsi {
         })
     }
 
-    pub fn disk(&self) -> &Disk {
-        &self.disk
+    pub fn disk(&self) -> Disk {
+        Disk { capacity: self.capacity.load(Ordering::Acquire), lb_size: self.lb_size }
     }
 
     pub fn limits(&self) -> &Limits {
@@ -207,7 +210,7 @@ impl Scsi {
 
     /// Bytes of a logical block.
     fn block(&self) -> u64 {
-        self.disk.lb_size.into()
+        self.lb_size.into()
     }
 
     fn blocks_a_physical(&self) -> u32 {
@@ -305,6 +308,13 @@ impl Device for Scsi {
         );
     }
 
+    fn resized(&self) {
+        let now = self.store.disk().capacity;
+        if self.capacity.swap(now, Ordering::AcqRel) != now {
+            self.attend(Sense::CAPACITY_CHANGED);
+        }
+    }
+
     fn writeback(&self) -> bool {
         self.wce()
     }
@@ -370,7 +380,7 @@ impl DeviceQueue for EventQueue {
 impl fmt::Debug for Scsi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scsi")
-            .field("disk", &self.disk)
+            .field("disk", &self.disk())
             .field("read_only", &self.read_only)
             .field("limits", &self.limits)
             .field("request_queues", &self.request_queues)

@@ -48,6 +48,8 @@ impl Sense {
     pub(super) const WAS_RESET: Sense = Sense::new(UNIT_ATTENTION, 0x29, 0x03);
     pub(super) const NEXUS_LOST: Sense = Sense::new(UNIT_ATTENTION, 0x29, 0x07);
 
+    pub(super) const CAPACITY_CHANGED: Sense = Sense::new(UNIT_ATTENTION, 0x2a, 0x09);
+
     const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
         Sense { key, asc, ascq, field: None }
     }

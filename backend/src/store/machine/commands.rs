@@ -51,6 +51,19 @@ impl Machine {
         self.shared.gate.release(token).ok_or(MachineError::NoToken(token))
     }
 
+    /// Looks at the size of the image again: → bytes. The front-end is told.
+    ///
+    /// # Errors
+    /// It has not grown, or the disk keeps its size.
+    pub fn resize(&self) -> Result<u64, MachineError> {
+        let capacity = self.shared.beneath().store.resize().map_err(MachineError::Resize)?;
+        self.shared.capacity.store(capacity, Ordering::Release);
+        log::info!("the disk has {capacity} bytes now");
+        // Fails only where the counter is full: then it is readable anyway.
+        let _ = rustix::io::write(&self.shared.grown, &1u64.to_ne_bytes());
+        Ok(capacity)
+    }
+
     /// A client of the control socket is gone: what it held goes on.
     pub fn client_gone(&self, owner: u64) {
         let requests = self.shared.gate.release_all_of(owner);
@@ -68,7 +81,7 @@ impl Machine {
     }
 
     pub(super) fn arm_fault(&self, fault: Fault) -> Result<u64, MachineError> {
-        let capacity = self.shared.disk.capacity;
+        let capacity = self.shared.disk().capacity;
         if fault.range.is_some_and(|(offset, len)| offset.saturating_add(len) > capacity) {
             return Err(MachineError::BeyondTheEnd { fault: fault.to_string(), capacity });
         }

@@ -1,6 +1,6 @@
 //! What a machine refuses, in words for users.
 
-use crate::store::ImageError;
+use crate::store::{ImageError, ResizeError};
 use tornblk_model::crash::ModelError;
 use tornblk_model::event::Seq;
 use tornblk_model::recording::RecordingError;
@@ -83,6 +83,8 @@ pub enum MachineError {
     NoToken(u64),
     #[error("{0}")]
     NoState(ModelError),
+    #[error(transparent)]
+    Resize(ResizeError),
     #[error("{0}")]
     Failed(String),
 }
@@ -91,7 +93,11 @@ impl MachineError {
     pub fn kind(&self) -> RefusalKind {
         use MachineError::*;
         match self {
-            NeedsRecording(_) | NeedsStates(_) | OnlyStates(_) => RefusalKind::Unsupported,
+            NeedsRecording(_) | NeedsStates(_) | OnlyStates(_) | Resize(ResizeError::Fixed) => {
+                RefusalKind::Unsupported
+            }
+            Resize(ResizeError::Io(_)) => RefusalKind::Failed,
+            Resize(_) => RefusalKind::Busy,
             Malformed(_) | BeyondTheEnd { .. } | Outside(..) => RefusalKind::Malformed,
             InFlight(_) | Armed | TooMany { .. } | Cut(_) | JustCut | Off(_) | Shown(_) => {
                 RefusalKind::Busy

@@ -20,8 +20,10 @@ use super::raw::{Cache, RawStore};
 use super::{Rings, Store, StoreQueue};
 use queue::{Counts, MachineQueue};
 use recorded::{Recorded, Resolution};
+use rustix::event::{EventfdFlags, eventfd};
 use states::States;
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -73,6 +75,10 @@ pub struct Machine {
 struct Shared {
     options: Options,
     disk: Disk,
+    /// Bytes now: a raw disk may grow.
+    capacity: AtomicU64,
+    /// Readable when it did.
+    grown: OwnedFd,
     gate: Arc<LiveGate>,
     beneath: RwLock<Beneath>,
     /// Submitted and not reaped, over all queues.
@@ -179,8 +185,12 @@ impl Machine {
         states: Option<States>,
     ) -> Result<Arc<Machine>, OpenError> {
         let idler = Idler::start(&gate).map_err(OpenError::Host)?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let grown = eventfd(0, flags).map_err(|e| OpenError::Host(e.into()))?;
         let shared = Shared {
             options,
+            capacity: AtomicU64::new(disk.capacity),
+            grown,
             disk,
             gate,
             beneath: RwLock::new(beneath),
@@ -251,7 +261,7 @@ impl Machine {
             }
             .to_owned(),
             image: shared.options.image.display().to_string(),
-            capacity: shared.disk.capacity,
+            capacity: shared.disk().capacity,
             read_only: shared.options.read_only,
             state: state.unwrap_or_else(|| {
                 if shared.states.is_some() { states::BASE } else { LIVE }.to_owned()
@@ -277,6 +287,10 @@ fn first_nonce() -> u64 {
 }
 
 impl Shared {
+    fn disk(&self) -> Disk {
+        Disk { capacity: self.capacity.load(Ordering::Acquire), lb_size: self.disk.lb_size }
+    }
+
     /// Is a write of these bytes all-or-nothing?
     fn eligible(&self, offset: u64, len: u64, atomic: bool) -> bool {
         self.options.profile.eligible(offset, len, atomic)
@@ -334,7 +348,11 @@ impl Shared {
 
 impl Store for Machine {
     fn disk(&self) -> Disk {
-        self.shared.disk.clone()
+        self.shared.disk()
+    }
+
+    fn resized(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.grown.as_fd())
     }
 
     fn read_only(&self) -> bool {
