@@ -234,3 +234,43 @@ fn a_full_disk_fails_requests_and_keeps_the_recording() {
         _ => eprintln!("no file system may be mounted here: only the limit of a file was tried"),
     }
 }
+
+/// Memory of this process that the mapping of `path` takes, in bytes.
+fn resident(path: &Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = path.display().to_string();
+    let (mut ours, mut sum) = (false, 0);
+    for line in maps.lines() {
+        if line.split(' ').next().is_some_and(|word| word.contains('-')) {
+            ours = line.ends_with(&name);
+        } else if let Some(rss) = line.strip_prefix("Rss:")
+            && ours
+        {
+            sum += rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+        }
+    }
+    sum
+}
+
+#[test]
+fn a_long_recording_takes_little_memory_and_stays_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, path) = (dir.path().join("base.img"), dir.path().join("long.rec"));
+    std::fs::write(&base, vec![0; 64 << 10]).unwrap();
+    let disk = Disk { capacity: 64 << 10, lb_size: 512 };
+    let new = NewRecording::new(disk, BaseImage::identify(&base).unwrap(), serde_json::json!({}));
+    let segment_size = 1 << 20;
+    let writer = Writer::create(&path, NewRecording { segment_size, ..new }).unwrap();
+    let mut all = Vec::new();
+    for n in 0..1024u32 {
+        let payload = writer.payload(&n.to_le_bytes().repeat(8 << 10)).unwrap();
+        all.push((n, payload));
+    }
+    let (has, takes) = (std::fs::metadata(&path).unwrap().len(), resident(&path));
+    assert!(has > 32 << 20, "{has}");
+    assert!(takes > 0 && takes <= 6 * segment_size, "{takes} of {has} bytes");
+    for (n, payload) in all {
+        let first = writer.with_bytes(payload.position, 4, |b| b.to_vec()).unwrap();
+        assert_eq!(first, n.to_le_bytes());
+    }
+}

@@ -107,6 +107,15 @@ impl Mapping {
         Ok(())
     }
 
+    /// Lets go of the memory that the bytes up to `end` take of this process: they stay what they
+    /// are, in the kernel's page cache or on the disk, and whoever touches them gets them back.
+    pub(super) fn let_go(&self, end: u64) {
+        let end = end.min(self.mapped.load(Ordering::Acquire)) as usize;
+        // SAFETY: mapped to the file, and shared: nothing that is in it is lost by that (madvise(2)).
+        // Where it fails, the memory stays.
+        unsafe { libc::madvise(self.base.cast(), end, libc::MADV_DONTNEED) };
+    }
+
     /// The file failed beneath the mapping, and zeroes stand where it failed.
     pub(super) fn poisoned(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::poisoned)

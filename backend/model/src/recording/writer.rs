@@ -18,6 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Set in `next` from the power cut on: whoever takes a number then has none.
 const FROZEN: u64 = 1 << 63;
+/// Segments before a new one that stay in memory: those that are still being written.
+const RESIDENT: u64 = 2;
 /// Numbers that threads may take between looking at the capacity and taking one.
 const RACE: u64 = 256;
 /// Slots kept for completions: a request is refused before, so that one that was taken can end.
@@ -637,6 +639,8 @@ impl Writer {
         }
         allocate(&self.file, start, end - start).map_err(|e| no_space(&self.path, e))?;
         self.map.extend(&self.file, end).map_err(|e| no_space(&self.path, e))?;
+        // A recording may be far larger than memory, and what was written is seldom looked at.
+        self.map.let_go(start.saturating_sub(RESIDENT * self.geometry.segment));
         for (i, word) in kind.words(first).into_iter().enumerate() {
             self.map.store(start + 8 * i as u64, word);
         }
