@@ -1,5 +1,6 @@
 //! `tornblkd` is killed and started again beneath a guest that goes on.
 
+use crate::common::scsi::DISK;
 use crate::guest::{Guest, until};
 use crate::load::{BLOCK, Load};
 use crate::program::{Place, Running};
@@ -10,6 +11,7 @@ use tornblk_model::event::{Event, ResetCause};
 use tornblk_model::recording::Reader;
 use tornblk_proto::{Client, Match, OpKind, StallWhen};
 use virtio_bindings::virtio_blk::*;
+use virtio_bindings::virtio_scsi::{VIRTIO_SCSI_T_TMF_ABORT_TASK, VIRTIO_SCSI_T_TMF_QUERY_TASK};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const QUEUES: u16 = 4;
@@ -184,4 +186,40 @@ fn a_front_end_that_comes_back_to_a_living_device_gets_its_answers() {
     assert_eq!((status, guest.queues[0].driver.bytes(read.data, 512)), (OK, vec![5; 512]));
     drop(guest);
     running.signal(Signal::TERM);
+}
+
+#[test]
+fn a_scsi_disk_goes_on_with_its_commands_and_its_functions() {
+    let (control, request) = (0, 2);
+    let place = place();
+    for arguments in ["", "--recording r"] {
+        let arguments = format!("--control c --front-end scsi --num-queues 1 {arguments}");
+        let running = place.start(&arguments);
+        let client = Client::connect(place.path("c")).unwrap();
+        let mut guest = Guest::ready(&place.path("s"), 3);
+        client.stall(Match::default(), StallWhen::BeforeCompletion).unwrap();
+        let write = [0x2a, 0, 0, 0, 0, 9, 0, 0, 1, 0];
+        let held = guest.queues[request].driver.command(DISK, 42, &write, &[3; 512], 0);
+        guest.kick(request);
+        until(|| client.status().unwrap().stalls[0].held == 1);
+        let abort = VIRTIO_SCSI_T_TMF_ABORT_TASK;
+        let (waits, at) = guest.queues[control].driver.manage(abort, DISK, 42);
+        let query = VIRTIO_SCSI_T_TMF_QUERY_TASK;
+        let (asked, _) = guest.queues[control].driver.manage(query, DISK, 42);
+        guest.kick(control);
+        assert_eq!(guest.wait(control), [(asked, 1)], "the abort waits");
+        let running = killed(&place, running, &mut guest, &arguments);
+        drop(client);
+        assert_eq!(guest.wait(request), [(held.head, 108)]);
+        assert!(guest.queues[request].driver.reply(&held).good());
+        assert_eq!(guest.wait(control), [(waits, 1)]);
+        assert_eq!(guest.queues[control].driver.byte(at), 0);
+        let read = [0x28, 0, 0, 0, 0, 9, 0, 0, 1, 0];
+        let sent = guest.queues[request].driver.command(DISK, 1, &read, &[], 512);
+        guest.kick(request);
+        guest.wait(request);
+        assert_eq!(guest.queues[request].driver.reply(&sent).data, [3; 512]);
+        drop(guest);
+        running.signal(Signal::TERM);
+    }
 }
