@@ -10,4 +10,4 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use server::{ControlError, Server};
+pub use server::{Bound, ControlError, Server};

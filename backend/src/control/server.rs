@@ -41,11 +41,18 @@ pub enum ControlError {
 /// Listens until it is dropped; then every client is disconnected and the socket is removed.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
-    /// The socket as it was made: another's is not removed.
-    made: (u64, u64),
+    bound: Bound,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The socket, which clients can connect to and nobody serves yet. Removed when dropped.
+#[derive(Debug)]
+pub struct Bound {
+    path: PathBuf,
+    listener: Arc<UnixListener>,
+    /// The socket as it was made: another's is not removed.
+    made: (u64, u64),
 }
 
 /// The clients that are connected, by their numbers.
@@ -58,26 +65,16 @@ struct Connected {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Server {
-    /// Makes the socket, for its owner alone (0600), and serves it. A stale one is replaced.
-    pub fn start(path: &Path, machine: Arc<Machine>) -> Result<Server, ControlError> {
+impl Bound {
+    /// Makes the socket, for its owner alone (0600). A stale one is replaced.
+    pub fn at(path: &Path) -> Result<Bound, ControlError> {
         let failed = |source: io::Error| ControlError::Io { path: path.to_owned(), source };
         make_way(path)?;
         let listener = bind(path).map_err(failed)?;
-        let started = (|| {
-            let meta = std::fs::symlink_metadata(path)?;
-            listener.set_nonblocking(true)?;
-            let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-            let until = Arc::clone(&stop);
-            let thread = std::thread::Builder::new()
-                .name("tornblk-control".to_owned())
-                .spawn(move || accept(&listener, &until, &machine))?;
-            Ok(((meta.dev(), meta.ino()), stop, thread))
-        })();
-        match started {
-            Ok((made, stop, thread)) => {
-                Ok(Server { path: path.to_owned(), made, stop, thread: Some(thread) })
-            }
+        let made = std::fs::symlink_metadata(path)
+            .and_then(|meta| listener.set_nonblocking(true).map(|()| (meta.dev(), meta.ino())));
+        match made {
+            Ok(made) => Ok(Bound { path: path.to_owned(), listener: Arc::new(listener), made }),
             Err(e) => {
                 let _ = std::fs::remove_file(path);
                 Err(failed(e))
@@ -85,8 +82,38 @@ impl Server {
         }
     }
 
+    /// Serves who is there and who comes.
+    pub fn serve(self, machine: Arc<Machine>) -> Result<Server, ControlError> {
+        let failed = |source: io::Error| ControlError::Io { path: self.path.clone(), source };
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let stop = Arc::new(stop.map_err(|e| failed(e.into()))?);
+        let (until, listener) = (Arc::clone(&stop), Arc::clone(&self.listener));
+        let thread = std::thread::Builder::new()
+            .name("tornblk-control".to_owned())
+            .spawn(move || accept(&listener, &until, &machine))
+            .map_err(failed)?;
+        Ok(Server { bound: self, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Ok(meta) = std::fs::symlink_metadata(&self.path)
+            && (meta.dev(), meta.ino()) == self.made
+        {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Server {
+    /// Makes the socket and serves it.
+    pub fn start(path: &Path, machine: Arc<Machine>) -> Result<Server, ControlError> {
+        Bound::at(path)?.serve(machine)
+    }
+
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.bound.path
     }
 }
 
@@ -96,11 +123,6 @@ impl Drop for Server {
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
-        }
-        if let Ok(meta) = std::fs::symlink_metadata(&self.path)
-            && (meta.dev(), meta.ino()) == self.made
-        {
-            let _ = std::fs::remove_file(&self.path);
         }
     }
 }

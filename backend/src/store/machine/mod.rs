@@ -68,7 +68,9 @@ pub struct Options {
 
 pub struct Machine {
     shared: Arc<Shared>,
-    _idler: Option<Idler>,
+    /// Begun with the first queue: a machine that is only open has no thread yet, so that whoever
+    /// restricts the process (the sandbox) has one thread to do it to.
+    idler: Mutex<Option<Idler>>,
 }
 
 /// What the machine and its queues have in common.
@@ -184,7 +186,6 @@ impl Machine {
         recorded: Option<Recorded>,
         states: Option<States>,
     ) -> Result<Arc<Machine>, OpenError> {
-        let idler = Idler::start(&gate).map_err(OpenError::Host)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let grown = eventfd(0, flags).map_err(|e| OpenError::Host(e.into()))?;
         let shared = Shared {
@@ -204,11 +205,19 @@ impl Machine {
             resolution: Mutex::default(),
             next_nonce: AtomicU64::new(first_nonce()),
         };
-        let machine = Machine { shared: Arc::new(shared), _idler: idler };
+        let machine = Machine { shared: Arc::new(shared), idler: Mutex::default() };
         for fault in machine.options().faults.clone() {
             machine.arm_fault(fault).map_err(OpenError::Fault)?;
         }
         Ok(Arc::new(machine))
+    }
+
+    fn begin(&self) -> std::io::Result<()> {
+        let mut idler = lock(&self.idler);
+        if idler.is_none() {
+            *idler = Idler::start(&self.shared.gate)?;
+        }
+        Ok(())
     }
 
     pub fn options(&self) -> &Options {
@@ -360,7 +369,8 @@ impl Store for Machine {
     }
 
     fn queue(&self, n: u16) -> Box<dyn StoreQueue> {
-        super::broken::or_broken(MachineQueue::new(n, Arc::clone(&self.shared)))
+        let made = self.begin().and_then(|()| MachineQueue::new(n, Arc::clone(&self.shared)));
+        super::broken::or_broken(made)
     }
 
     fn connected(&self, rings: Arc<dyn Rings>) {
