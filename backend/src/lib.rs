@@ -4,9 +4,11 @@
 //! - [`device`]: what the guest sees; knows [`store::Store`], never files.
 //! - [`vhost`]: sockets, queues, worker threads; knows [`device`], never requests.
 //! - [`control`]: the control socket.
+//! - [`sandbox`]: what the process can still do once a guest is served.
 
 mod complaints;
 pub mod control;
 pub mod device;
+pub mod sandbox;
 pub mod store;
 pub mod vhost;

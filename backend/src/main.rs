@@ -5,18 +5,20 @@ mod options;
 use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
-use options::Options;
+use options::{Options, Switch};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tornblk_backend::control::Server;
+use tornblk_backend::control::{Bound, Server};
 use tornblk_backend::device::blk::{Blk, BlkOptions};
 use tornblk_backend::device::limits::{Limits, mode_name};
 use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::device::{Device, FrontEnd};
+use tornblk_backend::sandbox::{self, Policy};
 use tornblk_backend::store::{self, Cache, Machine, Store};
 use tornblk_backend::vhost::{self, Socket};
 use tornblk_model::crash::{Fault, FaultKind};
@@ -109,7 +111,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the disk and both sockets.
+/// Opens the disk and both sockets, and enters the sandbox. Threads only start after that.
 fn start(
     options: &Options,
     limits: &Limits,
@@ -148,10 +150,29 @@ fn start(
         }
     };
     // Before the disk's socket: who sees that one may expect this one. Removed when dropped.
-    let control = options.control.as_deref().map(|path| Server::start(path, machine.clone()));
-    let control = control.transpose()?;
+    let control = options.control.as_deref().map(Bound::at).transpose()?;
     let socket = Socket::bind(&options.socket)?;
+    match options.sandbox {
+        Switch::On => {
+            let entered = sandbox::enter(&policy(options, &machine)?)?;
+            log::info!("sandboxed: {entered}");
+        }
+        Switch::Off => log::info!("not sandboxed: --sandbox off"),
+    }
+    let control = control.map(|bound| bound.serve(machine)).transpose()?;
     Ok((device, control, socket))
+}
+
+/// What is opened, made and removed while the disk is served, and at the end.
+fn policy(options: &Options, machine: &Machine) -> anyhow::Result<Policy> {
+    let files = machine.files()?;
+    // Beside the front-end's socket lies the file of what is in flight.
+    let mut folders = vec![store::folder_of(&options.socket).to_owned()];
+    folders.extend(files.folder);
+    folders.extend(options.allow.iter().cloned());
+    let control = options.control.as_deref().map(store::folder_of);
+    let unlink = control.map(Path::to_owned).into_iter().collect();
+    Ok(Policy { read: files.read, folders, unlink })
 }
 
 /// Readable when the program shall end.

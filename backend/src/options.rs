@@ -142,6 +142,30 @@ pub(crate) struct Options {
     /// Of everything that is drawn: the same seed and the same requests give the same faults
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Faults and control")]
     pub(crate) seed: u64,
+
+    /// Once everything is open, give up what a disk does not need: other files, programs,
+    /// networks, privileges (seccomp, landlock). off is for strace, perf and debuggers' calls into
+    /// the process, for a kernel without seccomp, and for a C library that makes other system
+    /// calls than glibc: the log names the call that was forbidden
+    #[arg(
+        long,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true,
+        help_heading = "Sandbox"
+    )]
+    pub(crate) sandbox: Switch,
+
+    /// With the sandbox on: a folder in which record-here may make files and recorded-here find
+    /// them, besides that of the recording; can be given several times
+    #[arg(long, value_name = "DIR", action = ArgAction::Append, help_heading = "Sandbox")]
+    pub(crate) allow: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

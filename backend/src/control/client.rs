@@ -114,10 +114,12 @@ impl Session {
                 json(machine.use_content(&name, from.as_deref(), &runs)?)
             }
             Command::RecordHere { file } => {
+                may_open(&file)?;
                 machine.record_here(std::path::Path::new(&file))?;
                 Ok(Value::Object(Default::default()))
             }
             Command::RecordedHere { file } => {
+                may_open(&file)?;
                 machine.recorded_here(std::path::Path::new(&file))?;
                 Ok(Value::Object(Default::default()))
             }
@@ -145,6 +147,14 @@ impl Session {
                 self.answers.answer(id, Err(MachineError::Failed(format!("no thread: {e}"))));
             }
         }
+    }
+}
+
+/// Says before the kernel does why a file cannot be opened, and what to do.
+fn may_open(file: &str) -> Result<(), MachineError> {
+    match crate::sandbox::refusal(std::path::Path::new(file)) {
+        Some(refusal) => Err(MachineError::Failed(refusal)),
+        None => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod commands;
 mod error;
+mod files;
 mod queue;
 mod recorded;
 mod states;
@@ -13,6 +14,7 @@ mod states;
 mod tests;
 
 pub use error::{MachineError, OpenError};
+pub use files::{Files, folder_of};
 
 use super::image::Image;
 use super::live::{HoldCompletions, Idler, LiveGate, lock};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tornblk_model::crash::{Content, Fault, History, ModelError, Parsed, Profile, StateName};
 use tornblk_model::event::Seq;
-use tornblk_model::recording::{Reader, RecordingError, StateReader, Trust};
+use tornblk_model::recording::{Header, Reader, RecordingError, StateReader, Trust};
 use tornblk_proto::{Crashed, RecordingStatus};
 
 pub(super) struct Recorded {
@@ -88,6 +88,14 @@ impl Recorded {
 
     pub(super) fn live(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store) as _
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        self.store.writer().header()
     }
 
     pub(super) fn status(&self) -> RecordingStatus {

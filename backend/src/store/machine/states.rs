@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tornblk_model::crash::{Content, History, Source, StateName};
 use tornblk_model::event::{Disk, Seq};
 use tornblk_model::recording::{
-    NewRecording, OuterState, Reader, RecordingError, StateReader, Trust, Writer,
+    Header, NewRecording, OuterState, Reader, RecordingError, StateReader, Trust, Writer,
 };
 use tornblk_proto::{RecordingStatus, Run, RunSource, StateShown};
 
@@ -83,6 +83,14 @@ impl States {
             history: Mutex::default(),
             inner: Mutex::default(),
         })
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        self.reader.header()
     }
 
     pub(super) fn disk(&self) -> Disk {
