@@ -64,6 +64,8 @@ pub struct StatesSpec {
     pub profile: String,
     pub front_end: FrontEnd,
     pub serial: String,
+    /// Where what is done to a state may be recorded, besides beside the recording.
+    pub folder: PathBuf,
     /// Gets everything that the device says.
     pub log: PathBuf,
 }
@@ -121,6 +123,7 @@ impl Device {
             option("--front-end", spec.front_end.of_device().as_ref());
         }
         option("--serial", spec.serial.as_ref());
+        option("--allow", spec.folder.as_os_str());
         Device::launch(program, arguments, &spec.log)
     }
 

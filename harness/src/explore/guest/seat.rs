@@ -119,6 +119,8 @@ impl Seat {
             profile: volume.profile.clone(),
             front_end: volume.front_end,
             serial: SERIAL.to_owned(),
+            // And not `dir`: the recovery that another seat recorded may be shown here again.
+            folder: settings.dir.clone(),
             log: dir.join("device.log"),
         };
         let device = Device::start_states(&settings.tornblkd, &spec)
