@@ -3,8 +3,8 @@
 //! The guest decides which bytes the device reads, so the process is restricted before the first
 //! front-end is served, and after everything is open:
 //!
-//! - `privileges`: no program that is started can have more privileges (`no_new_privs`), and no
-//!   capability is left. The user stays who it is: the files are theirs.
+//! - `privileges`: no capability is left, and no program gives any (`no_new_privs`). The user stays
+//!   who it is: the files are theirs.
 //! - `landlock`: files. Only those that the device opens while it runs ([`Policy`]) can be opened,
 //!   and nothing can be executed. No TCP, no signal and no connection to an abstract socket of
 //!   anybody outside.
@@ -111,7 +111,6 @@ pub fn enter(policy: &Policy) -> Result<Entered, SandboxError> {
     if threads != 1 {
         return Err(SandboxError::Threads(threads));
     }
-    privileges::no_new()?;
     let landlock = landlock::restrict(policy)?;
     match landlock {
         Some(_) => {

@@ -1,4 +1,5 @@
-//! What the user may do beyond others: capabilities(7), and programs that give more.
+//! What the user may do beyond others: capabilities(7). That no program gives more
+//! (`no_new_privs`) is what unprivileged landlock and seccomp need, so their crates see to it.
 
 use super::{Policy, SandboxError};
 use rustix::fs::{AtFlags, CWD};
@@ -7,11 +8,6 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::path::PathBuf;
 
 const LAYER: &str = "dropping of privileges";
-
-pub(super) fn no_new() -> Result<(), SandboxError> {
-    rustix::thread::set_no_new_privs(true)
-        .map_err(|e| SandboxError::refused("refusal of new privileges", e))
-}
 
 /// Drops all capabilities of this thread. Root's own files stay open to root without any; where a
 /// file or folder of the device's is another user's and closed, the one capability that opens it is

@@ -9,6 +9,7 @@
 mod allowed;
 #[path = "../common/mod.rs"]
 mod common;
+mod cost;
 mod forbidden;
 #[allow(dead_code)]
 #[path = "../vhost/guest.rs"]
@@ -33,6 +34,8 @@ fn main() {
     };
     let mut trials: Vec<Trial> =
         served::TESTS.iter().chain(tried::TESTS).map(|(name, test)| trial(name, *test)).collect();
+    trials
+        .extend(cost::TESTS.iter().map(|(name, test)| trial(name, *test).with_ignored_flag(true)));
     for attempt in forbidden::ALL {
         trials.push(Trial::test(format!("forbidden::{}", attempt.name), || {
             tried::forbidden(attempt);

@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_raw_disk_takes_every_request", a_raw_disk_takes_every_request),
     ("a_scsi_disk_does_all_it_can", a_scsi_disk_does_all_it_can),
     ("states_are_shown_and_recorded_on", states_are_shown_and_recorded_on),
+    ("everything_may_lie_in_a_folder_of_its_own", everything_may_lie_in_a_folder_of_its_own),
+    ("sockets_in_two_folders_are_both_removed", sockets_in_two_folders_are_both_removed),
     ("every_thread_is_restricted", every_thread_is_restricted),
     ("a_file_elsewhere_is_closed_to_its_threads", a_file_elsewhere_is_closed_to_its_threads),
     ("it_still_dies_with_its_parent", it_still_dies_with_its_parent),
@@ -26,12 +28,12 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 
-struct Place {
+pub(crate) struct Place {
     dir: TempDir,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub(crate) fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("disk.img"), vec![7; 1 << 20]).unwrap();
         Place { dir }
@@ -55,7 +57,7 @@ impl Place {
     }
 
     /// With both sockets. Waits until a client is answered: the sandbox is entered before that.
-    fn start(&self, line: &str) -> Running<'_> {
+    pub(crate) fn start(&self, line: &str) -> Running<'_> {
         let child = self.command(&format!("--socket s --control c {line}")).spawn().unwrap();
         let mut running = Running { place: self, child, client: None };
         until(|| {
@@ -69,7 +71,7 @@ impl Place {
     }
 }
 
-struct Running<'a> {
+pub(crate) struct Running<'a> {
     place: &'a Place,
     child: Child,
     client: Option<Client>,
@@ -80,7 +82,7 @@ impl Running<'_> {
         self.client.as_ref().unwrap()
     }
 
-    fn guest(&self, queues: u16) -> Guest {
+    pub(crate) fn guest(&self, queues: u16) -> Guest {
         Guest::ready(&self.place.path("s"), queues)
     }
 
@@ -89,7 +91,7 @@ impl Running<'_> {
     }
 
     /// Ends it in order: nothing went wrong, and no socket is left.
-    fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         drop(self.client.take());
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -291,6 +293,37 @@ fn states_are_shown_and_recorded_on() {
     assert!(running.end().contains("not sandboxed"));
 }
 
+fn everything_may_lie_in_a_folder_of_its_own() {
+    let [sockets, other, third] = [(); 3].map(|()| Place::new());
+    let (image, recording) = (other.path("disk.img"), third.path("r"));
+    let running = sockets.start(&format!(
+        "--image {} --recording {} --profile lb512",
+        image.display(),
+        recording.display()
+    ));
+    let event = running.client().mark("begun").unwrap().event;
+    running.client().use_state(format!("lb512/p{event}:all")).unwrap();
+    let mut guest = running.guest(1);
+    write(&mut guest, 0, 8, &[1; 4096]);
+    assert_eq!(read(&mut guest, 0), [7; 4096]);
+    drop(guest);
+    running.end();
+}
+
+fn sockets_in_two_folders_are_both_removed() {
+    let (place, other) = (Place::new(), Place::new());
+    let control = other.path("c");
+    let line = format!("--socket s --image disk.img --control {}", control.display());
+    let child = place.command(&line).spawn().unwrap();
+    let mut running = Running { place: &place, child, client: None };
+    let client = Client::connect_within(&control, Duration::from_secs(20)).unwrap();
+    client.status().unwrap();
+    running.client = Some(client);
+    running.end();
+    assert!(!control.exists());
+    assert!(other.path("disk.img").exists());
+}
+
 /// What /proc says of each thread: its name, and the value of `key`.
 fn of_threads(pid: u32, key: &str) -> Vec<(String, String)> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
@@ -386,8 +419,9 @@ fn it_still_dies_with_its_parent() {
         let path = place.path("c");
         let parent = std::thread::spawn(move || {
             let child = command.spawn().unwrap();
-            until(|| path.exists());
-            Client::connect(&path).unwrap().status().unwrap();
+            // It has its name a moment before it is listened at.
+            let patience = Duration::from_secs(20);
+            Client::connect_within(&path, patience).unwrap().status().unwrap();
             child
         });
         parent.join().unwrap()
