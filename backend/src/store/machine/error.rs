@@ -25,6 +25,8 @@ pub enum OpenError {
     Fault(MachineError),
     #[error(transparent)]
     Recording(RecordingError),
+    #[error("the device cannot start: {0}")]
+    Host(std::io::Error),
     #[error(
         "{} is of a disk with logical blocks of {has} bytes, not {asked}: leave out \
          --logical-block-size", path.display()
