@@ -9,7 +9,6 @@ use options::{Options, Switch};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tornblk_backend::control::{Bound, Server};
@@ -166,12 +165,10 @@ fn start(
 /// What is opened, made and removed while the disk is served, and at the end.
 fn policy(options: &Options, machine: &Machine) -> anyhow::Result<Policy> {
     let files = machine.files()?;
-    // Beside the front-end's socket lies the file of what is in flight.
-    let mut folders = vec![store::folder_of(&options.socket).to_owned()];
-    folders.extend(files.folder);
-    folders.extend(options.allow.iter().cloned());
-    let control = options.control.as_deref().map(store::folder_of);
-    let unlink = control.map(Path::to_owned).into_iter().collect();
+    let folders = files.folder.into_iter().chain(options.allow.iter().cloned()).collect();
+    // Both sockets, and what is kept beside that of the disk.
+    let sockets = options.control.iter().chain([&options.socket]);
+    let unlink = sockets.map(|path| store::folder_of(path).to_owned()).collect();
     Ok(Policy { read: files.read, folders, unlink })
 }
 

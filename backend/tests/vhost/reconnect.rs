@@ -61,7 +61,7 @@ fn survive(
     mut guest: Guest,
     mut running: Running,
 ) -> (Load, Guest) {
-    let mut load = Load::new(&mut guest, SLOTS, 7);
+    let mut load = Load::new(&mut guest, SLOTS, 7, arguments.contains("--recording"));
     for kill in 0..kills {
         let control = Client::connect(place.path("c")).unwrap();
         let when = [StallWhen::BeforeIo, StallWhen::BeforeCompletion][kill as usize / 2 % 2];
