@@ -156,7 +156,7 @@ fn start(
             let entered = sandbox::enter(&policy(options, &machine)?)?;
             log::info!("sandboxed: {entered}");
         }
-        Switch::Off => log::info!("not sandboxed: --sandbox off"),
+        Switch::Off => log::info!("not sandboxed: --sandbox is off"),
     }
     let control = control.map(|bound| bound.serve(machine)).transpose()?;
     Ok((device, control, socket))

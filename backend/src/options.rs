@@ -144,13 +144,15 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
 
     /// Once everything is open, give up what a disk does not need: other files, programs,
-    /// networks, privileges (seccomp, landlock). off is for strace, perf and debuggers' calls into
-    /// the process, for a kernel without seccomp, and for a C library that makes other system
-    /// calls than glibc: the log names the call that was forbidden
+    /// networks, privileges (seccomp, landlock). off is for tools that work inside the process
+    /// (sanitizers, profilers, coverage, a debugger's calls), for a kernel without seccomp, and for
+    /// a C library that makes other system calls: the log names the one that was forbidden
     #[arg(
         long,
         value_name = "on|off",
         default_value = "on",
+        env = "TORNBLKD_SANDBOX",
+        hide_env_values = true,
         hide_possible_values = true,
         help_heading = "Sandbox"
     )]

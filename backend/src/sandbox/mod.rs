@@ -55,11 +55,13 @@ pub enum SandboxError {
          itself; please report this, and start tornblkd with --sandbox off until it is repaired"
     )]
     Threads(usize),
+    #[error("{} is no folder in which the sandbox could let files be made: {why}", path.display())]
+    NoFolder { path: PathBuf, why: io::Error },
     #[error("{} cannot be opened for the sandbox: {why}", path.display())]
     Path { path: PathBuf, why: String },
     #[error(
         "the sandbox's {layer} cannot be had from this kernel: {why}; start tornblkd with \
-         --sandbox off if that is to be so"
+         --sandbox off, or with TORNBLKD_SANDBOX=off where another program starts it"
     )]
     Refused { layer: &'static str, why: String },
 }
@@ -110,6 +112,12 @@ pub fn enter(policy: &Policy) -> Result<Entered, SandboxError> {
     let threads = threads().map_err(|e| SandboxError::refused("thread count", e))?;
     if threads != 1 {
         return Err(SandboxError::Threads(threads));
+    }
+    for folder in policy.folders.iter().chain(&policy.unlink) {
+        let no_folder = |why| SandboxError::NoFolder { path: folder.clone(), why };
+        if !std::fs::metadata(folder).map_err(no_folder)?.is_dir() {
+            return Err(no_folder(io::ErrorKind::NotADirectory.into()));
+        }
     }
     let landlock = landlock::restrict(policy)?;
     match landlock {

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("states_are_shown_and_recorded_on", states_are_shown_and_recorded_on),
     ("everything_may_lie_in_a_folder_of_its_own", everything_may_lie_in_a_folder_of_its_own),
     ("sockets_in_two_folders_are_both_removed", sockets_in_two_folders_are_both_removed),
+    ("who_starts_it_can_do_without", who_starts_it_can_do_without),
     ("every_thread_is_restricted", every_thread_is_restricted),
     ("a_file_elsewhere_is_closed_to_its_threads", a_file_elsewhere_is_closed_to_its_threads),
     ("it_still_dies_with_its_parent", it_still_dies_with_its_parent),
@@ -49,6 +50,7 @@ impl Place {
         command
             .current_dir(self.dir.path())
             .env_remove("RUST_LOG")
+            .env_remove("TORNBLKD_SANDBOX")
             .args(line.split_whitespace())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -322,6 +324,24 @@ fn sockets_in_two_folders_are_both_removed() {
     running.end();
     assert!(!control.exists());
     assert!(other.path("disk.img").exists());
+}
+
+fn who_starts_it_can_do_without() {
+    for (variable, option, on) in
+        [("off", "", false), ("on", "", true), ("off", "--sandbox on", true)]
+    {
+        let place = Place::new();
+        let mut command =
+            place.command(&format!("--socket s --control c --image disk.img {option}"));
+        let child = command.env("TORNBLKD_SANDBOX", variable).spawn().unwrap();
+        let mut running = Running { place: &place, child, client: None };
+        let client = Client::connect_within(place.path("c"), Duration::from_secs(20)).unwrap();
+        client.status().unwrap();
+        running.client = Some(client);
+        let log = running.end();
+        assert_eq!(log.contains("INFO ] sandboxed: "), on, "{log}");
+        assert_eq!(log.contains("INFO ] not sandboxed: "), !on, "{log}");
+    }
 }
 
 /// What /proc says of each thread: its name, and the value of `key`.

@@ -51,7 +51,7 @@ pub(crate) fn run(name: &str, folder: &Path, sandboxed: bool) {
     let attempt: Box<dyn FnOnce() -> io::Result<()> + Send> = match name {
         "what-is-allowed" => crate::allowed::prepare(),
         "a-panic" => Box::new(|| panic!("as it was planned")),
-        "no-folder" => Box::new(|| Ok(())),
+        "no-folder" | "a-file-as-folder" => Box::new(|| Ok(())),
         "no-landlock" => {
             absent(&[libc::SYS_landlock_create_ruleset], libc::ENOSYS);
             Box::new(|| std::fs::read(SECRET).map(drop))
@@ -66,9 +66,13 @@ pub(crate) fn run(name: &str, folder: &Path, sandboxed: bool) {
         }
     };
     if sandboxed {
-        let folders = vec![OWN.into()];
-        let folders = if name == "no-folder" { vec!["nowhere".into()] } else { folders };
-        let policy = Policy { read: vec![READ.into()], folders, unlink: Vec::new() };
+        let folder = match name {
+            "no-folder" => "nowhere",
+            "a-file-as-folder" => READ,
+            _ => OWN,
+        };
+        let (read, folders) = (vec![READ.into()], vec![folder.into()]);
+        let policy = Policy { read, folders, unlink: Vec::new() };
         match sandbox::enter(&policy) {
             Ok(entered) => println!("entered: {entered}"),
             Err(e) => return println!("not entered: {e}"),
@@ -157,7 +161,9 @@ fn a_panic_is_told_with_where_it_was() {
 
 fn a_folder_that_is_not_there_is_told() {
     let (output, said) = child(&place(), "no-folder", true);
-    assert!(output.status.success() && said.contains("not entered: nowhere"), "{said}");
+    assert!(output.status.success() && said.contains("not entered: nowhere is no"), "{said}");
+    let (_, said) = child(&place(), "a-file-as-folder", true);
+    assert!(said.contains("not entered: other/read is no folder"), "{said}");
 }
 
 fn a_kernel_without_landlock_is_told_and_served() {
