@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_raw_disk_takes_every_request", a_raw_disk_takes_every_request),
     ("a_scsi_disk_does_all_it_can", a_scsi_disk_does_all_it_can),
     ("states_are_shown_and_recorded_on", states_are_shown_and_recorded_on),
+    ("a_recording_cut_short_is_survived", a_recording_cut_short_is_survived),
     ("everything_may_lie_in_a_folder_of_its_own", everything_may_lie_in_a_folder_of_its_own),
     ("sockets_in_two_folders_are_both_removed", sockets_in_two_folders_are_both_removed),
     ("who_starts_it_can_do_without", who_starts_it_can_do_without),
@@ -293,6 +294,20 @@ fn states_are_shown_and_recorded_on() {
     running.client().use_state(&outer).unwrap();
     running.client().record_here(&elsewhere.path("inner")).unwrap();
     assert!(running.end().contains("not sandboxed"));
+}
+
+/// What handles SIGBUS maps memory.
+fn a_recording_cut_short_is_survived() {
+    let place = Place::new();
+    let running = place.start("--image disk.img --recording r --profile lb512");
+    let mut guest = running.guest(1);
+    write(&mut guest, 0, 8, &[1; 4096]);
+    std::fs::File::options().write(true).open(place.path("r")).unwrap().set_len(4096).unwrap();
+    let (_, status) = guest.ask(0, |driver| driver.gives(VIRTIO_BLK_T_OUT, 8, &[2; 4096]));
+    assert_ne!(status, OK);
+    running.client().status().unwrap();
+    drop(guest);
+    running.end();
 }
 
 fn everything_may_lie_in_a_folder_of_its_own() {
