@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -114,13 +115,13 @@ impl Session {
                 json(machine.use_content(&name, from.as_deref(), &runs)?)
             }
             Command::RecordHere { file } => {
-                may_open(&file)?;
-                machine.record_here(std::path::Path::new(&file))?;
+                let file = Path::new(&file);
+                machine.record_here(file).map_err(|e| explained(e, file))?;
                 Ok(Value::Object(Default::default()))
             }
             Command::RecordedHere { file } => {
-                may_open(&file)?;
-                machine.recorded_here(std::path::Path::new(&file))?;
+                let file = Path::new(&file);
+                machine.recorded_here(file).map_err(|e| explained(e, file))?;
                 Ok(Value::Object(Default::default()))
             }
             Command::Resize {} => json(Resized { capacity: machine.resize()? }),
@@ -150,11 +151,11 @@ impl Session {
     }
 }
 
-/// Says before the kernel does why a file cannot be opened, and what to do.
-fn may_open(file: &str) -> Result<(), MachineError> {
-    match crate::sandbox::refusal(std::path::Path::new(file)) {
-        Some(refusal) => Err(MachineError::Failed(refusal)),
-        None => Ok(()),
+/// Where the sandbox is why: what to do.
+fn explained(error: MachineError, file: &Path) -> MachineError {
+    match (error, crate::sandbox::refusal(file)) {
+        (MachineError::Failed(_), Some(refusal)) => MachineError::Failed(refusal),
+        (error, _) => error,
     }
 }
 

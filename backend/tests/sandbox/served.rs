@@ -213,6 +213,9 @@ fn a_raw_disk_takes_every_request() {
         assert_eq!(read(&mut guest, 8), [0; 4096]);
         guest.frontend.reset_device().unwrap();
         drop(guest);
+        // Not the sandbox's business.
+        let refusal = running.client().record_here(&place.path("r")).unwrap_err().to_string();
+        assert!(refusal.contains("--states") && !refusal.contains("sandbox"), "{refusal}");
         running.end();
     }
 }
