@@ -114,22 +114,30 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
         entry.poisoned.store(true, Ordering::Release);
         POISONINGS.fetch_add(1, Ordering::Release);
         let page = PAGE.load(Ordering::Relaxed);
-        // SAFETY: one page inside a range that belongs to a `Mapping`, which is borrowed by the
-        // thread that faulted; `errno` is the interrupted code's and is put back.
-        unsafe {
-            let errno = *libc::__errno_location();
-            let got = libc::mmap(
-                (address & !(page - 1)) as *mut c_void,
-                page,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-                -1,
-                0,
-            );
-            *libc::__errno_location() = errno;
-            if got != libc::MAP_FAILED {
-                return;
+        let zeroes = |start: usize, len: usize| {
+            // SAFETY: inside a range that outlives its guard, and that the thread that faulted
+            // borrows; `errno` is the interrupted code's and is put back.
+            unsafe {
+                let errno = *libc::__errno_location();
+                let got = libc::mmap(
+                    start as *mut c_void,
+                    len,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE
+                        | libc::MAP_ANONYMOUS
+                        | libc::MAP_FIXED
+                        | libc::MAP_NORESERVE,
+                    -1,
+                    0,
+                );
+                *libc::__errno_location() = errno;
+                got != libc::MAP_FAILED
             }
+        };
+        // A page, or all of it: huge pages cannot be replaced in part.
+        let end = entry.end.load(Ordering::Relaxed);
+        if zeroes(address & !(page - 1), page) || zeroes(start, end - start) {
+            return;
         }
         break;
     }

@@ -28,14 +28,20 @@ pub trait Ledger: Send {
     /// The chain's answer stands in the guest's memory, and `len` bytes with it.
     fn answered(&mut self, head: u16, len: u32);
 
-    /// The used ring is about to get it.
-    fn returning(&mut self, head: u16);
+    /// The used ring is about to get it; `None`: one that is not noted.
+    fn returning(&mut self, head: Option<u16>);
 
     /// The used ring has it, and `used` entries now.
-    fn returned(&mut self, head: u16, used: u16);
+    fn returned(&mut self, head: Option<u16>, used: u16);
 
-    /// The used ring has `used` entries now, and the last one is about no chain that is noted.
-    fn skipped(&mut self, used: u16);
+    /// Strikes out everything.
+    fn forget(&mut self);
+
+    /// False once memory failed beneath the guest or the notes, and shows zeroes instead of what was
+    /// there: nothing that was read since may be acted upon, or answered.
+    fn sound(&self) -> bool {
+        true
+    }
 
     /// For the store: where it notes that bytes have moved.
     fn moves(&self) -> Arc<dyn Moves>;

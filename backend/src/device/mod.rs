@@ -91,8 +91,8 @@ pub trait Device: Send + Sync {
 /// A queue at work. Belongs to one thread at a time.
 pub trait DeviceQueue: Send {
     /// Takes again what `ledger` says was left by a device before this one, and notes in it from now
-    /// on. Before anything else.
-    fn resume(&mut self, ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>);
+    /// on. Before anything else. How many there were.
+    fn resume(&mut self, ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>) -> usize;
 
     /// Takes all there is (nothing, unless `take`), and returns what is done. Says whether the
     /// guest wants to be told.

@@ -98,7 +98,12 @@ impl<R: Requests> Worker<R> {
     }
 
     /// See [`DeviceQueue::resume`].
-    pub fn resume(&mut self, mut ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>) {
+    pub fn resume(
+        &mut self,
+        mut ledger: Box<dyn Ledger>,
+        ring: &mut Queue,
+        mem: &Arc<Memory>,
+    ) -> usize {
         let indexes = ring.used_idx(&**mem, Ordering::Acquire).and_then(|used| {
             let available = ring.avail_idx(&**mem, Ordering::Acquire)?;
             Ok((used.0, available.0.wrapping_sub(used.0)))
@@ -107,10 +112,13 @@ impl<R: Requests> Worker<R> {
             Ok(indexes) => indexes,
             Err(error) => {
                 self.ring.complaints.say(format_args!("queue {}: {error}", self.index));
-                return;
+                return 0;
             }
         };
         let left = ledger.left(used);
+        self.ring.moves = Some(ledger.moves());
+        self.requests.size(usize::from(ring.max_size()));
+        ring.set_next_used(used);
         if left.len() > usize::from(offered) || offered > ring.size() {
             // Not this ring's notes, or no ring that makes sense: what is noted is nobody's.
             self.ring.complaints.say(format_args!(
@@ -119,23 +127,24 @@ impl<R: Requests> Worker<R> {
                 self.index,
                 left.len()
             ));
-            return;
+            ledger.forget();
+            self.ring.ledger = Some(ledger);
+            return 0;
         }
         if !left.is_empty() {
             log::info!("queue {}: {} requests were in flight: taken again", self.index, left.len());
         }
         // All that was taken is either returned or noted. As many as there are offered: fits.
         ring.set_next_avail(used.wrapping_add(left.len() as u16));
-        ring.set_next_used(used);
-        self.ring.moves = Some(ledger.moves());
         self.ring.ledger = Some(ledger);
-        self.requests.size(usize::from(ring.max_size()));
+        let again = left.len();
         for Left { head, position, came } in left {
             match came {
                 Came::Answered(len) => self.ring.publish(ring, mem, &Answer { head, len }, true),
                 Came::Begun(past) => self.begin(ring, mem, (position, head), past, true),
             }
         }
+        again
     }
 
     /// See [`DeviceQueue::pump`].
@@ -171,13 +180,17 @@ impl<R: Requests> Worker<R> {
     pub fn abandon(&mut self) {
         let Some(ledger) = &mut self.ring.ledger else { return };
         self.requests.leave();
-        self.requests.reap(&mut |answer| ledger.answered(answer.head, answer.len));
+        self.requests.reap(&mut |answer| {
+            if ledger.sound() {
+                ledger.answered(answer.head, answer.len);
+            }
+        });
     }
 
     /// False where taking is pointless: the ring makes no sense, or the driver gave out more heads
     /// than there are.
     fn may_take(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {
-        if self.requests.in_flight() >= usize::from(ring.size()) {
+        if self.requests.in_flight() >= usize::from(ring.size()) || !self.ring.sound() {
             return false;
         }
         match ring.iter(&**mem) {
@@ -231,20 +244,29 @@ impl<R: Requests> Worker<R> {
 impl Returns {
     /// Puts a chain into the used ring, and strikes it out if it was `noted`.
     fn publish(&mut self, ring: &mut Queue, mem: &Memory, answer: &Answer, noted: bool) {
+        if !self.sound() {
+            return;
+        }
         let Answer { head, len } = *answer;
-        if noted && let Some(ledger) = &mut self.ledger {
-            ledger.answered(head, len);
-            ledger.returning(head);
+        let known = noted.then_some(head);
+        if let Some(ledger) = &mut self.ledger {
+            if noted {
+                ledger.answered(head, len);
+            }
+            ledger.returning(known);
         }
         if let Err(error) = ring.add_used(mem, head, len) {
             self.complaints.say(format_args!("head {head} cannot be returned: {error}"));
             return;
         }
         if let Some(ledger) = &mut self.ledger {
-            let used = ring.next_used();
-            if noted { ledger.returned(head, used) } else { ledger.skipped(used) }
+            ledger.returned(known, ring.next_used());
         }
         self.untold += 1;
+    }
+
+    fn sound(&self) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| ledger.sound())
     }
 
     /// Does the driver want to be told of what was returned?
@@ -254,8 +276,8 @@ impl Returns {
 }
 
 impl<R: Requests> DeviceQueue for Worker<R> {
-    fn resume(&mut self, ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>) {
-        Worker::resume(self, ledger, ring, mem);
+    fn resume(&mut self, ledger: Box<dyn Ledger>, ring: &mut Queue, mem: &Arc<Memory>) -> usize {
+        Worker::resume(self, ledger, ring, mem)
     }
 
     fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool {

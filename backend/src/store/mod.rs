@@ -196,6 +196,9 @@ pub trait Store: Send + Sync {
     fn is_off(&self) -> bool {
         false
     }
+    /// Queue `n` has begun, before anything new is taken from it. `again`: with what an earlier device
+    /// or connection left; otherwise none of that will come.
+    fn begun(&self, _n: u16, _again: bool) {}
     /// Looks at the size of the medium again, which may have grown. → the capacity in bytes.
     ///
     /// # Errors

@@ -307,6 +307,14 @@ impl Store for RecordingStore {
         self.shared.must(&Event::SetWriteback { on });
     }
 
+    /// A queue that begins anew after a reconnect or restart is another driver's, maybe: its requests
+    /// are none of those before, though they may look like them.
+    fn begun(&self, n: u16, again: bool) {
+        if self.shared.open.begun(n) && !again {
+            self.reset(ResetCause::QueueStop, Some(n));
+        }
+    }
+
     fn reset(&self, cause: ResetCause, queue: Option<u16>) {
         // Indexes that were read before are recorded first.
         let mut rings = self.shared.rings.write().unwrap_or_else(PoisonError::into_inner);

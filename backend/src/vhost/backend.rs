@@ -3,14 +3,14 @@
 //! Locks are taken in this order: the daemon's handler (its thread only), a queue's, its ring's,
 //! then whatever the store has. The store asks for available indices without any of them.
 
-use super::guard::Guarded;
+use super::guard::guard;
 use super::in_flight::{Beside, Region};
+use super::notes::{Notes, Watch};
 use super::ring::{Indices, Space, Vring};
 use crate::device::{Device, DeviceQueue, Memory, RING_SIZE_MAX};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tornblk_model::event::ResetCause;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -25,6 +25,8 @@ use vmm_sys_util::event::{
 /// The device, as one front-end is served with it.
 pub(super) struct Backend {
     device: Arc<dyn Device>,
+    /// The guest's memory, once it is guarded. The daemon has a space of its own, in which it shows
+    /// new memory before anybody can do that.
     mem: Space,
     rings: OnceLock<Vec<Vring>>,
     /// One for each thread, and there is a thread for each queue. Weak: a handler holds us.
@@ -33,40 +35,34 @@ pub(super) struct Backend {
     queues: Vec<Mutex<Option<Box<dyn DeviceQueue>>>>,
     /// Guest memory as it was told last: (start, length).
     regions: Mutex<Vec<(u64, u64)>>,
-    guarded: Mutex<Guarded>,
-    /// How many there were in this process when it was looked last.
-    poisonings: AtomicU64,
+    watch: Arc<Watch>,
     /// Readable when the front-end has to go.
     trouble: OwnedFd,
     /// Memory that the front-end keeps, where it gave some.
     in_flight: Mutex<Option<Arc<Region>>>,
     beside: Arc<Beside>,
-    /// Is there a write cache where the driver chooses nothing?
-    default_writeback: bool,
     exits: Mutex<Vec<RawFd>>,
 }
 
 impl Backend {
     pub(super) fn new(
         device: Arc<dyn Device>,
-        mem: Space,
         beside: Arc<Beside>,
         default_writeback: bool,
     ) -> io::Result<Arc<Backend>> {
+        let watch = Watch::new(Arc::clone(&device), Arc::clone(&beside), default_writeback);
         let queues = (0..device.queues()).map(|_| Mutex::new(None)).collect();
         Ok(Arc::new(Backend {
             device,
-            mem,
+            mem: Space::new(Memory::new()),
             rings: OnceLock::new(),
             handlers: OnceLock::new(),
             queues,
             regions: Mutex::new(Vec::new()),
-            guarded: Mutex::default(),
-            poisonings: AtomicU64::new(0),
+            watch,
             trouble: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             in_flight: Mutex::default(),
             beside,
-            default_writeback,
             exits: Mutex::new(Vec::new()),
         }))
     }
@@ -85,16 +81,16 @@ impl Backend {
         *whole(&self.in_flight) = Some(region);
     }
 
-    fn keep_writeback(&self) {
-        self.beside.keep_writeback(self.device.writeback(), self.default_writeback);
-    }
-
     /// What the daemon made: before it is started, and once.
     pub(super) fn connect(
         &self,
         rings: Vec<Vring>,
         handlers: &[Arc<VringEpollHandler<Arc<Backend>>>],
     ) {
+        if let Some(bell) = self.device.store().resized() {
+            // Of before: this front-end sees the size as it is.
+            let _ = rustix::io::read(bell, &mut [0u8; 8]);
+        }
         self.device.resized();
         self.device.store().connected(Arc::new(Indices::new(self.mem.clone(), &rings)));
         let _ = self.rings.set(rings);
@@ -155,12 +151,7 @@ impl Backend {
         {
             log::warn!("queue {n}: the guest cannot be told: {error}");
         }
-        drop(state);
-        self.keep_writeback();
-        let poisonings = tornblk_model::guard::poisonings();
-        if self.poisonings.swap(poisonings, Ordering::Relaxed) != poisonings
-            && whole(&self.guarded).poisoned()
-        {
+        if self.watch.is_cut_short() {
             // Fails only where the counter is full: then it is readable anyway.
             let _ = rustix::io::write(&self.trouble, &1u64.to_ne_bytes());
         }
@@ -177,16 +168,26 @@ impl Backend {
         }
     }
 
-    fn start(&self, n: usize, ring: &mut VringState<Space>) -> Box<dyn DeviceQueue> {
+    fn start(&self, n: usize, state: &mut VringState<Space>) -> Box<dyn DeviceQueue> {
         // At most 64 queues.
         let mut queue = self.device.clone().queue(n as u16);
         let mem = self.mem.memory().into_inner();
-        let ring = ring.get_queue_mut();
+        let ring = state.get_queue_mut();
         let slot = match &*whole(&self.in_flight) {
-            Some(region) if region.covers(n) => region.queue(n, false),
-            _ => self.beside.queue(n, ring, &mem),
+            Some(region) if region.covers(n, ring.size()) => region.queue(n, false),
+            Some(_) => {
+                log::warn!("queue {n}: what the front-end keeps for it is too small: kept here");
+                self.beside.queue(n, ring, &mem)
+            }
+            None => self.beside.queue(n, ring, &mem),
         };
-        queue.resume(Box::new(slot), ring, &mem);
+        let notes = Notes { slot, watch: Arc::clone(&self.watch) };
+        let again = queue.resume(Box::new(notes), ring, &mem);
+        // What a device before this one returned may never have been told.
+        if let Err(error) = state.signal_used_queue() {
+            log::warn!("queue {n}: the guest cannot be told: {error}");
+        }
+        self.device.store().begun(n as u16, again > 0);
         if let (Some(fd), Some(handler)) = (queue.wake_fd(), self.handler(n)) {
             let listened =
                 handler.register_listener(fd.as_raw_fd(), EventSet::IN, self.wake_event().into());
@@ -261,7 +262,7 @@ impl VhostUserBackend for Backend {
 
     fn acked_features(&self, features: u64) {
         self.device.negotiated(features);
-        self.keep_writeback();
+        self.watch.keep_writeback();
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -291,21 +292,25 @@ impl VhostUserBackend for Backend {
     fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         // An error would end the connection.
         self.device.set_config(offset, bytes);
-        self.keep_writeback();
+        self.watch.keep_writeback();
         Ok(())
     }
 
     fn update_memory(&self, mem: Space) -> io::Result<()> {
         let memory: Arc<Memory> = mem.memory().into_inner();
-        if !whole(&self.guarded).add(Arc::clone(&memory)) {
+        let Some(guards) = guard(&memory) else {
             return Err(io::Error::other("the guest's memory is in too many pieces"));
-        }
+        };
+        let ours = self.mem.lock().map_err(|e| io::Error::other(e.to_string()))?;
+        ours.replace((*memory).clone());
+        self.watch.guarded(|guarded| guarded.hold(guards, self.mem.memory().into_inner()));
         let now: Vec<(u64, u64)> = memory.iter().map(|r| (r.start_addr().0, r.len())).collect();
         let before = std::mem::replace(&mut *whole(&self.regions), now.clone());
         if before.iter().any(|region| !now.contains(region)) {
             // Whoever waits for other queues goes on waiting: they end what they have.
             let ending = (0..self.queues.len()).filter(|n| !self.device.reaches_all(*n as u16));
             ending.for_each(|n| self.settle(n, "the guest's memory goes away", false));
+            self.watch.guarded(|guarded| guarded.prune());
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ impl Door {
         let folder = tempfile::Builder::new().prefix("tornblkd").tempdir()?;
         let path = folder.path().join("s");
         let listener = UnixListener::bind(&path)?;
+        // Whoever connects is there before it is accepted.
+        listener.set_nonblocking(true)?;
         let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Door { listener, place })
     }
@@ -31,7 +33,14 @@ impl Door {
 
     /// The other end of the connection that was made.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
-        Ok(self.listener.accept()?.0)
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    }
+
+    /// Forgets connections that nobody accepted.
+    pub(super) fn clear(&self) {
+        while self.listener.accept().is_ok() {}
     }
 }
 
@@ -50,6 +59,10 @@ mod tests {
         let mut byte = [0];
         inner.read_exact(&mut byte).unwrap();
         assert_eq!(byte, *b"x");
+        let left = UnixStream::connect(door.path()).unwrap();
+        drop(left);
+        door.clear();
+        assert!(door.accept().is_err(), "the one that was left is gone");
         let name = door.listener.local_addr().unwrap();
         let name = name.as_pathname().unwrap();
         assert!(!name.exists() && !name.parent().unwrap().exists());

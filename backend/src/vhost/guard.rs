@@ -19,19 +19,24 @@ struct Held {
     mem: Arc<Memory>,
 }
 
+/// Guards of a memory that nobody uses yet; `None`: there are too many.
+pub(super) fn guard(mem: &Memory) -> Option<Vec<Guard>> {
+    mem.iter().map(|region| Guard::new(region.as_ptr() as usize, region.size())).collect()
+}
+
 impl Guarded {
-    /// Guards `mem`. Says whether that could be done.
-    pub(super) fn add(&mut self, mem: Arc<Memory>) -> bool {
-        // Who holds nothing but us goes: its addresses may be somebody else's soon.
-        self.0.retain(|held| Arc::strong_count(&held.mem) > 1);
+    /// `mem` is in use from now on.
+    pub(super) fn hold(&mut self, guards: Vec<Guard>, mem: Arc<Memory>) {
+        self.prune();
         if self.0.len() >= GENERATIONS {
             self.0.remove(0);
         }
-        let guards: Option<Vec<Guard>> =
-            mem.iter().map(|region| Guard::new(region.as_ptr() as usize, region.size())).collect();
-        let guarded = guards.is_some();
-        self.0.push(Held { guards: guards.unwrap_or_default(), mem });
-        guarded
+        self.0.push(Held { guards, mem });
+    }
+
+    /// Who holds nothing but us goes: the host wants that memory, and its addresses.
+    pub(super) fn prune(&mut self) {
+        self.0.retain(|held| Arc::strong_count(&held.mem) > 1);
     }
 
     /// Was any of it cut short?

@@ -4,7 +4,8 @@
 //! - `socket`: the path: taken without stealing it from somebody who lives, 0600, unlinked.
 //! - [`serve`]: one front-end after another.
 //! - `relay`: between a front-end and the daemon; `wire`: messages; `door`: the way to the daemon.
-//! - `in_flight`: what is in flight, kept where a device that is started again finds it.
+//! - `in_flight`: what is in flight, kept where a device that is started again finds it; `notes`: with
+//!   what has to be known before an answer goes out.
 //! - `backend`: what vhost-user messages do to the device.
 //! - `ring`: the crate's rings, and where the guest's available indices are.
 //! - `guard`: the guest's memory, which its front-end may cut short.
@@ -17,6 +18,7 @@ mod backend;
 mod door;
 mod guard;
 mod in_flight;
+mod notes;
 mod peer;
 mod relay;
 mod ring;

@@ -329,9 +329,14 @@ impl Inflight {
         })
     }
 
-    fn bytes(self) -> Vec<u8> {
-        let Inflight { mapped, offset, queues, size } = self;
-        VhostUserInflight::new(mapped, offset, queues, size).as_slice().to_vec()
+    /// As the C structure has it, with four bytes behind the fields.
+    fn bytes(self) -> [u8; INFLIGHT_FIELDS + 4] {
+        let mut bytes = [0; INFLIGHT_FIELDS + 4];
+        bytes[0..8].copy_from_slice(&self.mapped.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.offset.to_ne_bytes());
+        bytes[16..18].copy_from_slice(&self.queues.to_ne_bytes());
+        bytes[18..20].copy_from_slice(&self.size.to_ne_bytes());
+        bytes
     }
 }
 

@@ -71,15 +71,17 @@ fn one(
     default_writeback: bool,
 ) -> io::Result<()> {
     front.set_nonblocking(false)?;
-    let mem = Space::new(Memory::new());
     let beside = Arc::clone(socket.beside());
-    let backend = Backend::new(device.clone(), mem.clone(), beside, default_writeback)?;
+    let backend = Backend::new(device.clone(), beside, default_writeback)?;
+    let mem = Space::new(Memory::new());
     let (daemon, rings) =
         collected(|| VhostUserDaemon::new("vhost-user".to_owned(), backend.clone(), mem));
     let said = |error: DaemonError| io::Error::other(error.to_string());
     let mut daemon = daemon.map_err(said)?;
     backend.connect(rings, &daemon.get_epoll_handlers());
 
+    // Of a start that failed half-way.
+    socket.door().clear();
     let begun = daemon.start_client(&socket.door().path()).map_err(said);
     let inner = begun.and_then(|()| socket.door().accept());
     let relay =
@@ -91,10 +93,17 @@ fn one(
             let relaying =
                 std::thread::Builder::new().name(name).spawn_scoped(scope, move || relay.run())?;
             let ended = daemon.wait();
-            tell(who, relaying.join().unwrap_or(Ended::ByDaemon), ended);
+            let why = relaying.join().unwrap_or(Ended::ByDaemon);
+            if matches!(why, Ended::Stopped) {
+                socket.beside().keep();
+            }
+            tell(who, why, ended);
             Ok(())
         })
     });
+    // Where it was not waited for.
+    daemon.request_shutdown();
+    let _ = daemon.wait();
     // Ends the threads of the queues.
     drop(daemon);
     backend.disconnect();

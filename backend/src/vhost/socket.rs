@@ -109,6 +109,8 @@ impl AsFd for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        // First: whoever finds no socket here may make both anew.
+        self.beside.remove();
         let ours = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {

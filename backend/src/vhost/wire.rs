@@ -37,7 +37,7 @@ pub(super) struct Message {
 pub(super) enum WireError {
     #[error("a message announces {0} bytes, and the longest there is has {PAYLOAD_MAX}")]
     TooLong(u32),
-    #[error("a message comes with more than {FILES_MAX} files")]
+    #[error("a message comes with more than {FILES_MAX} files, or with more than may be open here")]
     TooManyFiles,
     #[error("a message has begun, but did not end within {} s", PATIENCE.as_secs())]
     Unfinished,

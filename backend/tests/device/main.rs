@@ -7,6 +7,7 @@ mod common;
 mod malformed;
 mod random;
 mod requests;
+mod resume;
 
 use common::driver::{Driver, Sent};
 use common::store::MemStore;

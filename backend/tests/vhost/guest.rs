@@ -173,6 +173,15 @@ impl Guest {
         (frontend, features, protocol)
     }
 
+    /// As a front-end whose region for what is in flight has room for so many requests a queue.
+    pub(crate) fn with_region_of(path: &Path, queues: u16, size: u16) -> Guest {
+        let mut guest = Guest::connect(path, queues);
+        let wanted = VhostUserInflight::new(0, 0, queues, size);
+        guest.inflight = Some(guest.frontend.get_inflight_fd(&wanted).unwrap());
+        guest.start(queues);
+        guest
+    }
+
     /// As a front-end that keeps no memory for what is in flight.
     pub(crate) fn forgetful(path: &Path, queues: u16) -> Guest {
         let mut guest = Guest::connect(path, queues);
@@ -279,6 +288,14 @@ impl Guest {
         self.queues[n].call = EventFd::new(EFD_NONBLOCK).unwrap();
         self.frontend.set_vring_call(n, &self.queues[n].call).unwrap();
         self.queues[n].call.read().unwrap_or(0)
+    }
+
+    pub(crate) fn clear_call(&self, n: usize) {
+        let _ = self.queues[n].call.read();
+    }
+
+    pub(crate) fn was_called(&self, n: usize) -> bool {
+        self.queues[n].call.read().is_ok()
     }
 
     /// Waits for the next answers of a queue.

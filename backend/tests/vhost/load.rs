@@ -4,9 +4,11 @@
 //! Each block holds one number, repeated, so that a torn one is seen. Numbers are never used twice.
 //!
 //! - Blocks of one slot alone: a read shows what that slot wrote last.
-//! - Blocks that all slots of a queue write and read at the same time: what was seen in one read
-//!   after another never comes back once it was replaced. A write that is done a second time after it
-//!   was seen, and another one after it, would come back.
+//! - Blocks that many write and read at the same time: what was seen in one read after another
+//!   never comes back once it was replaced. A write that is done a second time after it was seen, and
+//!   another one after it, would come back. On a recorded disk all queues share them. On a raw one each
+//!   queue has its own: a thread that is killed between its I/O and the note of it does that again, and
+//!   another queue's could see that.
 
 use crate::common::driver::{UNTOUCHED, WRITE};
 use crate::guest::Guest;
@@ -23,6 +25,7 @@ const SHARED: u64 = 4;
 
 pub(crate) struct Load {
     queues: Vec<Slots>,
+    shared: Vec<Shared>,
     dice: u64,
     number: u64,
     /// A read sees all of a write or nothing, also while that is in flight.
@@ -34,7 +37,6 @@ pub(crate) struct Load {
 /// One queue.
 struct Slots {
     slots: Vec<Slot>,
-    shared: Vec<Shared>,
 }
 
 struct Slot {
@@ -84,10 +86,10 @@ impl Load {
                 busy: None,
             };
             let slots = (0..slots).map(one).collect();
-            let shared = (0..SHARED).map(|_| Shared::default()).collect();
-            queues.push(Slots { slots, shared });
+            queues.push(Slots { slots });
         }
-        Load { queues, dice: seed | 1, number: 0, whole, done: 0, flushes: 0 }
+        let shared = (0..n * SHARED).map(|_| Shared::default()).collect();
+        Load { queues, shared, dice: seed | 1, number: 0, whole, done: 0, flushes: 0 }
     }
 
     /// Blocks that a disk must have.
@@ -128,8 +130,8 @@ impl Load {
 
     fn send(&mut self, guest: &mut Guest, q: usize, i: usize) {
         let own = self.queues[q].slots[i].block;
-        let shared = self.dice(SHARED);
-        let block = q as u64 * SHARED + shared;
+        let first = if self.whole { 0 } else { q as u64 * SHARED };
+        let block = first + self.dice(SHARED);
         self.number += 1;
         let number = self.number;
         let doing = match self.dice(16) {
@@ -137,23 +139,23 @@ impl Load {
             1..=5 => Doing::Write { block: own, number },
             6..=9 => Doing::Read { block: own },
             10..=12 => Doing::Write { block, number },
-            _ if !self.queues[q].shared[shared as usize].read => Doing::Read { block },
+            _ if !self.shared[block as usize].read => Doing::Read { block },
             _ => Doing::Write { block: own, number },
         };
-        let Slots { slots, shared: all } = &mut self.queues[q];
-        let slot = &mut slots[i];
+        let Load { queues, shared: all, .. } = self;
+        let slot = &mut queues[q].slots[i];
         let driver = &mut guest.queues[q].driver;
         let (kind, data) = match doing {
             Doing::Flush => (VIRTIO_BLK_T_FLUSH, None),
             Doing::Read { block } => {
                 if block != own {
-                    all[shared as usize].read = true;
+                    all[block as usize].read = true;
                 }
                 (VIRTIO_BLK_T_IN, Some((0xeeee_eeee_eeee_eeee, WRITE)))
             }
             Doing::Write { block, number } => {
                 if block != own {
-                    all[shared as usize].written.insert(number);
+                    all[block as usize].written.insert(number);
                 }
                 (VIRTIO_BLK_T_OUT, Some((number, 0)))
             }
@@ -182,18 +184,18 @@ impl Load {
     }
 
     fn take(&mut self, guest: &Guest, q: usize, head: u16, len: u32) {
-        let Slots { slots, shared } = &mut self.queues[q];
-        let slot = &mut slots[usize::from(head / DESCRIPTORS)];
+        let Load { queues, shared, whole: strict, done, flushes, .. } = self;
+        let slot = &mut queues[q].slots[usize::from(head / DESCRIPTORS)];
         assert_eq!(slot.head, head, "queue {q}: a head that was never given");
         let doing = slot.busy.take();
         let doing = doing.unwrap_or_else(|| panic!("queue {q}: head {head} came back twice"));
         let driver = &guest.queues[q].driver;
         assert_eq!(u32::from(driver.byte(slot.status)), VIRTIO_BLK_S_OK, "queue {q}: {doing:?}");
-        self.done += 1;
+        *done += 1;
         match doing {
             Doing::Flush => {
                 assert_eq!(len, 1);
-                self.flushes += 1;
+                *flushes += 1;
             }
             Doing::Write { block, number } => {
                 assert_eq!(len, 1);
@@ -211,14 +213,14 @@ impl Load {
                 let found = words[0];
                 let whole = words.iter().all(|word| *word == found);
                 // The host's page cache lets a read pass a write that is on its way.
-                if block == slot.block || self.whole {
+                if block == slot.block || *strict {
                     assert!(whole, "queue {q}: block {block} is torn: {words:?}");
                 }
                 if block == slot.block {
                     assert_eq!(found, slot.holds, "queue {q}: block {block}");
                     return;
                 }
-                let block = &mut shared[block as usize % SHARED as usize];
+                let block = &mut shared[block as usize];
                 block.read = false;
                 assert!(found == 0 || block.written.contains(&found), "queue {q}: {found}");
                 assert!(!block.gone.contains(&found), "queue {q}: {found} came back");

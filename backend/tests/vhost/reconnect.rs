@@ -77,7 +77,10 @@ fn survive(
             load.done > before + 20
         });
         if kill % 2 == 0 {
-            assert_eq!(control.status().unwrap().stalls[0].held, 1);
+            until(|| {
+                load.step(&mut guest, true);
+                control.status().unwrap().stalls[0].held == 1
+            });
         }
         running = killed(place, running, &mut guest, arguments);
         // Only now: what it holds would be let go.
@@ -162,8 +165,10 @@ fn the_driver_s_choice_of_the_write_cache_outlives_the_device() {
     vhost::vhost_user::VhostUserFrontend::set_config(&mut guest.frontend, at, flags, &[0]).unwrap();
     running = killed(&place, running, &mut guest, "");
     assert_eq!(guest.config(at, 1), [0]);
+    drop(guest);
+    std::thread::sleep(Duration::from_millis(300));
     running.signal(Signal::TERM);
-    // A device that ended in order begins anew.
+    // A device that ended in order, with nobody connected, begins anew.
     let _running = place.start("");
     assert_eq!(Guest::connect(&place.path("s"), 1).config(at, 1), [1]);
 }
@@ -186,6 +191,65 @@ fn a_front_end_that_comes_back_to_a_living_device_gets_its_answers() {
     assert_eq!((status, guest.queues[0].driver.bytes(read.data, 512)), (OK, vec![5; 512]));
     drop(guest);
     running.signal(Signal::TERM);
+}
+
+#[test]
+fn what_a_killed_device_returned_and_did_not_tell_is_told() {
+    let place = place();
+    let running = place.start("");
+    let mut guest = Guest::ready(&place.path("s"), 1);
+    guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    // As if it had died right before: the driver has to be told by the next one.
+    guest.clear_call(0);
+    let _running = killed(&place, running, &mut guest, "");
+    until(|| guest.was_called(0));
+}
+
+#[test]
+fn a_region_that_is_smaller_than_the_ring_is_not_used_for_it() {
+    let place = place();
+    let mut running = place.start("--control c");
+    let mut guest = Guest::with_region_of(&place.path("s"), 1, 8);
+    let control = Client::connect(place.path("c")).unwrap();
+    control.stall(Match::default(), StallWhen::BeforeIo).unwrap();
+    let held: Vec<_> = (0..20)
+        .map(|n| guest.queues[0].driver.gives(VIRTIO_BLK_T_OUT, n, &[n as u8 + 1; 512]))
+        .collect();
+    guest.kick(0);
+    until(|| control.status().unwrap().in_flight == 20);
+    running = killed(&place, running, &mut guest, "--control c");
+    drop(control);
+    let mut back = Vec::new();
+    while back.len() < held.len() {
+        back.extend(guest.wait(0).into_iter().map(|used| used.0));
+    }
+    back.sort_unstable();
+    assert_eq!(back, held.iter().map(|sent| sent.head).collect::<Vec<_>>());
+    drop(guest);
+    running.signal(Signal::TERM);
+}
+
+#[test]
+fn a_device_that_is_stopped_beneath_a_guest_leaves_what_the_next_one_needs() {
+    let place = place();
+    let running = place.start("--control c");
+    let mut guest = Guest::forgetful(&place.path("s"), 1);
+    let control = Client::connect(place.path("c")).unwrap();
+    control.stall(Match::default(), StallWhen::BeforeIo).unwrap();
+    let sent = guest.queues[0].driver.gives(VIRTIO_BLK_T_OUT, 0, &[9; 512]);
+    guest.kick(0);
+    until(|| control.status().unwrap().in_flight == 1);
+    assert_eq!(running.signal(Signal::TERM).status.code(), Some(0));
+    assert!(place.path("s.state").exists() && !place.path("s").exists());
+    let running = place.start("");
+    guest.reconnect(&place.path("s"));
+    assert_eq!(guest.wait(0), [(sent.head, 1)]);
+    let (read, _) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    assert_eq!(guest.queues[0].driver.bytes(read.data, 512), [9; 512]);
+    drop(guest);
+    std::thread::sleep(Duration::from_millis(300));
+    running.signal(Signal::TERM);
+    assert!(!place.path("s.state").exists());
 }
 
 #[test]

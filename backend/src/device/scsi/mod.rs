@@ -67,8 +67,8 @@ use sense::Sense;
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tasks::Tasks;
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::DEVICE_ID_BYTES;
@@ -117,10 +117,11 @@ pub struct Scsi {
     queue_size: u16,
     id: Box<dyn Fn() -> [u8; DEVICE_ID_BYTES] + Send + Sync>,
     default_wce: bool,
-    /// The write cache is on (caching mode page). Kept over resets and new connections, not
-    /// over a power cut. Locked
-    /// until the store knows it, too.
-    wce: Mutex<bool>,
+    /// The write cache is on (caching mode page). Kept over resets and new connections, not over a
+    /// power cut.
+    wce: AtomicBool,
+    /// Locked by who switches it.
+    switching: Mutex<()>,
     negotiated: Mutex<bool>,
     /// A unit attention that waits to be told: see `ATTENTIONS`.
     attention: AtomicU8,
@@ -146,7 +147,8 @@ impl Scsi {
             queue_size,
             id,
             default_wce: writeback,
-            wce: Mutex::new(writeback),
+            wce: AtomicBool::new(writeback),
+            switching: Mutex::default(),
             negotiated: Mutex::new(false),
             attention: AtomicU8::new(0),
             tasks: Tasks::default(),
@@ -172,11 +174,7 @@ impl Scsi {
 
     /// Is the volatile write cache on?
     pub fn wce(&self) -> bool {
-        *self.lock_wce()
-    }
-
-    fn lock_wce(&self) -> MutexGuard<'_, bool> {
-        self.wce.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wce.load(Ordering::Acquire)
     }
 
     /// The device's side of request queue `n` (from 2 on), from its start to its stop.
@@ -195,11 +193,13 @@ impl Scsi {
 
     /// Says whether that is news.
     fn set_wce(&self, on: bool) -> bool {
-        let mut wce = self.lock_wce();
-        let news = std::mem::replace(&mut *wce, on) != on;
+        let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = self.wce() != on;
         if news {
             log::info!("WCE is {} from now on", u8::from(on));
+            // Nobody reads that it is so before the store knows.
             self.store.set_writeback(on);
+            self.wce.store(on, Ordering::Release);
         }
         news
     }
@@ -321,7 +321,7 @@ impl Device for Scsi {
 
     /// The store hears of it when the driver is there.
     fn restore_writeback(&self, on: bool) {
-        *self.lock_wce() = on;
+        self.wce.store(on, Ordering::Release);
     }
 
     fn queue(self: Arc<Self>, n: u16) -> Box<dyn DeviceQueue> {
@@ -342,7 +342,7 @@ impl Device for Scsi {
             self.attention.store(0, Ordering::Release);
             if self.store.is_off() {
                 // Not saved (SPC-5, 6.13). The next negotiation tells the store.
-                *self.lock_wce() = self.default_wce;
+                self.wce.store(self.default_wce, Ordering::Release);
             }
             *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = false;
         }
@@ -356,7 +356,9 @@ struct EventQueue;
 
 impl DeviceQueue for EventQueue {
     /// It takes nothing, so nothing is left of it.
-    fn resume(&mut self, _: Box<dyn Ledger>, _: &mut Queue, _: &Arc<Memory>) {}
+    fn resume(&mut self, _: Box<dyn Ledger>, _: &mut Queue, _: &Arc<Memory>) -> usize {
+        0
+    }
 
     fn pump(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>, _take: bool) -> bool {
         false

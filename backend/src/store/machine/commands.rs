@@ -57,7 +57,7 @@ impl Machine {
     /// It has not grown, or the disk keeps its size.
     pub fn resize(&self) -> Result<u64, MachineError> {
         let capacity = self.shared.beneath().store.resize().map_err(MachineError::Resize)?;
-        self.shared.capacity.store(capacity, Ordering::Release);
+        self.shared.capacity.fetch_max(capacity, Ordering::AcqRel);
         log::info!("the disk has {capacity} bytes now");
         // Fails only where the counter is full: then it is readable anyway.
         let _ = rustix::io::write(&self.shared.grown, &1u64.to_ne_bytes());

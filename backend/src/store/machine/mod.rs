@@ -395,6 +395,10 @@ impl Store for Machine {
         self.shared.gate.power.is_cut().is_some() && !lock(&self.shared.view).restarted
     }
 
+    fn begun(&self, n: u16, again: bool) {
+        self.shared.beneath().store.begun(n, again);
+    }
+
     fn set_writeback(&self, on: bool) {
         if let Some(negotiation) = &mut lock(&self.shared.front).negotiation {
             negotiation.writeback = on;

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use tornblk_model::event::{self, Event, Segment, Seq, Status, Submit};
+use tornblk_model::guard;
 use tornblk_model::recording::{Completion, RecordingError};
 
 /// A part of a request that has its own place in the order. All but WRITE ZEROES of parts of
@@ -103,7 +104,12 @@ impl RecordingEngine {
         let room = ((blocks.end - blocks.start) * lb) as usize;
         let mut space = shared.writer.reserve(room).map_err(failed)?;
         let skip = (offset % lb) as usize;
+        let poisonings = guard::poisonings();
         fill(&mut space.as_mut_slice()[skip..skip + len as usize]);
+        if guard::poisonings() != poisonings {
+            // Zeroes instead of the guest's data, perhaps: not to be recorded as such.
+            return Err(Failure::Io(io::Error::other("memory failed while its data was copied")));
+        }
         let op = |payload| event::Op::Write { offset, len, fua, atomic, payload };
         if skip == 0 && room == len as usize {
             let payload = space.finish();
@@ -275,10 +281,11 @@ impl Engine for RecordingEngine {
         }
         let mut ticket = Ticket::default();
         let Origin { queue, position, head, .. } = request.origin;
-        let known = shared
-            .open
-            .take((queue, position, head), |op| request.past != Past::New && same(op, request))
-            .filter(|_| request.past != Past::New && !last);
+        let known = if request.past == Past::New || last {
+            None
+        } else {
+            shared.open.take((queue, position, head), |op| same(op, request))
+        };
         // What it changes is shown since the recording was opened again.
         ticket.executed = known.is_some() && changes;
         match known {

@@ -2,7 +2,7 @@
 //! the driver as far as anybody knows. Those that have not ended go on; those that have are only
 //! answered.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tornblk_model::event::{Op, ResetCause, Seq, Status, Submit};
@@ -24,8 +24,10 @@ pub(super) struct Open {
 struct State {
     requests: HashMap<Key, Known>,
     of: HashMap<Seq, Key>,
-    /// Ended parts of each queue, oldest first.
+    /// Requests of each queue all of whose parts ended, oldest first, by their first event.
     ended: HashMap<u16, VecDeque<Seq>>,
+    /// Queues that have begun since the last reconnect or restart.
+    begun: HashSet<u16>,
     /// Counts reconnects and restarts: what was begun before one is not continued by what is begun
     /// after it.
     since: u64,
@@ -83,10 +85,14 @@ impl Open {
     pub(super) fn end(&self, request: Seq, status: Status) {
         self.change(|state| {
             let Some(key) = state.of.get(&request).copied() else { return };
-            let parts = state.requests.get_mut(&key).into_iter().flat_map(|k| &mut k.parts);
-            parts.filter(|part| part.seq == request).for_each(|part| part.ended = Some(status));
+            let Some(known) = state.requests.get_mut(&key) else { return };
+            let parts = known.parts.iter_mut().filter(|part| part.seq == request);
+            parts.for_each(|part| part.ended = Some(status));
+            if known.parts.iter().any(|part| part.ended.is_none()) {
+                return;
+            }
             let ended = state.ended.entry(key.0).or_default();
-            ended.push_back(request);
+            ended.extend(known.parts.first().map(|part| part.seq));
             if ended.len() > ENDED
                 && let Some(oldest) = ended.pop_front()
                 && let Some(key) = state.of.get(&oldest).copied()
@@ -99,14 +105,29 @@ impl Open {
     /// Forgets what cannot come again after this.
     pub(super) fn reset(&self, cause: ResetCause, queue: Option<u16>) {
         self.change(|state| {
-            state.since += 1;
-            if !matches!(cause, ResetCause::Reconnect | ResetCause::Restart) {
+            if matches!(cause, ResetCause::Reconnect | ResetCause::Restart) {
+                state.since += 1;
+                state.begun.clear();
+            } else {
                 let gone: Vec<Key> = state.requests.keys().copied().collect();
                 for key in gone.into_iter().filter(|key| queue.is_none_or(|q| q == key.0)) {
                     state.remove(key);
                 }
             }
         });
+    }
+
+    /// A queue has begun, and whatever came again has come. Was that the first time since a reconnect
+    /// or restart?
+    pub(super) fn begun(&self, queue: u16) -> bool {
+        self.change(|state| {
+            let gone: Vec<Key> = state.requests.keys().copied().collect();
+            for key in gone.into_iter().filter(|key| key.0 == queue) {
+                state.remove(key);
+            }
+            state.ended.remove(&queue);
+            state.since > 0 && state.begun.insert(queue)
+        })
     }
 
     /// What is known of the request that comes again; where it is one event, `same` says whether

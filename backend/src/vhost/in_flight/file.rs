@@ -2,22 +2,24 @@
 //! cache, and what is in flight where the front-end offers no memory for that. It is there as long
 //! as the socket is, so a device that was killed finds it when it is started again on the same one.
 //!
-//! A block of 4 KiB, then a [`Region`]. Notes of a queue count again only where the guest's memory
-//! is the same (its files by device and inode), the rings lie where they lay, and the used index
-//! is the one that was noted, or the one after it: the device died just there.
+//! It is removed at the end, unless a front-end is connected then and something in it matters.
+//!
+//! A block of 4 KiB, then a [`Region`]. Notes of a queue count again only where the rings lie where
+//! they lay, in the same memory (its files by device and inode), and the used index is the one that
+//! was noted, or the one after it: the device died just there.
 
 use super::Region;
 use super::region::Slot;
 use crate::device::{Memory, RING_SIZE_MAX};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use virtio_queue::QueueT;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 const MAGIC: [u8; 8] = *b"TORNSTA1";
 const WRITEBACK_AT: u64 = 8;
@@ -27,7 +29,7 @@ const BLOCK: u64 = 4096;
 /// What vhost-user-backend can have.
 const QUEUES: u16 = 64;
 
-/// The file beside a socket; goes when this does.
+/// The file beside a socket.
 #[derive(Debug)]
 pub(in crate::vhost) struct Beside {
     path: PathBuf,
@@ -35,6 +37,9 @@ pub(in crate::vhost) struct Beside {
     region: Arc<Region>,
     /// What the driver chose, as it stands in the file: 0 nothing, 1 off, 2 on.
     writeback: AtomicU8,
+    writing: Mutex<()>,
+    /// A front-end is there, and will look for the next device.
+    kept: AtomicBool,
 }
 
 /// Of a driver that chose nothing.
@@ -48,8 +53,10 @@ impl Beside {
         let path = PathBuf::from(path);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
-        if !file.metadata()?.is_file() {
-            let what = format!("{} is no file: remove it, or take another path", path.display());
+        let meta = file.metadata()?;
+        if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
+            let path = path.display();
+            let what = format!("{path} is no file of this user: remove it, or take another path");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         let mut head = [0; 16];
@@ -57,13 +64,20 @@ impl Beside {
         let known = file.read_exact_at(&mut head, 0).is_ok() && head[..8] == MAGIC;
         if !known || file.metadata()?.len() != len {
             file.set_len(0)?;
-            file.set_len(len)?;
+            // So that a note always finds its place on the disk.
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
+                Err(rustix::io::Errno::OPNOTSUPP) => {
+                    file.write_all_at(&vec![0; len as usize], 0)?
+                }
+                other => other?,
+            }
             file.write_all_at(&MAGIC, 0)?;
             head = [0; 16];
         }
         let writeback = AtomicU8::new(head[WRITEBACK_AT as usize]);
         let region = Region::map(&file, BLOCK, QUEUES, RING_SIZE_MAX)?;
-        Ok(Beside { path, file, region, writeback })
+        let (writing, kept) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Beside { path, file, region, writeback, writing, kept })
     }
 
     /// What the driver of the device before chose.
@@ -81,6 +95,7 @@ impl Beside {
         if self.writeback.load(Ordering::Relaxed) == choice {
             return;
         }
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.writeback.store(choice, Ordering::Release);
         if let Err(error) = self.file.write_all_at(&[choice], WRITEBACK_AT) {
             log::warn!("{} cannot be written: {error}", self.path.display());
@@ -108,8 +123,19 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
-    fn drop(&mut self) {
+impl Beside {
+    /// The program ends while a front-end is connected, which will go on with the next one.
+    pub(in crate::vhost) fn keep(&self) {
+        self.kept.store(true, Ordering::Release);
+    }
+
+    /// Removes it, unless a front-end will need it.
+    pub(in crate::vhost) fn remove(&self) {
+        let needed = self.writeback().is_some() || self.region.any_left();
+        if self.kept.load(Ordering::Acquire) && needed {
+            log::info!("{} stays, for the guest that goes on", self.path.display());
+            return;
+        }
         let own = |meta: &std::fs::Metadata| (meta.dev(), meta.ino());
         let ours = match (std::fs::symlink_metadata(&self.path), self.file.metadata()) {
             (Ok(there), Ok(file)) => own(&there) == own(&file),
@@ -121,15 +147,14 @@ impl Drop for Beside {
     }
 }
 
-/// A number for one ring in one guest's memory.
+/// A number for one ring, where it lies in one guest's memory. Other memory may come and go.
 fn about(ring: &impl QueueT, mem: &Memory) -> u64 {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
     let mut add = |n: u64| hash.update(&n.to_le_bytes());
-    add(ring.desc_table());
-    add(ring.avail_ring());
-    add(ring.used_ring());
     add(u64::from(ring.size()));
-    for region in mem.iter() {
+    for at in [ring.desc_table(), ring.avail_ring(), ring.used_ring()] {
+        add(at);
+        let Some(region) = mem.find_region(GuestAddress(at)) else { continue };
         add(region.start_addr().raw_value());
         add(region.len());
         if let Some(at) = region.file_offset() {

@@ -39,6 +39,9 @@ const VERSION: u16 = 1;
 /// Queues begin at multiples of this: none shares a cache line with another.
 const ALIGN: u64 = 64;
 
+/// No head: beyond any table.
+const NOBODY: u16 = u16::MAX;
+
 const TAKEN: u8 = 0;
 const MOVED: u8 = 1;
 const FAILED: u8 = 2;
@@ -114,8 +117,19 @@ impl Region {
         Ok(Arc::new(Region { map, queues, size }))
     }
 
-    pub(in crate::vhost) fn covers(&self, queue: usize) -> bool {
-        queue < usize::from(self.queues)
+    /// Has it room for that queue, of so many entries?
+    pub(in crate::vhost) fn covers(&self, queue: usize, size: u16) -> bool {
+        queue < usize::from(self.queues) && size <= self.size
+    }
+
+    /// Is anything noted?
+    pub(in crate::vhost) fn any_left(self: &Arc<Self>) -> bool {
+        (0..self.queues.into()).any(|queue| {
+            let slot = Slot { region: Arc::clone(self), queue, order: 0 };
+            let begun = slot.header().version.load(Ordering::Acquire) == VERSION;
+            let left = |entry: &Entry| entry.inflight.load(Ordering::Acquire) == 1;
+            begun && (0..self.size).filter_map(|head| slot.entry(head)).any(left)
+        })
     }
 
     /// The notes of queue `queue`, which this region covers. `fresh`: nothing of what is there
@@ -174,8 +188,11 @@ impl Map {
     }
 
     /// # Panics
-    /// `T`, all of whose fields are atomics, does not lie at `at` inside of the region.
-    fn at<T>(&self, at: u64) -> &T {
+    /// `T` does not lie at `at` inside of the region.
+    ///
+    /// # Safety
+    /// All of `T` is atomics.
+    unsafe fn at<T>(&self, at: u64) -> &T {
         let at = self.skip + at as usize;
         assert!(at + size_of::<T>() <= self.mapped && at.is_multiple_of(align_of::<T>()));
         // SAFETY: mapped and aligned (checked; the mapping begins at a page); any bytes are valid
@@ -203,7 +220,8 @@ pub(in crate::vhost) struct Slot {
 
 impl Slot {
     fn header(&self) -> &Header {
-        self.region.map.at(stride(self.region.size) * self.queue as u64)
+        // SAFETY: nothing but atomics.
+        unsafe { self.region.map.at(stride(self.region.size) * self.queue as u64) }
     }
 
     fn entry(&self, head: u16) -> Option<&Entry> {
@@ -235,7 +253,8 @@ fn entry(region: &Region, queue: usize, head: u16) -> Option<&Entry> {
     let at = stride(region.size) * queue as u64
         + size_of::<Header>() as u64
         + u64::from(head) * size_of::<Entry>() as u64;
-    (head < region.size).then(|| region.map.at(at))
+    // SAFETY: nothing but atomics.
+    (head < region.size).then(|| unsafe { region.map.at(at) })
 }
 
 // The order of stores below is the order in which a process that is killed leaves them behind: each
@@ -299,23 +318,28 @@ impl Ledger for Slot {
         }
     }
 
-    fn returning(&mut self, head: u16) {
+    fn returning(&mut self, head: Option<u16>) {
         let header = self.header();
+        let head = head.unwrap_or(NOBODY);
         if let Some(entry) = self.entry(head) {
             entry.next.store(header.last_batch_head.load(Ordering::Relaxed), Ordering::Release);
         }
         header.last_batch_head.store(head, Ordering::Release);
     }
 
-    fn returned(&mut self, head: u16, used: u16) {
-        if let Some(entry) = self.entry(head) {
+    fn returned(&mut self, head: Option<u16>, used: u16) {
+        if let Some(entry) = head.and_then(|head| self.entry(head)) {
             entry.inflight.store(0, Ordering::Release);
         }
         self.header().used_idx.store(used, Ordering::Release);
     }
 
-    fn skipped(&mut self, used: u16) {
-        self.header().used_idx.store(used, Ordering::Release);
+    fn forget(&mut self) {
+        self.begin(true);
+    }
+
+    fn sound(&self) -> bool {
+        !self.region.map.guard.as_ref().is_some_and(Guard::poisoned)
     }
 
     fn moves(&self) -> Arc<dyn Moves> {
@@ -380,8 +404,8 @@ mod tests {
         let order = |left: Vec<Left>| left.iter().map(|l| (l.head, l.position)).collect::<Vec<_>>();
         assert_eq!(order(again(&file, 0)), [(5, 0xfffe), (2, 0xffff), (7, 0), (1, 1)]);
         slot.answered(2, 0x12_3456);
-        slot.returning(2);
-        slot.returned(2, 1);
+        slot.returning(Some(2));
+        slot.returned(Some(2), 1);
         slot.moves().moved(7, true);
         slot.moves().moved(1, false);
         slot.answered(5, 0xabcd_0001);
@@ -406,12 +430,30 @@ mod tests {
         slot.take(3, 0);
         slot.take(4, 1);
         slot.answered(3, 1);
-        slot.returning(3);
+        slot.returning(Some(3));
         // Dead before the used index moved: it is still to be returned ...
         assert_eq!(again(&file, 0), [left(3, 0, Came::Answered(1)), left(4, 1, TAKEN)]);
         // ... and after that: not any more.
         assert_eq!(again(&file, 1), [left(4, 1, TAKEN)]);
         assert_eq!(again(&file, 1), [left(4, 1, TAKEN)], "noticed once");
+    }
+
+    #[test]
+    fn a_return_that_is_not_noted_strikes_out_nobody() {
+        let (file, region) = region();
+        let mut slot = region.queue(1, false);
+        slot.take(3, 0);
+        slot.answered(3, 1);
+        slot.returning(Some(3));
+        slot.returned(Some(3), 1);
+        slot.take(3, 1);
+        // Another head, which the driver may not have given, and then the device dies.
+        slot.returning(None);
+        assert_eq!(again(&file, 2), [left(3, 1, TAKEN)]);
+        assert!(region.any_left() && !region.covers(1, 9) && region.covers(1, 8));
+        slot.forget();
+        assert_eq!(again(&file, 2), []);
+        assert!(!region.any_left());
     }
 
     #[test]
@@ -436,8 +478,8 @@ mod tests {
         file.write_all_at(&ones, 0).unwrap();
         let mut slot = Region::map(&file, 0, 2, 8).unwrap().queue(1, false);
         assert!(slot.left(7).len() <= 8);
-        slot.returning(0xffff);
-        slot.returned(0xffff, 3);
+        slot.returning(Some(0xffff));
+        slot.returned(Some(0xffff), 3);
         assert!(Region::map(&file, 1 << 20, 2, 8).is_err());
         assert!(Region::map(&file, u64::MAX - 7, 2, 8).is_err());
         assert!(Region::map(&file, 4, 1, 8).is_err());
