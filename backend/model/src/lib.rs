@@ -3,6 +3,7 @@
 //! - [`event`]: the vocabulary everything shares: what happened on the device, in one total order.
 //! - [`crash`]: the crash model. Pure: no I/O, no threads, no clocks. Nothing else in the project
 //!   decides what is legal after a power cut.
+//! - [`lock`]: who may use a file; QEMU's own locks.
 //! - [`named`]: what the I/O priority of a virtio-blk write says about it.
 //! - [`guard`]: mapped files that are cut short end nobody.
 //! - [`recording`]: the file that holds the events and the written data, and a reader that shows
@@ -17,5 +18,6 @@ pub mod crash;
 pub mod event;
 pub mod extents;
 pub mod guard;
+pub mod lock;
 pub mod named;
 pub mod recording;

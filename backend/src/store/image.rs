@@ -1,13 +1,14 @@
 //! The file or block device that holds a disk: opened with checks, and read and written whole.
 
 use super::{Buffers, Failure, ResizeError};
-use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tornblk_model::event::Segment;
+use tornblk_model::lock::{Access, Holder, LockError, lock};
 
 /// Why an image cannot be a disk. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +33,9 @@ pub enum ImageError {
     )]
     Odd { path: PathBufText, size: u64, block: u32, larger: u64 },
     #[error(
-        "the image {0} is in use by another tornblkd: end that one, or give this one an image of \
-         its own"
+        "the image {path} is in use by {by}: end that one, or give this device an image of its own"
     )]
-    InUse(PathBufText),
+    InUse { path: PathBufText, by: Holder },
     #[error("the image {path} failed: {source}")]
     Io { path: PathBufText, source: io::Error },
 }
@@ -69,8 +69,9 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens and checks the image, and locks it (`flock`) against other devices: shared where it
-    /// is only read.
+    /// Opens and checks the image, and locks it against other devices, and QEMU and its tools:
+    /// shared where it is only read. A block device that is written is opened exclusively, too, so
+    /// that it is not mounted.
     pub fn open(path: &Path, block: u32, read_only: bool) -> Result<Image, ImageError> {
         let text = || PathBufText::from(path);
         let failed = |source: io::Error| ImageError::Io { path: text(), source };
@@ -83,19 +84,28 @@ impl Image {
                 advice: advice(e),
             },
         })?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile | FileType::BlockDevice => {}
+        let exclusive = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => OFlags::empty(),
+            // open(2): without O_CREAT, and not with what is only read.
+            FileType::BlockDevice if read_only => OFlags::empty(),
+            FileType::BlockDevice => OFlags::EXCL,
             FileType::Directory => return Err(ImageError::Directory(text())),
             _ => return Err(ImageError::NotADisk(text())),
-        }
+        };
         let (mode, what) = if read_only {
             (OFlags::RDONLY, "reading")
         } else {
             (OFlags::RDWR, "reading and writing")
         };
+        let flags = mode | exclusive | OFlags::CLOEXEC;
         let file =
-            rustix::fs::open(path, mode | OFlags::CLOEXEC, Mode::empty()).map(File::from).map_err(
-                |e| ImageError::Open { path: text(), what, source: e.into(), advice: advice(e) },
+            rustix::fs::open(path, flags, Mode::empty()).map(File::from).map_err(
+                |e| match busy(e, path) {
+                    Some(by) => ImageError::InUse { path: text(), by },
+                    None => {
+                        ImageError::Open { path: text(), what, source: e.into(), advice: advice(e) }
+                    }
+                },
             )?;
         let size =
             rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| failed(e.into()))?;
@@ -106,16 +116,12 @@ impl Image {
             let larger = size.next_multiple_of(u64::from(block));
             return Err(ImageError::Odd { path: text(), size, block, larger });
         }
-        let lock = if read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match rustix::fs::flock(&file, lock) {
+        match lock(&file, if read_only { Access::Read } else { Access::Write }) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ImageError::InUse(text())),
-            // A file system without locks.
-            Err(e) => log::warn!("the image {} cannot be locked: {e}", path.display()),
+            Err(LockError::InUse(by)) => return Err(ImageError::InUse { path: text(), by }),
+            Err(LockError::Impossible(e)) => {
+                log::warn!("the image {} cannot be locked: {e}", path.display());
+            }
         }
         let size = AtomicU64::new(size);
         Ok(Image { file, path: path.to_owned(), size, lost: AtomicBool::new(false) })
@@ -282,6 +288,15 @@ impl Image {
     }
 }
 
+/// Who has the block device that cannot be opened exclusively, if one who locks it does.
+fn busy(e: rustix::io::Errno, path: &Path) -> Option<Holder> {
+    let file = File::open(path).ok().filter(|_| e == rustix::io::Errno::BUSY)?;
+    match lock(&file, Access::Read) {
+        Err(LockError::InUse(by)) => Some(by),
+        _ => None,
+    }
+}
+
 fn advice(e: rustix::io::Errno) -> &'static str {
     match e {
         rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
@@ -323,11 +338,12 @@ mod tests {
         let path = dir.path().join("disk.img");
         File::create(&path).unwrap().set_len(4096).unwrap();
         let writer = Image::open(&path, 512, false).unwrap();
-        assert!(matches!(Image::open(&path, 512, true), Err(ImageError::InUse(_))));
+        assert!(matches!(Image::open(&path, 512, true), Err(ImageError::InUse { .. })));
         drop(writer);
         let _one = Image::open(&path, 512, true).unwrap();
         let _two = Image::open(&path, 512, true).unwrap();
-        assert!(error(&path, 512).contains("another tornblkd"));
+        let me = format!("pid {}", std::process::id());
+        assert!(error(&path, 512).contains(&me));
     }
 
     #[test]

@@ -3,31 +3,23 @@
 use rustix::net::sockopt::socket_peercred;
 use std::fmt;
 use std::os::fd::AsFd;
+use tornblk_model::lock::Process;
 
-/// A process, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Peer {
-    pid: i32,
-    name: Option<String>,
-}
+pub(super) struct Peer(Process);
 
 impl Peer {
     /// `None` where the kernel does not say.
     pub(super) fn of(socket: impl AsFd) -> Option<Peer> {
         let pid = socket_peercred(socket).ok()?.pid.as_raw_nonzero().get();
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-        Some(Peer { pid, name: name.map(|name| name.trim_end().to_owned()) })
+        Some(Peer(Process::new(pid)))
     }
 }
 
 /// `pid 4711 (qemu-system-x86)`.
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {}", self.pid)?;
-        match &self.name {
-            Some(name) => write!(f, " ({name})"),
-            None => Ok(()),
-        }
+        self.0.fmt(f)
     }
 }
 

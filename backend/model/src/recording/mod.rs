@@ -41,6 +41,7 @@ pub use writer::{Completion, NewRecording, Space, Writer};
 
 #[cfg(doc)]
 use crate::event::{Event, Seq};
+use crate::lock::Holder;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -80,10 +81,10 @@ pub enum RecordingError {
     Corrupt { path: PathBuf, what: String },
 
     #[error(
-        "{} is being written by another process: end that one, or record to another file",
+        "the recording {} is being written by {by}: end that one, or record to another file",
         path.display()
     )]
-    Busy { path: PathBuf },
+    Busy { path: PathBuf, by: Holder },
 
     #[error(
         "no space for the recording {}: {why}; the request fails, what is recorded stays valid",

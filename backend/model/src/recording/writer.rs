@@ -6,9 +6,10 @@ use super::reader::Reader;
 use super::slot::{self, Geometry, PAIRS, SEGMENT_HEADER, SLOT, SegmentKind, Words};
 use super::{MARK_MAX, RecordingError, SEGMENT_SIZE};
 use crate::event::{Disk, Event, Payload, ResetCause, SECTOR, Seq, Status, Submit};
+use crate::lock::{Access, LockError};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ impl NewRecording {
     }
 }
 
-/// A recording that is being written. One a file (`flock`), any number of threads.
+/// A recording that is being written. One a file ([`crate::lock`]), any number of threads.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -729,9 +730,9 @@ fn head(new: NewRecording) -> Result<(Header, Vec<u8>), RecordingError> {
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), RecordingError> {
-    file.try_lock().map_err(|e| match e {
-        TryLockError::WouldBlock => RecordingError::Busy { path: path.to_owned() },
-        TryLockError::Error(e) => RecordingError::io("lock", path)(e),
+    crate::lock::lock(file, Access::Write).map_err(|e| match e {
+        LockError::InUse(by) => RecordingError::Busy { path: path.to_owned(), by },
+        LockError::Impossible(e) => RecordingError::io("lock", path)(e),
     })
 }
 

@@ -7,14 +7,16 @@
 
 use super::recorded::failed;
 use super::{Machine, MachineError, OpenError, Options, Shared};
-use crate::store::Store;
 use crate::store::live::{LiveGate, lock};
 use crate::store::recording::{RecordingOptions, RecordingStore};
 use crate::store::state::StateStore;
+use crate::store::{ImageError, Store};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use tornblk_model::crash::{Content, History, Source, StateName};
 use tornblk_model::event::{Disk, Seq};
+use tornblk_model::lock::{Access, LockError, lock as model_lock};
 use tornblk_model::recording::{
     Header, NewRecording, OuterState, Reader, RecordingError, StateReader, Trust, Writer,
 };
@@ -38,6 +40,8 @@ pub(super) struct States {
     /// What the events say, once somebody asks for a state by its name.
     history: Mutex<Option<Arc<History>>>,
     inner: Mutex<Option<Inner>>,
+    /// Kept for its lock: nobody writes to the base image while its states are shown.
+    _base: File,
 }
 
 /// What was recorded on a state.
@@ -67,6 +71,8 @@ impl States {
         let trust = if base.is_some() { Trust::SameContent } else { Trust::Unchanged };
         let state = StateReader::new(Arc::clone(&reader), base, trust, Content::default())
             .map_err(OpenError::Recording)?;
+        let image = base.unwrap_or(&reader.header().base.path);
+        let kept = kept(image)?;
         let gate = gate(&disk);
         let own = RecordingOptions {
             profile: options.profile.clone(),
@@ -82,6 +88,7 @@ impl States {
             events: OnceLock::new(),
             history: Mutex::default(),
             inner: Mutex::default(),
+            _base: kept,
         })
     }
 
@@ -137,6 +144,20 @@ impl States {
         let state = StateReader::on(Arc::clone(reader), base, content).map_err(failed)?;
         Ok(StateStore::new(state, Arc::clone(&self.gate) as _, self.options.clone()))
     }
+}
+
+/// The image, locked for reading.
+fn kept(image: &Path) -> Result<File, OpenError> {
+    let open = |source| ImageError::Io { path: image.into(), source };
+    let file = File::open(image).map_err(open)?;
+    match model_lock(&file, Access::Read) {
+        Ok(()) => {}
+        Err(LockError::InUse(by)) => {
+            return Err(ImageError::InUse { path: image.into(), by }.into());
+        }
+        Err(e) => log::warn!("the image {}: {e}", image.display()),
+    }
+    Ok(file)
 }
 
 fn history_of(reader: &Reader) -> Result<History, MachineError> {
