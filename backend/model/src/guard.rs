@@ -27,6 +27,14 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// What is beneath is known to have failed, though nobody met it.
+    pub(crate) fn poison(&self) {
+        self.0.poisoned.store(true, Ordering::Release);
+        POISONINGS.fetch_add(1, Ordering::Release);
+    }
+}
+
 /// How often a guard was poisoned in this process: to look at guards only where that changed.
 pub fn poisonings() -> u64 {
     POISONINGS.load(Ordering::Acquire)
@@ -123,10 +131,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
                     start as *mut c_void,
                     len,
                     libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE
-                        | libc::MAP_ANONYMOUS
-                        | libc::MAP_FIXED
-                        | libc::MAP_NORESERVE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
                     -1,
                     0,
                 );

@@ -63,6 +63,8 @@ pub struct Image {
     file: File,
     path: PathBuf,
     size: AtomicU64,
+    /// A file, which can be cut short.
+    can_shrink: bool,
     /// The medium failed to keep what was written: the kernel tells that once and forgets, so it
     /// is kept here, and no later flush may claim that all is well.
     lost: AtomicBool,
@@ -84,7 +86,8 @@ impl Image {
                 advice: advice(e),
             },
         })?;
-        let exclusive = match FileType::from_raw_mode(stat.st_mode) {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let exclusive = match kind {
             FileType::RegularFile => OFlags::empty(),
             // open(2): without O_CREAT, and not with what is only read.
             FileType::BlockDevice if read_only => OFlags::empty(),
@@ -123,8 +126,9 @@ impl Image {
                 log::warn!("the image {} cannot be locked: {e}", path.display());
             }
         }
-        let size = AtomicU64::new(size);
-        Ok(Image { file, path: path.to_owned(), size, lost: AtomicBool::new(false) })
+        let (path, lost) = (path.to_owned(), AtomicBool::new(false));
+        let can_shrink = kind == FileType::RegularFile;
+        Ok(Image { file, path, size: AtomicU64::new(size), can_shrink, lost })
     }
 
     pub fn path(&self) -> &Path {
@@ -167,7 +171,7 @@ impl Image {
 
     /// Takes the buffers to `offset`.
     pub fn write(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
-        self.inside(offset, buffers.len() as u64)?;
+        self.there(offset, buffers.len() as u64)?;
         self.each(offset, buffers, |fd, iov, n, at| {
             // SAFETY: the pieces are valid for reads while `buffers` lives.
             unsafe { libc::pwritev(fd, iov, n, at) }
@@ -176,12 +180,14 @@ impl Image {
 
     /// Makes durable what was written.
     pub fn sync(&self) -> Result<(), Failure> {
+        self.there(0, self.size())?;
         if let Err(e) = rustix::fs::fdatasync(&self.file) {
             self.lost.store(true, Ordering::Relaxed);
             return Err(Failure::Io(e.into()));
         }
         if self.lost.load(Ordering::Relaxed) {
-            let what = "an earlier flush failed, so what was written before it may be lost";
+            let what = "an earlier flush failed or the image was cut short, so what was written \
+                        before may be lost";
             return Err(Failure::Io(io::Error::other(what)));
         }
         Ok(())
@@ -189,7 +195,7 @@ impl Image {
 
     /// Gives the space back. A medium that cannot keeps the content, which a driver must expect.
     pub fn discard(&self, segment: Segment) -> Result<(), Failure> {
-        self.inside(segment.offset, segment.len)?;
+        self.there(segment.offset, segment.len)?;
         match self.punch(segment) {
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             other => other.map_err(|e| Failure::Io(e.into())),
@@ -198,7 +204,7 @@ impl Image {
 
     /// Afterwards the bytes read as zero.
     pub fn zero(&self, segment: Segment) -> Result<(), Failure> {
-        self.inside(segment.offset, segment.len)?;
+        self.there(segment.offset, segment.len)?;
         let done = if segment.unmap {
             self.punch(segment)
         } else {
@@ -247,6 +253,33 @@ impl Image {
         }
     }
 
+    /// As [`Image::inside`], and inside of what is left of a file that somebody cut short: a write
+    /// beyond its end would make it grow back, with zeroes where there was data.
+    fn there(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        self.inside(offset, len)?;
+        if !self.can_shrink {
+            return Ok(());
+        }
+        let stat = rustix::fs::fstat(&self.file).map_err(|e| Failure::Io(e.into()))?;
+        // Never negative.
+        if (stat.st_size as u64) < offset + len {
+            self.lost.store(true, Ordering::Relaxed);
+            return Err(self.cut_short(stat.st_size as u64));
+        }
+        Ok(())
+    }
+
+    fn cut_short(&self, has: u64) -> Failure {
+        Failure::Io(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!(
+                "the image {} was cut short: it has {has} of the disk's {} bytes",
+                self.path.display(),
+                self.size()
+            ),
+        ))
+    }
+
     /// Calls `io(fd, pieces, how many, offset)` until all pieces are through: the kernel takes
     /// at most IOV_MAX at a time, and may do less than it was asked to.
     fn each(
@@ -264,7 +297,7 @@ impl Image {
             let n = (rest.len() - first).min(IOV_MAX);
             let done = io(fd, rest[first..].as_ptr(), n as libc::c_int, offset as libc::off_t);
             let mut done = match done {
-                0 => return Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
+                0 => return Err(self.cut_short(offset)),
                 d if d > 0 => d as usize,
                 _ => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => continue,

@@ -93,7 +93,11 @@ impl BaseImage {
     /// # Errors
     /// It cannot be read.
     pub fn identify(path: &Path) -> Result<BaseImage, RecordingError> {
-        let mut file = File::open(path).map_err(RecordingError::io("open the image", path))?;
+        let file = File::open(path).map_err(RecordingError::io("open the image", path))?;
+        BaseImage::identify_open(&file, path)
+    }
+
+    fn identify_open(mut file: &File, path: &Path) -> Result<BaseImage, RecordingError> {
         let io = |e| RecordingError::io("read the image", path)(e);
         let meta = file.metadata().map_err(io)?;
         if meta.is_dir() {
@@ -105,7 +109,8 @@ impl BaseImage {
         let size = file.seek(SeekFrom::End(0)).map_err(io)?;
         let modified =
             (!meta.file_type().is_block_device()).then(|| (meta.mtime(), meta.mtime_nsec()));
-        let path = path.canonicalize().map_err(io)?;
+        // One that was deleted since has the path that it had.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(&size.to_le_bytes());
         let mut buf = vec![0; 64 << 10];
@@ -127,7 +132,18 @@ impl BaseImage {
     /// [`RecordingError::BaseChanged`] says what is different.
     pub fn check(&self, path: Option<&Path>, trust: Trust) -> Result<(), RecordingError> {
         let path = path.unwrap_or(&self.path);
-        let now = BaseImage::identify(path)?;
+        let file = File::open(path).map_err(RecordingError::io("open the image", path))?;
+        self.check_open(&file, path, trust)
+    }
+
+    /// As [`BaseImage::check`], of a file that is open, whatever is at `path` by now.
+    pub(super) fn check_open(
+        &self,
+        file: &File,
+        path: &Path,
+        trust: Trust,
+    ) -> Result<(), RecordingError> {
+        let now = BaseImage::identify_open(file, path)?;
         let how = if now.size != self.size {
             format!("it has {} bytes and had {}", now.size, self.size)
         } else if now.sample != self.sample {

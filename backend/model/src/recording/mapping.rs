@@ -121,6 +121,23 @@ impl Mapping {
         self.guard.as_ref().is_some_and(Guard::poisoned)
     }
 
+    /// Was the kernel unable to write some page of the file to its disk? It says so once to each
+    /// open file, when that is asked to sync, or (sync_file_range(2)) only to wait for a page.
+    pub(super) fn lost(&self, file: &File) -> bool {
+        const PAGE: libc::off64_t = 4096;
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
+        // SAFETY: a call about a descriptor that is open.
+        let failed = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, PAGE, flags) } != 0;
+        let told = [Some(libc::EIO), Some(libc::ENOSPC)];
+        if failed && told.contains(&io::Error::last_os_error().raw_os_error()) {
+            if let Some(guard) = &self.guard {
+                guard.poison();
+            }
+            return true;
+        }
+        false
+    }
+
     fn word(&self, at: u64) -> &AtomicU64 {
         assert!(
             at.is_multiple_of(8) && at + 8 <= self.mapped.load(Ordering::Acquire),

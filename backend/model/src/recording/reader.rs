@@ -10,6 +10,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -101,6 +102,12 @@ pub struct Verified {
     pub payload_bytes: u64,
 }
 
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Reader {
     /// Opens the recording at `path`. A writer may be at work on it.
     ///
@@ -108,6 +115,11 @@ impl Reader {
     /// It is not there, foreign, of another version, cut short or damaged.
     pub fn open(path: &Path) -> Result<Reader, RecordingError> {
         let file = File::open(path).map_err(RecordingError::io("open the recording", path))?;
+        Reader::of(file, path)
+    }
+
+    /// As [`Reader::open`], of a file that is open: it may have lost its name since.
+    pub(super) fn of(file: File, path: &Path) -> Result<Reader, RecordingError> {
         let (header, geometry) = Header::read(&file, path)?;
         let reader = Reader {
             path: path.to_owned(),

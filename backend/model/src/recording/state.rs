@@ -80,6 +80,22 @@ impl StateReader {
         Ok(StateReader { reader, base, content, last: Mutex::new(None) })
     }
 
+    /// As [`StateReader::new`] with the base image that is open as `file`: it may have lost its
+    /// name since, or its name may be another file's.
+    ///
+    /// # Errors
+    /// It is not the one of the recording any more.
+    pub fn over(
+        reader: Arc<Reader>,
+        file: File,
+        content: Content,
+    ) -> Result<StateReader, RecordingError> {
+        let image = &reader.header().base;
+        image.check_open(&file, &image.path, Trust::Unchanged)?;
+        let base = Base::Image { file, path: image.path.clone() };
+        Ok(StateReader { reader, base, content, last: Mutex::new(None) })
+    }
+
     /// Shows `content` of a recording that was made on `base`, a state of another recording.
     ///
     /// # Errors

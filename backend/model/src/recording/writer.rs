@@ -11,6 +11,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -272,6 +273,26 @@ impl Writer {
 
     pub fn disk(&self) -> &Disk {
         &self.header.disk
+    }
+
+    /// Reads what was recorded until now, also where the file has lost its name, or that is another
+    /// file's by now.
+    ///
+    /// # Errors
+    /// As [`Reader::open`]; the process has too many open files.
+    pub fn reader(&self) -> Result<Reader, RecordingError> {
+        let file = self.file.try_clone();
+        let file = file.map_err(RecordingError::io("open the recording once more", &self.path))?;
+        Reader::of(file, &self.path)
+    }
+
+    /// Looks whether the host has failed to write to its disk what was recorded: it does so in the
+    /// background, and would tell nobody. Asks nothing of the disk and waits for nothing.
+    ///
+    /// # Errors
+    /// It has: nothing is recorded any more.
+    pub fn look(&self) -> Result<(), RecordingError> {
+        if self.map.poisoned() || self.map.lost(&self.file) { Err(self.poisoned()) } else { Ok(()) }
     }
 
     /// Slots taken so far, holes included: one more than the last `Seq`.
@@ -667,6 +688,12 @@ impl Writer {
             path: self.path.clone(),
             why: format!("it would exceed {} bytes of address space", self.map.limit()),
         }
+    }
+}
+
+impl AsFd for Writer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -12,6 +12,7 @@ mod recorded;
 mod states;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use error::{MachineError, OpenError};
 pub use files::{Files, folder_of};
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
+use watch::Watch;
 
 /// What [`Status::state`] says of the disk as it is.
 const LIVE: &str = "live";
@@ -91,6 +93,7 @@ struct Shared {
     front: Mutex<Front>,
     recorded: Option<Recorded>,
     states: Option<States>,
+    watch: Watch,
     view: Mutex<View>,
     /// One exchange of stores at a time.
     exchanging: Mutex<()>,
@@ -148,6 +151,8 @@ impl Machine {
         let only_read = options.read_only || options.recording.is_some();
         let image = Image::open(&options.image, logical, only_read)?;
         let disk = Disk { capacity: image.size(), lb_size: logical };
+        let watch = Watch::default();
+        watch.know("image", image.path(), image.file());
         let profile = &options.profile;
         profile.check(&disk).map_err(OpenError::Profile)?;
         let (seed, hold) = (options.seed, options.hold_completions);
@@ -155,6 +160,7 @@ impl Machine {
         let (store, recorded): (Arc<dyn Store>, _) = match &options.recording {
             Some(file) => {
                 let recorded = Recorded::open(file, image, &options, &gate)?;
+                watch.know("recording", file, recorded.writer());
                 (recorded.live(), Some(recorded))
             }
             None => {
@@ -165,7 +171,7 @@ impl Machine {
             }
         };
         let beneath = Beneath { store, epoch: 0 };
-        Machine::over(options, disk, gate, beneath, recorded, None)
+        Machine::over(options, disk, gate, beneath, recorded, None, watch)
     }
 
     /// A machine that shows states.
@@ -177,7 +183,9 @@ impl Machine {
         let (disk, gate) = (states.disk(), states.gate());
         options.profile.check(&disk).map_err(OpenError::Profile)?;
         let beneath = Beneath { store: states.store(), epoch: 0 };
-        Machine::over(options, disk, gate, beneath, None, Some(states))
+        let watch = Watch::default();
+        states.known(&watch);
+        Machine::over(options, disk, gate, beneath, None, Some(states), watch)
     }
 
     fn over(
@@ -187,6 +195,7 @@ impl Machine {
         beneath: Beneath,
         recorded: Option<Recorded>,
         states: Option<States>,
+        watch: Watch,
     ) -> Result<Arc<Machine>, OpenError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let grown = eventfd(0, flags).map_err(|e| OpenError::Host(e.into()))?;
@@ -202,6 +211,7 @@ impl Machine {
             front: Mutex::default(),
             recorded,
             states,
+            watch,
             view: Mutex::default(),
             exchanging: Mutex::default(),
             resolution: Mutex::default(),
@@ -352,6 +362,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Looks whether the files are still what they were.
+    fn look(&self) {
+        self.watch.look(self.recorded.as_ref());
+    }
+
     fn beneath(&self) -> RwLockReadGuard<'_, Beneath> {
         self.beneath.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -376,6 +391,7 @@ impl Store for Machine {
     }
 
     fn connected(&self, rings: Arc<dyn Rings>) {
+        self.shared.look();
         {
             let mut front = lock(&self.shared.front);
             front.rings = Some(Arc::clone(&rings));

@@ -107,12 +107,17 @@ impl StoreQueue for MachineQueue {
         // Held to the end: the store is not exchanged beneath a request.
         let shared = Arc::clone(&self.shared);
         let beneath = shared.beneath();
-        if beneath.epoch != self.epoch {
+        // One that could not be made, for want of descriptors, cannot be woken: it is tried again.
+        let broken = self.inner.wake_fd().is_none() && self.inner.in_flight() == 0;
+        if beneath.epoch != self.epoch || broken {
             self.forget();
             self.inner = beneath.store.queue(self.n);
             self.epoch = beneath.epoch;
         }
         shared.counts.submitted(&request, &shared);
+        if request.op == Op::Flush {
+            shared.look();
+        }
         shared.in_flight.fetch_add(1, Ordering::AcqRel);
         self.in_flight += 1;
         self.inner.submit(request);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tornblk_model::crash::{Content, Fault, History, ModelError, Parsed, Profile, StateName};
 use tornblk_model::event::Seq;
-use tornblk_model::recording::{Header, Reader, RecordingError, StateReader, Trust};
+use tornblk_model::recording::{Header, RecordingError, StateReader, Trust, Writer};
 use tornblk_proto::{Crashed, RecordingStatus};
 
 pub(super) struct Recorded {
@@ -21,8 +21,8 @@ pub(super) struct Recorded {
     options: RecordingOptions,
     /// What the events say, and how many they were: worked out anew when there are more.
     history: Mutex<Option<(u64, Arc<History>)>>,
-    /// Kept for its lock: nobody writes to what the recording began with.
-    _image: Image,
+    /// What the recording began with; locked, so that nobody writes to it.
+    image: Image,
 }
 
 impl Drop for Recorded {
@@ -82,7 +82,7 @@ impl Recorded {
             gate: Arc::clone(gate),
             options: own,
             history: Mutex::default(),
-            _image: image,
+            image,
         })
     }
 
@@ -101,6 +101,10 @@ impl Recorded {
     pub(super) fn status(&self) -> RecordingStatus {
         let events = self.store.writer().events();
         RecordingStatus { file: self.file.display().to_string(), events }
+    }
+
+    pub(super) fn writer(&self) -> &Writer {
+        self.store.writer()
     }
 
     pub(super) fn last_event(&self) -> Option<Seq> {
@@ -143,7 +147,7 @@ impl Recorded {
         {
             return Ok(Arc::clone(history));
         }
-        let reader = Reader::open(&self.file).map_err(failed)?;
+        let reader = self.store.writer().reader().map_err(failed)?;
         let all: Result<Vec<_>, RecordingError> = reader.events().collect();
         let history = Arc::new(self.history_of(all.map_err(failed)?)?);
         *known = Some((events, Arc::clone(&history)));
@@ -159,12 +163,19 @@ impl Recorded {
     }
 
     /// The disk in a state, with an overlay for what is written to it.
-    pub(super) fn show(&self, content: Content) -> Result<Arc<dyn Store>, MachineError> {
-        let reader = Arc::new(Reader::open(&self.file).map_err(failed)?);
-        let state = StateReader::new(reader, None, Trust::Unchanged, content).map_err(failed)?;
+    pub(super) fn show(&self, content: Content) -> Result<Arc<StateStore>, MachineError> {
+        // The files that are open, whatever has become of their names.
+        let reader = Arc::new(self.store.writer().reader().map_err(failed)?);
+        let state = if reader.header().on.is_some() {
+            StateReader::new(reader, None, Trust::Unchanged, content)
+        } else {
+            let image = self.image.file().try_clone();
+            let image = image.map_err(|e| MachineError::Failed(e.to_string()))?;
+            StateReader::over(reader, image, content)
+        };
+        let state = state.map_err(failed)?;
         let gate = Arc::clone(&self.gate) as _;
-        let store = StateStore::new(state, gate, self.options.clone());
-        Ok(Arc::new(store))
+        Ok(Arc::new(StateStore::new(state, gate, self.options.clone())))
     }
 
     /// Works out what a cut left. Where the plan's own state cannot be, the answer says so, and
@@ -187,11 +198,12 @@ impl Recorded {
         });
         let shown = left.and_then(|(left, problem)| {
             let (crashed, content) = left.map_err(MachineError::Malformed)?;
+            // A guest can only start on some state: at worst on one that cannot be written.
             Ok((crashed, self.show(content)?, problem))
         });
         match shown {
             Ok((crashed, store, problem)) => Resolution {
-                shown: Some((crashed.state.clone(), store)),
+                shown: Some((crashed.state.clone(), store as _)),
                 answer: problem.map_or(Ok(crashed), Err),
             },
             Err(e) => {

@@ -6,6 +6,7 @@
 //! are then `OUTER // INNER`.
 
 use super::recorded::failed;
+use super::watch::Watch;
 use super::{Machine, MachineError, OpenError, Options, Shared};
 use crate::store::live::{LiveGate, lock};
 use crate::store::recording::{RecordingOptions, RecordingStore};
@@ -41,7 +42,8 @@ pub(super) struct States {
     history: Mutex<Option<Arc<History>>>,
     inner: Mutex<Option<Inner>>,
     /// Kept for its lock: nobody writes to the base image while its states are shown.
-    _base: File,
+    kept: File,
+    image: PathBuf,
 }
 
 /// What was recorded on a state.
@@ -71,8 +73,8 @@ impl States {
         let trust = if base.is_some() { Trust::SameContent } else { Trust::Unchanged };
         let state = StateReader::new(Arc::clone(&reader), base, trust, Content::default())
             .map_err(OpenError::Recording)?;
-        let image = base.unwrap_or(&reader.header().base.path);
-        let kept = kept(image)?;
+        let image = base.unwrap_or(&reader.header().base.path).to_owned();
+        let kept = kept(&image)?;
         let gate = gate(&disk);
         let own = RecordingOptions {
             profile: options.profile.clone(),
@@ -88,7 +90,8 @@ impl States {
             events: OnceLock::new(),
             history: Mutex::default(),
             inner: Mutex::default(),
-            _base: kept,
+            kept,
+            image,
         })
     }
 
@@ -98,6 +101,11 @@ impl States {
 
     pub(super) fn header(&self) -> &Header {
         self.reader.header()
+    }
+
+    pub(super) fn known(&self, watch: &Watch) {
+        watch.know("recording", &self.file, &*self.reader);
+        watch.know("image", &self.image, &self.kept);
     }
 
     pub(super) fn disk(&self) -> Disk {
