@@ -8,6 +8,7 @@
 
 mod complaints;
 pub mod control;
+mod descriptors;
 pub mod device;
 pub mod sandbox;
 pub mod store;

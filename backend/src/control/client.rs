@@ -29,9 +29,15 @@ pub(super) struct Session {
 struct Answers(Arc<Mutex<Option<UnixStream>>>);
 
 impl Session {
-    pub(super) fn new(number: u64, stream: UnixStream, machine: Arc<Machine>) -> Session {
-        let answers = Answers(Arc::new(Mutex::new(stream.try_clone().ok())));
-        Session { number, stream, answers, machine, crashes: Vec::new() }
+    /// # Errors
+    /// The process has too many open files.
+    pub(super) fn new(
+        number: u64,
+        stream: UnixStream,
+        machine: Arc<Machine>,
+    ) -> io::Result<Session> {
+        let answers = Answers(Arc::new(Mutex::new(Some(stream.try_clone()?))));
+        Ok(Session { number, stream, answers, machine, crashes: Vec::new() })
     }
 
     /// Until the client leaves, or cannot be understood any more.

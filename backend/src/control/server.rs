@@ -1,6 +1,8 @@
 //! The socket: made, guarded against a second device, and taken away again.
 
 use super::client::{self, Session};
+use crate::complaints::Complaints;
+use crate::descriptors::{Spare, ran_out};
 use crate::store::Machine;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -160,6 +162,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {
     let clients = Arc::new(Clients::default());
+    let (mut spare, mut complaints) = (Spare::new(), Complaints::default());
     let mut number = 0;
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(until, PollFlags::IN)];
@@ -176,14 +179,18 @@ fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {
         match listener.accept() {
             Ok((stream, _)) => {
                 number += 1;
-                if let Err(e) = clients.welcome(number, stream, machine) {
-                    log::warn!("a control client was turned away: {e}");
+                if let Err(e) = clients.welcome(number, &stream, machine) {
+                    refuse(stream, &e);
+                    complaints.say(format_args!("a control client was turned away: {e}"));
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if ran_out(&e) => {
+                spare.turn_away(listener, |stream| refuse(stream, &e));
+                complaints.say(format_args!("a control client was turned away: {e}"));
+            }
             Err(e) => {
-                log::warn!("no control client can be accepted: {e}");
-                // Out of descriptors, most likely: others may give some back.
+                complaints.say(format_args!("no control client can be accepted: {e}"));
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
         }
@@ -191,26 +198,31 @@ fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {
     clients.end();
 }
 
+/// Says why, and hangs up.
+fn refuse(mut stream: UnixStream, why: &io::Error) {
+    let error = Refusal { kind: RefusalKind::Busy, message: why.to_string() };
+    // Whoever is turned away shall not hold up the others: what does not fit now is not said.
+    let _ = stream.set_nonblocking(true);
+    let _ = codec::write(&mut stream, &Answer { id: None, ok: None, error: Some(error) });
+}
+
 impl Clients {
     fn welcome(
         self: &Arc<Self>,
         number: u64,
-        mut stream: UnixStream,
+        stream: &UnixStream,
         machine: &Arc<Machine>,
     ) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(client::PATIENCE))?;
+        let session = Session::new(number, stream.try_clone()?, Arc::clone(machine))?;
+        let stream = stream.try_clone()?;
         let mut known = self.known();
         if known.len() >= MAX_CLIENTS {
-            drop(known);
-            let error = Refusal {
-                kind: RefusalKind::Busy,
-                message: format!("{MAX_CLIENTS} clients are connected already: end one of them"),
-            };
-            let answer = Answer { id: None, ok: None, error: Some(error) };
-            return codec::write(&mut stream, &answer).map_err(io::Error::other);
+            return Err(io::Error::other(format!(
+                "{MAX_CLIENTS} clients are connected already: end one of them"
+            )));
         }
-        let session = Session::new(number, stream.try_clone()?, Arc::clone(machine));
         known.insert(number, Connected { stream, thread: None });
         let clients = Arc::clone(self);
         let thread =

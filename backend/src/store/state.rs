@@ -105,6 +105,19 @@ impl StateStore {
         StateStore { shared: Arc::new(shared), gate }
     }
 
+    /// Can it be written to?
+    ///
+    /// # Errors
+    /// Why there is no file for what is written.
+    pub fn writable(&self) -> Result<(), RecordingError> {
+        let shown = self.shared.shown();
+        let Err(e) = &shown.overlay.file else { return Ok(()) };
+        let path = shown.state.reader().path();
+        let what = "make a file for what is written, beside";
+        let source = io::Error::new(e.kind(), e.to_string());
+        Err(RecordingError::Io { what, path: path.to_owned(), source })
+    }
+
     /// A reader of what is shown, without what was written to it.
     ///
     /// # Errors

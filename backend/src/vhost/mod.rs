@@ -26,5 +26,5 @@ mod serve;
 mod socket;
 mod wire;
 
-pub use serve::{ServeError, serve};
+pub use serve::{ServeError, can_serve, serve};
 pub use socket::{Socket, SocketError};

@@ -13,6 +13,7 @@ use super::in_flight::Region;
 use super::peer::{Peer, told};
 use super::socket::Socket;
 use super::wire::{Message, NEED_REPLY, PATIENCE, Reader, WireError};
+use crate::descriptors::{Spare, ran_out};
 use crate::device::RING_SIZE_MAX;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
@@ -42,6 +43,8 @@ pub(super) struct Watched<'a> {
     pub(super) socket: &'a Socket,
     /// The program ends.
     pub(super) stop: BorrowedFd<'a>,
+    /// To refuse with.
+    pub(super) spare: &'a mut Spare,
 }
 
 pub(super) struct Relay<'a> {
@@ -280,15 +283,20 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn turn_away(&self) {
-        let socket = self.watched.socket;
-        match socket.listener().accept() {
-            Ok((stream, _)) => log::warn!(
-                "{} wants to connect to {}, where {} is connected: turned away",
+    fn turn_away(&mut self) {
+        let (socket, who) = (self.watched.socket, self.who);
+        let turned_away = |stream: UnixStream| {
+            log::warn!(
+                "{} wants to connect to {}, where {who} is connected: turned away",
                 told(Peer::of(&stream).as_ref()),
-                socket.path().display(),
-                self.who
-            ),
+                socket.path().display()
+            );
+        };
+        match socket.listener().accept() {
+            Ok((stream, _)) => turned_away(stream),
+            Err(error) if ran_out(&error) => {
+                self.watched.spare.turn_away(socket.listener(), turned_away);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => log::warn!("a second front-end could not be accepted: {error}"),
         }

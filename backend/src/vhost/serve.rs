@@ -5,6 +5,7 @@ use super::peer::{Peer, told};
 use super::relay::{Ended, Relay, Watched};
 use super::ring::{Space, collected};
 use super::socket::Socket;
+use crate::descriptors::{Spare, enough};
 use crate::device::{Device, Memory};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
@@ -18,6 +19,23 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 pub enum ServeError {
     #[error("the socket {path} can no longer be listened at: {source}")]
     Listen { path: String, source: io::Error },
+    #[error("no front-end can be served: {0}")]
+    Descriptors(io::Error),
+}
+
+/// Can a front-end be served at all? To be asked before anything listens.
+///
+/// # Errors
+/// The process may not open as many files as that takes.
+pub fn can_serve(device: &dyn Device) -> Result<(), ServeError> {
+    // The sockets are yet to be made.
+    enough(needed(device.queues()) + 16).map_err(ServeError::Descriptors)
+}
+
+/// Files that serving a front-end opens: a queue has the epoll instance of its thread, two that end
+/// it, kick and call, and what wakes it; the rest is the connection and the guest's memory.
+fn needed(queues: u16) -> usize {
+    usize::from(queues) * 8 + 32
 }
 
 /// Serves `device` to whoever connects to `socket`, one at a time, until `stop` is readable.
@@ -39,18 +57,26 @@ pub fn serve(
         log::info!("the driver had set writeback to {}: it stays so", u8::from(on));
         device.restore_writeback(on);
     }
+    let needed = needed(device.queues());
+    let mut spare = Spare::new();
     loop {
         match wait(&[stop, socket.as_fd()]).map_err(lost)? {
             Some(0) => return Ok(()),
-            Some(_) => match socket.listener().accept() {
-                Ok((front, _)) => {
+            Some(_) => match enough(needed).map(|()| socket.listener().accept()) {
+                // A daemon that is made in part would keep what it has.
+                Err(error) => spare.turn_away(socket.listener(), |stream| {
+                    let who = told(Peer::of(&stream).as_ref());
+                    log::warn!("{who} wants to connect and is turned away: {error}");
+                }),
+                Ok(Ok((front, _))) => {
                     let who = told(Peer::of(&front).as_ref());
-                    if let Err(error) = one(device, socket, stop, front, &who, default_writeback) {
+                    let watched = Watched { socket, stop, spare: &mut spare };
+                    if let Err(error) = one(device, watched, front, &who, default_writeback) {
                         log::warn!("{who} cannot be served: {error}");
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(Err(error)) => {
                     log::warn!("a front-end could not be accepted: {error}");
                     // Out of descriptors, most likely: others may give some back.
                     std::thread::sleep(std::time::Duration::from_millis(100));
@@ -64,13 +90,13 @@ pub fn serve(
 /// Serves the front-end at the other end of `front`.
 fn one(
     device: &Arc<dyn Device>,
-    socket: &Socket,
-    stop: BorrowedFd<'_>,
+    watched: Watched<'_>,
     front: UnixStream,
     who: &str,
     default_writeback: bool,
 ) -> io::Result<()> {
     front.set_nonblocking(false)?;
+    let socket = watched.socket;
     let beside = Arc::clone(socket.beside());
     let backend = Backend::new(device.clone(), beside, default_writeback)?;
     let mem = Space::new(Memory::new());
@@ -84,8 +110,7 @@ fn one(
     socket.door().clear();
     let begun = daemon.start_client(&socket.door().path()).map_err(said);
     let inner = begun.and_then(|()| socket.door().accept());
-    let relay =
-        inner.and_then(|inner| Relay::new(&backend, front, inner, who, Watched { socket, stop }));
+    let relay = inner.and_then(|inner| Relay::new(&backend, front, inner, who, watched));
     let result = relay.and_then(|relay| {
         log::info!("a front-end is connected: {who}");
         std::thread::scope(|scope| {

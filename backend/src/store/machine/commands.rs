@@ -1,6 +1,6 @@
 //! What the control socket asks for.
 
-use super::recorded::state_name;
+use super::recorded::{failed, state_name};
 use super::{LIVE, Machine, MachineError, Recorded, Shared};
 use crate::store::live::lock;
 use crate::store::power::{NotArmed, Plan};
@@ -191,7 +191,11 @@ impl Machine {
             .history()?
             .build(&StateName(name.to_owned()))
             .map_err(MachineError::NoState)?;
-        shared.exchange(recorded.show(content)?, Shared::idle)?;
+        let store = recorded.show(content)?;
+        if !shared.options.read_only {
+            store.writable().map_err(failed)?;
+        }
+        shared.exchange(store, Shared::idle)?;
         Ok(self.shown(name, None))
     }
 
