@@ -148,6 +148,7 @@ fn start(
             Scsi::new(ScsiOptions { store, limits, request_queues, queue_size, writeback, id })
         }
     };
+    vhost::can_serve(&*device)?;
     // Before the disk's socket: who sees that one may expect this one. Removed when dropped.
     let control = options.control.as_deref().map(Bound::at).transpose()?;
     let socket = Socket::bind(&options.socket)?;
@@ -183,6 +184,8 @@ fn signals() -> std::io::Result<UnixStream> {
     for signal in ending {
         signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
     }
+    // A limit on the size of files (RLIMIT_FSIZE) shall be an error of one request, and not the end.
+    signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
     Ok(stop)
 }
 
