@@ -53,8 +53,13 @@ impl Place {
 
     /// A disk that is there: `arguments` besides sockets and image.
     pub(crate) fn start(&self, arguments: &str) -> Daemon {
+        self.start_limited(":", arguments)
+    }
+
+    /// The same after `setup`.
+    pub(crate) fn start_limited(&self, setup: &str, arguments: &str) -> Daemon {
         let line = format!("--socket s --control c --image disk.img {arguments}");
-        let mut daemon = self.start_after(":", &line);
+        let mut daemon = self.start_after(setup, &line);
         daemon.until_ready(&self.path("s"));
         daemon
     }
@@ -202,4 +207,24 @@ impl Guest {
 /// Says why a test was not made.
 pub(crate) fn skipped(why: &str) {
     eprintln!("skipped: {why}");
+}
+
+/// Runs one of the tests that are ignored, in a mount namespace in which it may mount what it
+/// likes, without being root.
+pub(crate) fn in_a_namespace(test: &str) {
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--ignored", "--test-threads=1", test])
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) if !output.stdout.is_empty() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let all = format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success() && text.contains("1 passed"), "{all}");
+            print!("{}", text.lines().find(|l| l.starts_with("skipped")).unwrap_or_default());
+        }
+        _ => skipped("no namespace can be made here (unshare --map-root-user --mount)"),
+    }
 }
