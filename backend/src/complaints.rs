@@ -1,8 +1,8 @@
 //! What goes wrong because of the guest, to the log: a guest must not be able to fill it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tornblk_lockfree::Window;
 
 /// Says at most a few things in a while, and how many it kept back.
 #[derive(Debug, Default)]
@@ -37,15 +37,12 @@ impl Complaints {
 #[derive(Debug)]
 pub(crate) struct SharedComplaints {
     start: Instant,
-    /// Upper half: which while it is, counted from `start`; lower half: how many were said in it.
-    said: AtomicU64,
-    kept_back: AtomicU64,
+    said: Window,
 }
 
 impl Default for SharedComplaints {
     fn default() -> SharedComplaints {
-        let (said, kept_back) = (AtomicU64::new(0), AtomicU64::new(0));
-        SharedComplaints { start: Instant::now(), said, kept_back }
+        SharedComplaints { start: Instant::now(), said: Window::new() }
     }
 }
 
@@ -61,24 +58,7 @@ impl SharedComplaints {
 
     /// May one more be said? Then how many were kept back before that nobody was told of.
     fn admit(&self, window: u64) -> Option<u64> {
-        // 5 s times 4 billion; a window that another thread already began is not begun again.
-        let window = window & u64::from(u32::MAX);
-        let most = u64::from(Complaints::MOST);
-        let said = self.said.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |said| {
-            if said >> 32 < window {
-                Some(window << 32 | 1)
-            } else {
-                (said & u64::from(u32::MAX) < most).then_some(said + 1)
-            }
-        });
-        match said {
-            Ok(said) if said >> 32 < window => Some(self.kept_back.swap(0, Ordering::Relaxed)),
-            Ok(_) => Some(0),
-            Err(_) => {
-                self.kept_back.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-        }
+        self.said.admit(window, Complaints::MOST)
     }
 }
 
@@ -90,8 +70,9 @@ mod tests {
     fn threads_share_what_may_be_said_in_a_while() {
         let complaints = SharedComplaints::default();
         let most = Complaints::MOST as usize;
+        // What nobody was told of yet.
+        let mut left = 0;
         for window in [0, 1, 7] {
-            let before = if window == 0 { 0 } else { 400 - most as u64 };
             let admitted: Vec<u64> = std::thread::scope(|scope| {
                 let many = || (0..100).filter_map(|_| complaints.admit(window)).collect::<Vec<_>>();
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(many)).collect();
@@ -100,10 +81,10 @@ mod tests {
             assert_eq!(admitted.len(), most, "{window}");
             // What was kept back in the while before is told once; more may come in between.
             let told: u64 = admitted.iter().sum();
-            let kept = told + complaints.kept_back.load(Ordering::Relaxed);
-            assert_eq!(kept, before + 400 - most as u64, "{window}");
-            assert!(told >= before, "{window}: {told}");
-            complaints.kept_back.store(400 - most as u64, Ordering::Relaxed);
+            let kept = told + complaints.said.kept_back();
+            assert_eq!(kept, left + 400 - most as u64, "{window}");
+            assert!(told >= left, "{window}: {told}");
+            left = complaints.said.kept_back();
         }
         // A thread that looked at the clock before the others.
         assert_eq!(complaints.admit(1), None);

@@ -20,7 +20,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tornblk_lockfree::Flag;
 use tornblk_model::crash::Profile;
 use tornblk_model::event::Seq;
 
@@ -167,7 +168,7 @@ pub struct Waker(Arc<WakerInner>);
 
 struct WakerInner {
     fd: OwnedFd,
-    woken: AtomicBool,
+    woken: Flag,
 }
 
 impl Waker {
@@ -175,18 +176,19 @@ impl Waker {
     /// The process has too many open files.
     pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Waker(Arc::new(WakerInner { fd, woken: AtomicBool::new(false) })))
+        Ok(Waker(Arc::new(WakerInner { fd, woken: Flag::new() })))
     }
 
     pub fn wake(&self) {
-        self.0.woken.store(true, Ordering::Release);
-        // Fails only where the counter is full: then it is readable anyway.
-        let _ = rustix::io::write(&self.0.fd, &1u64.to_ne_bytes());
+        self.0.woken.wake(|| {
+            // Fails only where the counter is full: then it is readable anyway.
+            let _ = rustix::io::write(&self.0.fd, &1u64.to_ne_bytes());
+        });
     }
 
     /// Was it woken since the last call?
     pub fn take(&self) -> bool {
-        self.0.woken.swap(false, Ordering::AcqRel)
+        self.0.woken.take()
     }
 }
 

@@ -38,6 +38,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use tornblk_lockfree::Seen;
 use tornblk_model::crash::{AtomicMode, DiscardReads, Profile, discard_reads_zeroes};
 use tornblk_model::event::{
     self, Disk, Event, Mark, Negotiation, Payload, ResetCause, SECTOR, Segment, Seq,
@@ -71,10 +72,8 @@ struct Shared {
     base: Base,
     index: Index,
     rings: RwLock<Option<Arc<dyn Rings>>>,
-    /// The available index that was last recorded of each queue, and above it the `epoch`.
-    seen: Box<[AtomicU64]>,
-    /// Counts resets, from 1: an index that was seen before one is news after it.
-    epoch: AtomicU64,
+    /// The available index that was last recorded of each queue.
+    seen: Seen,
     /// Power cuts that the writer came back from when this store was made: after one more this
     /// store is over, whatever the writer does.
     thaws: u64,
@@ -220,8 +219,7 @@ impl RecordingStore {
             options,
             base,
             rings: RwLock::new(None),
-            seen: (0..QUEUES).map(|_| AtomicU64::new(0)).collect(),
-            epoch: AtomicU64::new(1),
+            seen: Seen::new(QUEUES),
             thaws,
             sub_block: AtomicU64::new(0),
             open: Open::default(),
@@ -371,7 +369,7 @@ impl Shared {
     }
 
     fn unsee(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.seen.forget();
     }
 
     fn off(&self) -> bool {

@@ -14,12 +14,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tornblk_lockfree::{Order, Places};
 
-/// Set in `next` from the power cut on: whoever takes a number then has none.
-const FROZEN: u64 = 1 << 63;
 /// Segments before a new one that stay in memory: those that are still being written.
 const RESIDENT: u64 = 2;
 /// Numbers that threads may take between looking at the capacity and taking one.
@@ -54,20 +53,12 @@ pub struct Writer {
     header: Header,
     geometry: Geometry,
     map: Mapping,
-    /// The next slot number, and [`FROZEN`].
-    next: AtomicU64,
-    /// Slots that were taken and are committed or given up.
-    finished: AtomicU64,
-    /// Slots before the power cut, and 1; 0: no cut, or it is being made.
-    cut: AtomicU64,
+    /// Slot numbers, and the power cut.
+    order: Order,
     /// The cut is on record: see [`Writer::note_cut`]. Locked by who puts it there.
     noted: Mutex<bool>,
-    /// How often the power came back.
-    thaws: AtomicU64,
-    /// Slots there is room for.
-    capacity: AtomicU64,
-    /// Segment of each ordinal of slots.
-    slots: Box<[AtomicU32]>,
+    /// Segment of each slot.
+    slots: Places,
     /// Where the next payload goes; 0 or the end of a segment: in a new one.
     cursor: AtomicU64,
     grow: Mutex<Grow>,
@@ -172,7 +163,7 @@ impl Writer {
         file.write_all_at(&bytes[8..], 8)
             .and_then(|()| file.write_all_at(&bytes[..8], 0))
             .map_err(|e| no_space(path, e))?;
-        let writer = Writer::over(path, file, header, geometry, 0)?;
+        let writer = Writer::over(path, file, header, geometry, 0, 0)?;
         writer.room(0)?;
         Ok(writer)
     }
@@ -205,16 +196,14 @@ impl Writer {
         if all > 0 {
             allocate(&file, slot::DATA_START, all).map_err(|e| no_space(path, e))?;
         }
-        let writer = Writer::over(path, file, header, geometry, segments.len() as u32)?;
+        let segment_count = segments.len() as u32;
+        let writer = Writer::over(path, file, header, geometry, segment_count, next)?;
         let mut grow = writer.lock_grow();
-        let mut ordinal = 0;
         for (n, kind) in segments.iter().enumerate() {
             let start = geometry.segment_at(n as u32);
             match kind {
-                Some(SegmentKind::Slots { .. }) => {
-                    writer.slots[ordinal].store(n as u32, Ordering::Relaxed);
-                    ordinal += 1;
-                }
+                Some(SegmentKind::Slots { .. }) if writer.slots.add(n as u32) => {}
+                Some(SegmentKind::Slots { .. }) => return Err(writer.too_large()),
                 Some(SegmentKind::Payload { run }) => {
                     let end = start + u64::from(*run) * geometry.segment;
                     if used <= start {
@@ -227,9 +216,6 @@ impl Writer {
             }
         }
         drop(grow);
-        writer.capacity.store(ordinal as u64 * geometry.slots, Ordering::Relaxed);
-        writer.next.store(next, Ordering::Relaxed);
-        writer.finished.store(next, Ordering::Relaxed);
         writer.append(&Event::Reset { cause: ResetCause::Restart, queue: None })?;
         Ok(writer)
     }
@@ -240,6 +226,7 @@ impl Writer {
         header: Header,
         geometry: Geometry,
         segments: u32,
+        next: u64,
     ) -> Result<Writer, RecordingError> {
         let map = Mapping::new().map_err(RecordingError::io("set addresses aside for", path))?;
         map.extend(&file, geometry.segment_at(segments))
@@ -251,13 +238,9 @@ impl Writer {
             header,
             geometry,
             map,
-            next: AtomicU64::new(0),
-            finished: AtomicU64::new(0),
-            cut: AtomicU64::new(0),
+            order: Order::new(next),
             noted: Mutex::new(false),
-            thaws: AtomicU64::new(0),
-            capacity: AtomicU64::new(0),
-            slots: (0..most).map(|_| AtomicU32::new(0)).collect(),
+            slots: Places::new(geometry.slots, most),
             cursor: AtomicU64::new(0),
             grow: Mutex::new(Grow { segments, unused: Vec::new() }),
         })
@@ -297,10 +280,7 @@ impl Writer {
 
     /// Slots taken so far, holes included: one more than the last `Seq`.
     pub fn events(&self) -> u64 {
-        match self.frozen() {
-            Some(cut) => cut.map_or(0, |seq| seq.0 + 1),
-            None => self.next.load(Ordering::Acquire) & !FROZEN,
-        }
+        self.order.events()
     }
 
     /// Takes room for `len` bytes of a write.
@@ -447,34 +427,23 @@ impl Writer {
     /// From then on every append fails with [`RecordingError::Frozen`]. Once cut, says the same
     /// again. `None`: nothing was ever recorded.
     pub fn freeze(&self) -> Option<Seq> {
-        let taken = self.next.fetch_or(FROZEN, Ordering::AcqRel);
-        if taken & FROZEN == 0 {
-            self.settle(taken);
-        }
-        self.frozen().flatten()
+        self.order.freeze().checked_sub(1).map(Seq)
     }
 
     /// `None`: there is power. Otherwise the last event before the cut, if there is one.
     pub fn frozen(&self) -> Option<Option<Seq>> {
-        while self.next.load(Ordering::Acquire) & FROZEN != 0 {
-            match self.cut.load(Ordering::Acquire) {
-                // Another thread makes the cut right now.
-                0 => std::thread::yield_now(),
-                cut => return Some((cut - 1).checked_sub(1).map(Seq)),
-            }
-        }
-        None
+        self.order.frozen().map(|cut| cut.checked_sub(1).map(Seq))
     }
 
     /// Is the power cut? A load, and never waits.
     pub fn is_frozen(&self) -> bool {
-        self.next.load(Ordering::Acquire) & FROZEN != 0
+        self.order.is_frozen()
     }
 
     /// How often [`Writer::thaw`] brought the power back. Changes before
     /// [`Writer::is_frozen`] does.
     pub fn thaws(&self) -> u64 {
-        self.thaws.load(Ordering::Acquire)
+        self.order.thaws()
     }
 
     /// Puts the power cut on record, [`Event::Reset`] of cause [`ResetCause::PowerCut`], for those
@@ -486,12 +455,12 @@ impl Writer {
     /// No space, or the file failed: [`Writer::thaw`] tries again.
     pub fn note_cut(&self) -> Result<(), RecordingError> {
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(cut) = self.frozen() else { return Ok(()) };
+        let Some(cut) = self.order.frozen() else { return Ok(()) };
         if !*noted {
             // Nobody else takes a number without power, and all that were taken are settled.
             let event = Event::Reset { cause: ResetCause::PowerCut, queue: None };
             let words = slot::encode(&event, Payload::default());
-            self.fill(cut.map_or(0, |seq| seq.0 + 1), words)?;
+            self.fill(cut, words)?;
             *noted = true;
         }
         Ok(())
@@ -506,41 +475,21 @@ impl Writer {
     pub fn thaw(&self) -> Result<(), RecordingError> {
         // Of several threads one gets the cut.
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.frozen().is_none() {
-            return Ok(());
-        }
-        let taken = self.cut.swap(0, Ordering::AcqRel) - 1;
-        self.thaws.fetch_add(1, Ordering::AcqRel);
-        if std::mem::take(&mut *noted) {
-            self.finished.fetch_add(1, Ordering::AcqRel);
-            self.next.store(taken + 1, Ordering::Release);
-        } else {
-            self.next.store(taken, Ordering::Release);
-            self.append(&Event::Reset { cause: ResetCause::PowerCut, queue: None })?;
+        let was_noted = *noted;
+        if self.order.thaw(was_noted) {
+            *noted = false;
+            if !was_noted {
+                self.append(&Event::Reset { cause: ResetCause::PowerCut, queue: None })?;
+            }
         }
         Ok(())
-    }
-
-    /// Waits until every slot below `taken` is committed or given up, and makes that the cut:
-    /// moments, since nothing blocks between taking a number and that.
-    fn settle(&self, taken: u64) {
-        while self.finished.load(Ordering::Acquire) < taken {
-            std::thread::yield_now();
-        }
-        self.cut.store(taken + 1, Ordering::Release);
     }
 
     fn put(&self, words: Words, last: bool) -> Result<Seq, RecordingError> {
         if self.map.poisoned() {
             return Err(self.poisoned());
         }
-        let seq = if last { self.take_last()? } else { self.take()? };
-        let stored = self.fill(seq, words);
-        self.finished.fetch_add(1, Ordering::AcqRel);
-        if last {
-            self.settle(seq + 1);
-        }
-        stored
+        self.order.record(last, |seq| self.fill(seq, words)).ok_or(RecordingError::Frozen)?
     }
 
     /// Commits the slot of a number that the caller alone has.
@@ -556,51 +505,26 @@ impl Writer {
         }
     }
 
-    fn take(&self) -> Result<u64, RecordingError> {
-        let seq = self.next.fetch_add(1, Ordering::AcqRel);
-        if seq & FROZEN == 0 { Ok(seq) } else { Err(RecordingError::Frozen) }
-    }
-
-    fn take_last(&self) -> Result<u64, RecordingError> {
-        self.next
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                (n & FROZEN == 0).then_some((n + 1) | FROZEN)
-            })
-            .map_err(|_| RecordingError::Frozen)
-    }
-
     fn slot_at(&self, seq: u64) -> Option<u64> {
-        if seq >= self.capacity.load(Ordering::Acquire) {
-            return None;
-        }
-        let ordinal = (seq / self.geometry.slots) as usize;
-        let segment = self.slots.get(ordinal)?.load(Ordering::Acquire);
-        let within = SEGMENT_HEADER + seq % self.geometry.slots * SLOT;
-        Some(self.geometry.segment_at(segment) + within)
+        let (segment, within) = self.slots.find(seq)?;
+        Some(self.geometry.segment_at(segment) + SEGMENT_HEADER + within * SLOT)
     }
 
     /// Sees to it that there is room for the next slot and `kept` more.
     fn room(&self, kept: u64) -> Result<(), RecordingError> {
         let enough = || {
-            let next = self.next.load(Ordering::Acquire);
-            // Frozen: `take` says so.
-            next & FROZEN != 0
-                || next + kept + RACE.min(self.geometry.slots / 4)
-                    <= self.capacity.load(Ordering::Acquire)
+            let spare = kept + RACE.min(self.geometry.slots / 4);
+            // Frozen: whoever records is told.
+            self.order.taken().is_none_or(|next| next + spare <= self.slots.capacity())
         };
         while !enough() {
             let mut grow = self.lock_grow();
             if enough() {
                 break;
             }
-            let capacity = self.capacity.load(Ordering::Acquire);
-            let ordinal = (capacity / self.geometry.slots) as u32;
-            let Some(entry) = self.slots.get(ordinal as usize) else {
-                return Err(self.too_large());
-            };
+            let ordinal = self.slots.next().ok_or_else(|| self.too_large())?;
             let segment = self.add(&mut grow, 1, SegmentKind::Slots { ordinal })?;
-            entry.store(segment, Ordering::Release);
-            self.capacity.store(capacity + self.geometry.slots, Ordering::Release);
+            self.slots.add(segment);
         }
         Ok(())
     }
@@ -718,7 +642,7 @@ impl Drop for Writer {
             |at: u64| (at - slot::DATA_START).next_multiple_of(geometry.segment) + slot::DATA_START;
         let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = self.events() + u64::from(noted);
-        let capacity = self.capacity.load(Ordering::Acquire);
+        let capacity = self.slots.capacity();
         while next < capacity {
             if let Some(at) = self.slot_at(next) {
                 free(at, end(at));

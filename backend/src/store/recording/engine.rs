@@ -396,12 +396,11 @@ impl RecordingEngine {
         // Held until they are recorded: an index is never news after the reset of its queue.
         let rings = shared.rings.read().unwrap_or_else(PoisonError::into_inner);
         // Read before the indexes: those of an earlier epoch are not taken for this one's.
-        let epoch = shared.epoch.load(Ordering::Acquire) << 16;
+        let epoch = shared.seen.epoch();
         let mut visible = SmallVec::<[(u16, u16); 4]>::new();
         if let Some(rings) = &*rings {
             rings.available(&mut |queue, index| {
-                let seen = shared.seen.get(usize::from(queue));
-                if seen.is_none_or(|s| s.load(Ordering::Acquire) != epoch | u64::from(index)) {
+                if shared.seen.is_news(epoch, queue, index) {
                     visible.push((queue, index));
                 }
             });
@@ -420,9 +419,7 @@ impl RecordingEngine {
                 // Only now: whoever does not record an index because it was seen may rely on its
                 // event being before his own.
                 for (queue, index) in &visible {
-                    if let Some(seen) = shared.seen.get(usize::from(*queue)) {
-                        seen.store(epoch | u64::from(*index), Ordering::Release);
-                    }
+                    shared.seen.recorded(epoch, *queue, *index);
                 }
             }
         }
