@@ -1,4 +1,5 @@
 mod cut;
+mod order;
 
 use super::*;
 use crate::store::gate::{AlwaysGo, GateContext, Point, Verdict, Waker};
@@ -94,12 +95,21 @@ impl Setup {
     }
 
     fn create(&self, lb_size: u32, discard: DiscardReads) -> RecordingStore {
+        self.create_with(lb_size, discard, Arc::clone(&self.gate) as _)
+    }
+
+    fn create_with(
+        &self,
+        lb_size: u32,
+        discard: DiscardReads,
+        gate: Arc<dyn Gate>,
+    ) -> RecordingStore {
         let base = BaseImage::identify(&self.image).unwrap();
         let disk = Disk { capacity: SIZE, lb_size };
         let new = NewRecording::new(disk, base, serde_json::json!({}));
         let new = NewRecording { segment_size: 256 << 10, ..new };
         let writer = Writer::create(&self.recording(), new).unwrap();
-        RecordingStore::over(writer, Arc::clone(&self.gate) as _, options(discard)).unwrap()
+        RecordingStore::over(writer, gate, options(discard)).unwrap()
     }
 
     fn store(&self, lb_size: u32) -> RecordingStore {
