@@ -58,7 +58,14 @@ fn qemu_nbd(place: &Place, arguments: &[&str]) -> Option<Other> {
         return None;
     };
     let other = Other(child);
-    until(|| socket.exists());
+    // The socket is there before the image is open. Bytes 100 and 101: it reads, and writes.
+    let bytes = if arguments.contains(&"-r") { " 100 100" } else { " 100 101" };
+    let files = format!("/proc/{}/fdinfo", other.0.id());
+    let locks = |file: std::io::Result<std::fs::DirEntry>| {
+        let info = std::fs::read_to_string(file.unwrap().path()).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("lock:") && line.ends_with(bytes))
+    };
+    until(|| std::fs::read_dir(&files).unwrap().any(locks) && socket.exists());
     Some(other)
 }
 

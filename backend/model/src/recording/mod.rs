@@ -21,8 +21,9 @@
 //! (`kill -9` too), because it is in the kernel's page cache by then; it does **not** survive a
 //! power loss of the host: nothing is synced on the data path. A file that is cut short, or whose
 //! disk fails, beneath the mapping raises SIGBUS; a handler puts zeroes there and poisons the
-//! writer, and every later request is refused ([`RecordingError::Poisoned`]). Readers use `pread`,
-//! and may look while a writer is at work.
+//! writer, and every later request is refused ([`RecordingError::Poisoned`]). What the kernel could
+//! not write back is told nobody by itself: [`Writer::look`] asks. Readers use `pread`, and may look
+//! while a writer is at work.
 
 mod fresh;
 mod header;
