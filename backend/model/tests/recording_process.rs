@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 use tornblk_model::event::*;
 use tornblk_model::recording::*;
 
@@ -26,6 +27,20 @@ fn child(test: &str, recording: &Path) -> Command {
 
 fn given() -> PathBuf {
     PathBuf::from(std::env::var_os(CHILD).expect("this test is only run by another one"))
+}
+
+/// The recording, which the parent has just closed. A process that another of its threads was
+/// making in that moment may have had it for a little longer, and its lock with it.
+fn opened() -> Writer {
+    let begin = Instant::now();
+    loop {
+        match Writer::open(&given()) {
+            Err(RecordingError::Busy { .. }) if begin.elapsed() < Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other.unwrap(),
+        }
+    }
 }
 
 fn create(dir: &Path) -> Writer {
@@ -52,7 +67,7 @@ fn write(writer: &Writer, queue: u16, n: u64) -> Result<Seq, RecordingError> {
 #[test]
 #[ignore = "run by a_killed_process_loses_nothing_that_it_said_was_done"]
 fn child_appends_until_it_is_killed() {
-    let writer = Writer::open(&given()).unwrap();
+    let writer = opened();
     let out = Mutex::new(std::io::stdout());
     std::thread::scope(|s| {
         for queue in 0..4 {
@@ -173,7 +188,7 @@ fn fill_up(writer: &Writer) -> u64 {
 #[test]
 #[ignore = "run by a_full_disk_fails_requests_and_keeps_the_recording"]
 fn child_meets_the_limit_of_a_file() {
-    let writer = Writer::open(&given()).unwrap();
+    let writer = opened();
     let limit = getrlimit(Resource::Fsize);
     let segments = |n: u64| Some((64 << 10) + n * (64 << 10) + 4096);
     setrlimit(Resource::Fsize, Rlimit { current: segments(4), ..limit }).unwrap();
