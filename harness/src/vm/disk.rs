@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tornblk_agent::channel::{Command, Outcome};
 
-use super::qmp::from;
-use super::{NoHost, QMP_TIMEOUT, Vm, VmError};
+use super::qmp::{Plain, from};
+use super::{NoHost, QMP_TIMEOUT, Qemu, Vm, VmError};
 
 /// How a disk is attached: which device the guest sees, and which of QEMU's devices stands for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,24 @@ pub(super) fn slot_name(slot: usize) -> String {
     format!("slot{slot}")
 }
 
+/// How QEMU is told to connect again: the option of its socket, and what it is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reconnect {
+    option: &'static str,
+    each: u64,
+}
+
+impl Reconnect {
+    /// Seconds, until 9.2 brought milliseconds (QEMU's "Deprecated features": `reconnect`).
+    pub(super) fn of(qemu: &Qemu) -> Reconnect {
+        if qemu.version() < (9, 2, 0) {
+            Reconnect { option: "reconnect", each: 1 }
+        } else {
+            Reconnect { option: "reconnect-ms", each: 1000 }
+        }
+    }
+}
+
 /// Which slots are taken.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
@@ -122,6 +140,30 @@ impl Vm {
         queues: u16,
         front_end: FrontEnd,
     ) -> Result<Disk, VmError> {
+        self.attach(socket, serial, queues, front_end, None)
+    }
+
+    /// As [`Vm::attach_disk`], for a back-end that may die and be started again at the same socket:
+    /// QEMU tries to connect once a second for as long as the disk is plugged in. The guest's
+    /// requests wait meanwhile.
+    pub fn attach_disk_for_good(
+        &mut self,
+        socket: &Path,
+        serial: &str,
+        queues: u16,
+        front_end: FrontEnd,
+    ) -> Result<Disk, VmError> {
+        self.attach(socket, serial, queues, front_end, Some(self.reconnect))
+    }
+
+    fn attach(
+        &mut self,
+        socket: &Path,
+        serial: &str,
+        queues: u16,
+        front_end: FrontEnd,
+        reconnect: Option<Reconnect>,
+    ) -> Result<Disk, VmError> {
         if front_end == FrontEnd::BlkFull && !self.has_test_device {
             return Err(VmError::NoTestDevice);
         }
@@ -136,14 +178,16 @@ impl Vm {
             }
             other => other,
         };
-        let add: qapi::qmp::chardev_add = from(json!({
-            "id": chardev,
-            "backend": { "type": "socket", "data": {
-                "addr": { "type": "unix", "data": { "path": socket.to_string_lossy() } },
-                "server": false,
-            } },
-        }))?;
-        self.qmp_execute(&add).map_err(failed)?;
+        let mut data = json!({
+            "addr": { "type": "unix", "data": { "path": socket.to_string_lossy() } },
+            "server": false,
+        });
+        if let Some(Reconnect { option, each }) = reconnect {
+            data[option] = each.into();
+        }
+        let add = json!({ "id": chardev, "backend": { "type": "socket", "data": data } });
+        // The crate's type has no `reconnect-ms`, and would drop it.
+        self.qmp_execute(&Plain::<qapi::qmp::chardev_add>::new(add)).map_err(failed)?;
         // Nobody tells the driver that there are fewer than the device offers: it takes one a CPU.
         let queues = if front_end == FrontEnd::BlkFull { queues.max(self.cpus) } else { queues };
         let mut plug = front_end.driver(queues);
@@ -232,6 +276,24 @@ impl Vm {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn each_qemu_is_told_to_connect_again_in_its_own_words() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("qemu");
+        for (version, told) in [("7.2.22", "reconnect"), ("9.2.0", "reconnect-ms")] {
+            std::fs::write(&path, format!("#!/bin/sh\necho QEMU emulator version {version}\n"))
+                .unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            assert_eq!(Reconnect::of(&Qemu::at(&path).unwrap()).option, told, "{version}");
+        }
+        // Whatever the crate knows of it.
+        let add = json!({ "id": "c", "backend": { "reconnect-ms": 1000 } });
+        let plain = Plain::<qapi::qmp::chardev_add>::new(add.clone());
+        let written = serde_json::to_value(qapi::Execute::<&_>::from(&plain)).unwrap();
+        assert_eq!(written, json!({ "execute": "chardev-add", "arguments": add }));
+    }
 
     #[test]
     fn commands_are_written_as_qemu_takes_them() {

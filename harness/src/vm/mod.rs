@@ -204,6 +204,7 @@ pub struct Vm {
     /// Of the image, with what they need: the front-ends' drivers.
     drivers: Vec<(FrontEnd, Vec<String>)>,
     has_test_device: bool,
+    reconnect: disk::Reconnect,
     cpus: u16,
     release: String,
     /// No deadline holds: see [`VmConfig::gdb`].
@@ -280,6 +281,7 @@ impl Vm {
             slots: disk::Slots::default(),
             drivers: drivers(config.image),
             has_test_device: config.qemu.has_test_device(),
+            reconnect: disk::Reconnect::of(&config.qemu),
             cpus: config.cpus,
             release: config.image.release.clone(),
             patient: config.gdb.is_some(),
@@ -397,6 +399,29 @@ impl Vm {
     /// QEMU's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Halts the guest's processors; a vhost-user device is told to end what it has in flight.
+    pub fn pause(&mut self) -> Result<(), VmError> {
+        self.qmp.execute(&qapi::qmp::stop {}, QMP_TIMEOUT).map_err(|e| self.what_really(e))?;
+        Ok(())
+    }
+
+    /// After [`Vm::pause`].
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        self.qmp.execute(&qapi::qmp::cont {}, QMP_TIMEOUT).map_err(|e| self.what_really(e))?;
+        Ok(())
+    }
+
+    /// Writes the guest, which must have no disk, into the file `path`, with what it said on its
+    /// console beside it, and ends QEMU. [`Vm::restore`] goes on from there.
+    pub fn save(self, config: &VmConfig<'_>, path: &Path) -> Result<(), VmError> {
+        saved::keep(self, config, path)
+    }
+
+    /// A guest as it was at [`Vm::save`], started from the same configuration.
+    pub fn restore(config: &VmConfig<'_>, path: &Path) -> Result<Vm, VmError> {
+        saved::restore(config, path)
     }
 
     /// Cuts the power: SIGKILL. When it returns, the process is gone.

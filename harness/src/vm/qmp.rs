@@ -1,6 +1,7 @@
 //! QEMU's monitor. Commands and answers are the crate qapi's; lines are read here, with deadlines,
 //! and so that events and fields of a newer QEMU do no harm.
 
+use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,28 @@ impl Qmp {
         }
         Ok(Some(value))
     }
+}
+
+/// A command of the crate's with arguments that its type does not know.
+#[derive(Debug)]
+pub(super) struct Plain<C>(Value, PhantomData<C>);
+
+impl<C> Plain<C> {
+    pub(super) fn new(arguments: Value) -> Plain<C> {
+        Plain(arguments, PhantomData)
+    }
+}
+
+impl<C> serde::Serialize for Plain<C> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<C: qapi::Command> qapi::Command for Plain<C> {
+    type Ok = C::Ok;
+    const NAME: &'static str = C::NAME;
+    const ALLOW_OOB: bool = C::ALLOW_OOB;
 }
 
 /// The crate's types have a field for every option there is: only those that are meant are

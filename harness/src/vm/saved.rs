@@ -102,6 +102,16 @@ fn make(config: &VmConfig<'_>, state: &Path) -> Result<(), VmError> {
     fs::rename(&written, state).map_err(io(cannot_place))
 }
 
+/// Saves a guest that may have been at work for long, and ends it.
+pub(super) fn keep(mut vm: Vm, config: &VmConfig<'_>, path: &Path) -> Result<(), VmError> {
+    save(&mut vm, &config.qemu, path)?;
+    vm.quit();
+    let said = console_of(path);
+    fs::copy(config.dir.join(CONSOLE), &said)
+        .map_err(io(format!("cannot write {}", said.display())))?;
+    Ok(())
+}
+
 /// Stops the guest and writes it into a file.
 fn save(vm: &mut Vm, qemu: &Qemu, path: &Path) -> Result<(), VmError> {
     vm.qmp.execute(&qmp::stop {}, QMP_TIMEOUT)?;
@@ -155,7 +165,7 @@ fn zero_free_memory(vm: &mut Vm) -> Result<(), VmError> {
     Ok(())
 }
 
-fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
+pub(super) fn restore(config: &VmConfig<'_>, state: &Path) -> Result<Vm, VmError> {
     let incoming = ["-incoming", "defer"].map(str::to_owned);
     let said =
         fs::read(console_of(state)).map_err(io("cannot read what the guest said at its boot"))?;
