@@ -125,8 +125,7 @@ cat >job <<'END'
     pub(crate) fn end(&self, guest: &mut Guest, limit: Duration) -> Result<Done> {
         guest.sh(&format!("touch {FOLDER}/stop"))?;
         wait_until("the end of fio", limit, || {
-            Load::look(guest)?;
-            let said = guest.sh(&format!("cat {FOLDER}/done 2>/dev/null || :"))?;
+            let said = guest.sh(&format!("cat {FOLDER}/failed {FOLDER}/done 2>/dev/null || :"))?;
             Ok((!said.is_empty()).then_some(()))
         })
         .map_err(|e| {

@@ -69,7 +69,7 @@ fn a_disk_that_lies_is_caught() {
     load.start(&mut guest, 1).unwrap();
     device.client().unwrap().fault("stale-read,p=0.05").unwrap();
     let error = load.end(&mut guest, Duration::from_secs(120)).unwrap_err();
-    assert!(error.contains("fio: status 1") && error.contains("verify"), "{error}");
+    assert!(error.contains("of fio: status") && error.contains("verify: bad"), "{error}");
 }
 
 /// Cycles until the time is over, and at least one of each kind. The verdict and its table go to
