@@ -6,6 +6,7 @@ pub(crate) mod driver;
 pub(crate) mod random;
 pub(crate) mod scsi;
 pub(crate) mod store;
+pub(crate) mod touched;
 
 use std::sync::Arc;
 use store::{MemStore, Shared};

@@ -2,8 +2,9 @@
 //! into writable buffers and the used ring, and returns each head once.
 
 use crate::common::driver::descriptor;
-use crate::common::random::{EACH, Piece, config, everything, outside, piece, writable};
+use crate::common::random::{EACH, Piece, config, piece};
 use crate::common::store::MemStore;
+use crate::common::touched::{everything, outside, writable};
 use crate::{Bench, SEAM};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -2,10 +2,11 @@
 //! only into writable buffers and the used ring, and answers each chain once.
 
 use crate::common::driver::{WRITE, descriptor};
-use crate::common::random::{EACH, Piece, config, everything, outside, piece, writable};
+use crate::common::random::{EACH, Piece, config, piece};
 use crate::common::scsi::{DISK, REQUEST, RESPONSE, header};
 use crate::common::scsi_with;
 use crate::common::store::MemStore;
+use crate::common::touched::{everything, outside, writable};
 use crate::{Bench, END, FIRST, LimitOptions, SEAM, memory};
 use proptest::collection::vec;
 use proptest::prelude::*;
