@@ -75,10 +75,11 @@ impl FromStr for Fault {
                         ));
                     };
                     if !at.is_multiple_of(SECTOR) || !len.is_multiple_of(SECTOR) {
+                        let whole = len.checked_next_multiple_of(SECTOR);
                         return Err(refuse(format!(
                             "a range is made of whole sectors: use range={}+{}",
                             size::print(at / SECTOR * SECTOR),
-                            size::print(len.next_multiple_of(SECTOR)),
+                            size::print(whole.unwrap_or(len / SECTOR * SECTOR)),
                         )));
                     }
                     fault.range = Some((at, len));
@@ -157,6 +158,7 @@ mod tests {
             ("corrupt,range=5", "range=0+1m"),
             ("corrupt,range=0+0", "range=0+1m"),
             ("corrupt,range=100+512", "range=0+512"),
+            ("corrupt,range=0+18446744073709551615", "whole sectors"),
             ("corrupt,nth=1,nth=2", "twice"),
             ("corrupt,nth=1,p=0.5", "exclude"),
             ("corrupt,n=1", "use range="),
