@@ -174,9 +174,22 @@ impl Disk {
         self.capacity / u64::from(self.lb_size)
     }
 
-    /// The logical blocks that the bytes `offset..offset + len` touch.
+    /// The logical blocks that the bytes `offset..offset + len` touch. Beyond 2^64 there are none.
     pub fn touched(&self, offset: u64, len: u64) -> std::ops::Range<u64> {
         let lb = u64::from(self.lb_size);
-        offset / lb..(offset + len).div_ceil(lb)
+        offset / lb..offset.saturating_add(len).div_ceil(lb)
+    }
+
+    /// Do all bytes that a request is about lie on the disk?
+    pub fn holds(&self, op: &Op) -> bool {
+        let inside =
+            |offset: u64, len: u64| offset.checked_add(len).is_some_and(|end| end <= self.capacity);
+        match op {
+            Op::Read { offset, len } | Op::Write { offset, len, .. } => inside(*offset, *len),
+            Op::Flush => true,
+            Op::Discard { segments } | Op::WriteZeroes { segments } => {
+                segments.iter().all(|s| inside(s.offset, s.len))
+            }
+        }
     }
 }

@@ -392,6 +392,11 @@ impl Shared {
                 _ => {}
             }
             match event {
+                // A request that reaches beyond the disk is none that a device recorded.
+                Event::Submit(submit) if !self.disk.holds(&submit.op) => {
+                    let what = format!("event {seq}: the request lies outside of the disk");
+                    return Err(RecordingError::Corrupt { path: reader.path().to_owned(), what });
+                }
                 Event::Submit(submit) if !untouched.contains(&seq) => {
                     let work = match submit.op {
                         event::Op::Write { offset, len, payload, .. } => {

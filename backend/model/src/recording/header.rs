@@ -69,6 +69,14 @@ impl OuterState {
         trust: Trust,
     ) -> Result<StateReader, RecordingError> {
         let reader = Arc::new(Reader::open(&self.recording)?);
+        // Nobody records on a state of a recovery. One that says so may name itself.
+        if reader.header().on.is_some() {
+            return Err(RecordingError::Invalid(format!(
+                "{} was itself made on a state of another recording: give one that was made on a \
+                 state of a recording of a disk",
+                self.recording.display()
+            )));
+        }
         let events: Vec<_> = reader.events().collect::<Result<_, _>>()?;
         let bad =
             |e: ModelError| RecordingError::Invalid(format!("{}: {e}", self.recording.display()));
@@ -221,6 +229,13 @@ impl Header {
             .ok_or_else(|| RecordingError::corrupt(path, "its segment size is impossible"))?;
         if header.disk.lb_size < 512 || !header.disk.lb_size.is_power_of_two() {
             return Err(RecordingError::corrupt(path, "its logical block size is impossible"));
+        }
+        // A disk may be a little larger than its image, and all of it is read as zeroes: not more.
+        let Disk { capacity, lb_size } = header.disk;
+        let most = header.base.size.checked_next_multiple_of(u64::from(lb_size));
+        if most.is_none_or(|most| capacity > most) {
+            let what = "its disk is larger than the image that it began on";
+            return Err(RecordingError::corrupt(path, what));
         }
         Ok((header, geometry))
     }

@@ -17,6 +17,8 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// Slots looked at in one read.
 const BATCH: u64 = 16 << 10;
+/// Bytes of data that are looked at at once.
+const PIECE: u64 = 1 << 20;
 /// Looks at a slot that a live writer commits right now, before it counts as damaged.
 const LOOKS: u32 = 1000;
 
@@ -321,7 +323,7 @@ impl Reader {
     /// Bytes of the payload of a write: the whole logical blocks that it touches.
     pub fn payload_len(&self, offset: u64, len: u64) -> u64 {
         let blocks = self.header.disk.touched(offset, len);
-        (blocks.end - blocks.start) * u64::from(self.header.disk.lb_size)
+        (blocks.end - blocks.start).saturating_mul(u64::from(self.header.disk.lb_size))
     }
 
     /// Reads bytes of a payload from `skip` on. Not verified.
@@ -351,13 +353,47 @@ impl Reader {
     /// # Errors
     /// It is not kept, cannot be read, or is damaged.
     pub fn payload(&self, payload: &Payload, len: usize) -> Result<Vec<u8>, RecordingError> {
+        self.reaches(payload, len as u64)?;
         let mut out = vec![0; len];
         self.read_payload(payload, 0, &mut out)?;
         if crc32c::crc32c(&out) != payload.crc {
-            let what = format!("the data at byte {} fails its checksum", payload.position);
-            return Err(RecordingError::corrupt(&self.path, what));
+            return Err(self.unsound(payload));
         }
         Ok(out)
+    }
+
+    /// Does the file have these bytes? Before any room is made for them: their number comes from a
+    /// slot, and may be anything in a recording that somebody made up.
+    fn reaches(&self, payload: &Payload, len: u64) -> Result<(), RecordingError> {
+        let meta = self.file.metadata().map_err(RecordingError::io("read", &self.path))?;
+        let (has, needs) = (meta.len(), payload.position.saturating_add(len));
+        if needs > has {
+            return Err(RecordingError::Truncated { path: self.path.clone(), has, needs });
+        }
+        Ok(())
+    }
+
+    fn unsound(&self, payload: &Payload) -> RecordingError {
+        let what = format!("the data at byte {} fails its checksum", payload.position);
+        RecordingError::corrupt(&self.path, what)
+    }
+
+    /// As [`Reader::payload`], where nobody wants the bytes: a piece at a time.
+    fn check(&self, payload: &Payload, len: u64) -> Result<(), RecordingError> {
+        self.reaches(payload, len)?;
+        let mut piece = vec![0; PIECE.min(len) as usize];
+        let (mut crc, mut done) = (0, 0);
+        // At least once: that nothing is kept is an error, whatever the length.
+        loop {
+            let n = PIECE.min(len - done);
+            self.read_payload(payload, done, &mut piece[..n as usize])?;
+            crc = crc32c::crc32c_append(crc, &piece[..n as usize]);
+            done += n;
+            if done == len {
+                break;
+            }
+        }
+        if crc != payload.crc { Err(self.unsound(payload)) } else { Ok(()) }
     }
 
     /// Checks the payload of the write at `seq` against its checksum, the first time it is asked.
@@ -368,14 +404,14 @@ impl Reader {
         &self,
         seq: Seq,
         payload: &Payload,
-        len: usize,
+        len: u64,
     ) -> Result<(), RecordingError> {
         let (word, bit) = ((seq.0 / 64) as usize, 1 << (seq.0 % 64));
         let sound = || self.sound.lock().unwrap_or_else(PoisonError::into_inner);
         if sound().get(word).is_some_and(|bits| bits & bit != 0) {
             return Ok(());
         }
-        self.payload(payload, len)?;
+        self.check(payload, len)?;
         let mut sound = sound();
         if sound.len() <= word {
             sound.resize(word + 1, 0);
@@ -390,7 +426,6 @@ impl Reader {
     /// The first thing that is wrong, with the event it is about.
     pub fn verify(&self) -> Result<Verified, RecordingError> {
         let mut out = Verified { events: 0, writes: 0, payload_bytes: 0 };
-        let capacity = self.header.disk.capacity;
         // Whether each request that was submitted has ended.
         let mut ended: HashMap<u64, bool> = HashMap::new();
         for found in self.events() {
@@ -400,26 +435,14 @@ impl Reader {
                 |what: &str| RecordingError::corrupt(&self.path, format!("event {seq}: {what}"));
             match event {
                 Event::Submit(Submit { op, .. }) => {
-                    let inside = |offset: u64, len: u64| {
-                        offset.checked_add(len).is_some_and(|end| end <= capacity)
-                    };
-                    let fits = match &op {
-                        Op::Read { offset, len } | Op::Write { offset, len, .. } => {
-                            inside(*offset, *len)
-                        }
-                        Op::Flush => true,
-                        Op::Discard { segments } | Op::WriteZeroes { segments } => {
-                            segments.iter().all(|s| inside(s.offset, s.len))
-                        }
-                    };
-                    if !fits {
+                    if !self.header.disk.holds(&op) {
                         return Err(wrong("the request lies outside of the disk"));
                     }
                     if let Op::Write { offset, len, payload, .. } = op {
                         out.writes += 1;
                         if payload.position != 0 {
                             let len = self.payload_len(offset, len);
-                            self.payload(&payload, len as usize).map_err(|e| match e {
+                            self.check(&payload, len).map_err(|e| match e {
                                 RecordingError::Corrupt { what, .. } => wrong(&what),
                                 other => other,
                             })?;
@@ -472,7 +495,8 @@ impl Reader {
                                 counts.sub_block += 1;
                             }
                             if payload.position != 0 {
-                                payload_bytes += self.payload_len(offset, len);
+                                payload_bytes =
+                                    self.payload_len(offset, len).saturating_add(payload_bytes);
                             }
                         }
                         Op::Flush => counts.flushes += 1,

@@ -42,9 +42,9 @@ impl Geometry {
             .then(|| Geometry { segment, slots: (segment - SEGMENT_HEADER) / SLOT })
     }
 
-    /// Byte position of segment `n`.
+    /// Byte position of segment `n`; where no file reaches, if a file says that it has so many.
     pub(super) fn segment_at(&self, n: u32) -> u64 {
-        DATA_START + u64::from(n) * self.segment
+        u64::from(n).saturating_mul(self.segment).saturating_add(DATA_START)
     }
 }
 

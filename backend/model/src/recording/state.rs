@@ -256,7 +256,7 @@ impl StateReader {
                 self.reader.check_payload(
                     request,
                     &payload,
-                    self.reader.payload_len(offset, len) as usize,
+                    self.reader.payload_len(offset, len),
                 )?;
                 let touched = self.disk().touched(offset, len);
                 let written = Written { payload, blocks: touched.end - touched.start };
