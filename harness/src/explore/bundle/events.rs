@@ -11,6 +11,10 @@ use tornblk_model::recording::{Completion, MARK_MAX, Reader, Writer};
 /// Stands where a slot of the original was never committed, so that what follows keeps its number.
 const HOLE: &str = "(never committed)";
 
+/// Slots that were never committed, in all: a device leaves a few where it is killed. Far more can
+/// be said in a few bytes.
+const HOLES: u64 = 1 << 16;
+
 /// A discard's segments in one request: far more than any device takes.
 const SEGMENTS: u64 = 1 << 16;
 
@@ -152,23 +156,24 @@ pub(super) fn number(mut value: u64, out: &mut Vec<u8>) {
     out.push(value as u8);
 }
 
-/// Makes the recording anew. Everything that does not fit together is damage.
-pub(super) fn read(from: &mut dyn Read, to: &Writer) -> Result<(), BundleError> {
+/// Makes the recording anew, of at most `most` bytes. Everything that does not fit together is damage.
+pub(super) fn read(from: &mut dyn Read, most: u64, to: &Writer) -> Result<(), BundleError> {
     let mut input = Input(from);
     let mut before = 0;
+    let mut holes = HOLES;
     // What became visible before the completion that comes next, at the same number.
     let mut visible: Vec<(u16, u16)> = Vec::new();
     let mut visible_at = 0;
     loop {
         let tag = input.byte()?;
         if tag == END {
-            return flush(&mut visible, visible_at, to);
+            return flush(&mut visible, visible_at, &mut holes, to);
         }
         let seq = input.number()?.checked_add(before).ok_or_else(BundleError::nonsense)?;
         before = seq;
         if tag == VISIBLE {
             if visible_at != seq {
-                flush(&mut visible, visible_at, to)?;
+                flush(&mut visible, visible_at, &mut holes, to)?;
             }
             visible.push((input.small()?, input.small()?));
             visible_at = seq;
@@ -185,32 +190,38 @@ pub(super) fn read(from: &mut dyn Read, to: &Writer) -> Result<(), BundleError> 
             };
             let end = Completion { request, status, executed: flags & 0x80 == 0, last: false };
             if visible_at != seq {
-                flush(&mut visible, visible_at, to)?;
+                flush(&mut visible, visible_at, &mut holes, to)?;
             }
-            fill(seq, to)?;
+            fill(seq, &mut holes, to)?;
             let at = to.complete(&std::mem::take(&mut visible), end)?;
             same(at, seq)?;
             continue;
         }
-        flush(&mut visible, visible_at, to)?;
-        let event = input.event(tag, to)?;
-        fill(seq, to)?;
+        flush(&mut visible, visible_at, &mut holes, to)?;
+        let event = input.event(tag, most, to)?;
+        fill(seq, &mut holes, to)?;
         same(to.append(&event)?, seq)?;
     }
 }
 
 /// What became visible without a completion has an event of its own.
-fn flush(visible: &mut Vec<(u16, u16)>, at: u64, to: &Writer) -> Result<(), BundleError> {
+fn flush(
+    visible: &mut Vec<(u16, u16)>,
+    at: u64,
+    holes: &mut u64,
+    to: &Writer,
+) -> Result<(), BundleError> {
     if visible.is_empty() {
         return Ok(());
     }
-    fill(at, to)?;
+    fill(at, holes, to)?;
     same(to.visible(&std::mem::take(visible))?, at)
 }
 
 /// Events that the original never committed.
-fn fill(seq: u64, to: &Writer) -> Result<(), BundleError> {
+fn fill(seq: u64, holes: &mut u64, to: &Writer) -> Result<(), BundleError> {
     while to.events() < seq {
+        *holes = holes.checked_sub(1).ok_or_else(BundleError::nonsense)?;
         to.append(&Event::Mark(Mark { name: HOLE.to_owned() }))?;
     }
     Ok(())
@@ -249,14 +260,14 @@ impl Input<'_> {
         u16::try_from(self.number()?).map_err(|_| BundleError::nonsense())
     }
 
-    fn event(&mut self, tag: u8, to: &Writer) -> Result<Event, BundleError> {
+    fn event(&mut self, tag: u8, most: u64, to: &Writer) -> Result<Event, BundleError> {
         Ok(match tag {
             SUBMIT => Event::Submit(Submit {
                 queue: self.small()?,
                 position: self.small()?,
                 head: self.small()?,
                 ioprio: self.small()?,
-                op: self.operation(to)?,
+                op: self.operation(most, to)?,
             }),
             MARK => {
                 let len = self.number()?;
@@ -296,7 +307,7 @@ impl Input<'_> {
         })
     }
 
-    fn operation(&mut self, to: &Writer) -> Result<Op, BundleError> {
+    fn operation(&mut self, most: u64, to: &Writer) -> Result<Op, BundleError> {
         Ok(match self.byte()? {
             READ => Op::Read { offset: self.number()?, len: self.number()? },
             WRITE => {
@@ -311,6 +322,10 @@ impl Input<'_> {
                 } else {
                     let blocks = disk.touched(offset, len);
                     let bytes = (blocks.end - blocks.start) * u64::from(disk.lb_size);
+                    // Before the host's disk has to have room for it.
+                    if bytes > most {
+                        return Err(BundleError::nonsense());
+                    }
                     let mut space = to.reserve(bytes as usize)?;
                     self.bytes(space.as_mut_slice())?;
                     space.finish()

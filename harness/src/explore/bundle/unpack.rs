@@ -15,6 +15,10 @@ use tornblk_model::recording::{StateReader, Trust, Writer};
 
 /// Blocks of the base in one run: as many as [`pack`](super::pack()) puts there.
 const RUN: u64 = 1 << 20;
+/// Bytes of the base that are moved at once.
+const PIECE: u64 = 1 << 20;
+/// zlib makes no more of a byte (RFC 1951: a match of 258 bytes takes two bits or more).
+const MOST_OF_A_BYTE: u64 = 1032;
 /// Of the recording that is made: a bundle's is small.
 const SEGMENT: u64 = 4 << 20;
 
@@ -23,6 +27,8 @@ const SEGMENT: u64 = 4 << 20;
 pub struct Bundle {
     path: PathBuf,
     meta: Meta,
+    /// Bytes that may be in it.
+    most: u64,
     /// Behind the meta.
     rest: ZlibDecoder<BufReader<File>>,
 }
@@ -81,7 +87,7 @@ impl Bundle {
             let (tornblk, found) = (meta.tornblk, meta.checker);
             return Err(BundleError::Checker { path: path_of(), tornblk, found });
         }
-        Ok(Bundle { path: path.to_owned(), meta, rest })
+        Ok(Bundle { path: path.to_owned(), meta, most: has.saturating_mul(MOST_OF_A_BYTE), rest })
     }
 
     pub fn meta(&self) -> &Meta {
@@ -147,7 +153,7 @@ impl Bundle {
         new: NewRecording,
     ) -> Result<Arc<Reader>, BundleError> {
         let writer = Writer::create(path, new)?;
-        events::read(&mut self.rest, &writer)?;
+        events::read(&mut self.rest, self.most, &writer)?;
         drop(writer);
         Ok(Arc::new(Reader::open(path)?))
     }
@@ -158,7 +164,7 @@ impl Bundle {
         file.set_len(self.meta.base_size).map_err(io)?;
         let lb = u64::from(self.meta.disk.lb_size);
         let mut input = Input(&mut self.rest);
-        let mut bytes = Vec::new();
+        let mut piece = vec![0; PIECE as usize];
         loop {
             let (first, count) = (input.number()?, input.number()?);
             if count == 0 {
@@ -168,12 +174,15 @@ impl Bundle {
             if count > RUN || end.is_none_or(|end| end > self.meta.disk.blocks()) {
                 return Err(BundleError::nonsense());
             }
-            bytes.resize((count * lb) as usize, 0);
-            input.bytes(&mut bytes)?;
-            // An image may end within a block.
-            let at = first * lb;
-            let n = self.meta.base_size.saturating_sub(at).min(bytes.len() as u64);
-            file.write_all_at(&bytes[..n as usize], at).map_err(io)?;
+            let (mut at, end) = (first * lb, (first + count) * lb);
+            while at < end {
+                let bytes = &mut piece[..(end - at).min(PIECE) as usize];
+                input.bytes(bytes)?;
+                // An image may end within a block.
+                let n = self.meta.base_size.saturating_sub(at).min(bytes.len() as u64);
+                file.write_all_at(&bytes[..n as usize], at).map_err(io)?;
+                at += bytes.len() as u64;
+            }
         }
     }
 }
@@ -184,7 +193,8 @@ fn read_meta(rest: &mut dyn Read) -> Result<Meta, BundleError> {
     if len > META_MAX {
         return Err(BundleError::nonsense());
     }
-    let mut json = vec![0; len as usize];
-    input.bytes(&mut json)?;
+    // As much as there is, and not as much as it says.
+    let mut json = Vec::new();
+    rest.take(len).read_to_end(&mut json).map_err(|_| BundleError::nonsense())?;
     serde_json::from_slice(&json).map_err(|_| BundleError::nonsense())
 }
