@@ -85,6 +85,14 @@ fn a_disk_is_no_larger_than_its_image() {
 }
 
 #[test]
+fn a_logical_block_is_held_in_memory_and_no_larger() {
+    let place = Place::new();
+    std::fs::File::create(place.dir.path().join("base.img")).unwrap().set_len(2 << 30).unwrap();
+    let disk = Disk { capacity: 2 << 30, lb_size: 1 << 30 };
+    says(Reader::open(&place.record(disk, None, &[])), "logical block size is impossible");
+}
+
+#[test]
 fn a_recording_on_a_state_of_itself_has_no_beginning() {
     let place = Place::new();
     let on = OuterState { recording: place.path(), state: "lb512/p0:all".to_owned() };

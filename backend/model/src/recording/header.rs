@@ -1,9 +1,9 @@
 //! The first 64 KiB of a recording: what it is of.
 
-use super::RecordingError;
 use super::reader::Reader;
 use super::slot::{DATA_START, Geometry};
 use super::state::StateReader;
+use super::{LB_MAX, RecordingError};
 use crate::crash::{History, ModelError, StateName};
 use crate::event::Disk;
 use serde::{Deserialize, Serialize};
@@ -227,7 +227,8 @@ impl Header {
             .map_err(|e| RecordingError::corrupt(path, format!("its header says: {e}")))?;
         let geometry = Geometry::new(header.segment_size)
             .ok_or_else(|| RecordingError::corrupt(path, "its segment size is impossible"))?;
-        if header.disk.lb_size < 512 || !header.disk.lb_size.is_power_of_two() {
+        let lb_size = header.disk.lb_size;
+        if !(512..=LB_MAX).contains(&lb_size) || !lb_size.is_power_of_two() {
             return Err(RecordingError::corrupt(path, "its logical block size is impossible"));
         }
         // A disk may be a little larger than its image, and all of it is read as zeroes: not more.

@@ -49,6 +49,9 @@ use std::path::{Path, PathBuf};
 /// What [`NewRecording::segment_size`] is unless told otherwise.
 pub const SEGMENT_SIZE: u64 = 64 << 20;
 
+/// The largest logical block in bytes: far above what any kernel takes, and blocks are held in memory.
+pub const LB_MAX: u32 = 16 << 20;
+
 /// The longest [`Mark`](crate::event::Mark) in bytes.
 pub const MARK_MAX: usize = 4000;
 

@@ -10,7 +10,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tornblk_model::recording::{BaseImage, NewRecording, OuterState, Reader};
+use tornblk_model::recording::{BaseImage, LB_MAX, NewRecording, OuterState, Reader};
 use tornblk_model::recording::{StateReader, Trust, Writer};
 
 /// Blocks of the base in one run: as many as [`pack`](super::pack()) puts there.
@@ -107,7 +107,10 @@ impl Bundle {
     fn unpack_all(&mut self, dir: &Path) -> Result<Unpacked, BundleError> {
         let meta = self.meta.clone();
         let lb = meta.disk.lb_size;
-        if lb < 512 || !lb.is_power_of_two() || !meta.disk.capacity.is_multiple_of(u64::from(lb)) {
+        if !(512..=LB_MAX).contains(&lb)
+            || !lb.is_power_of_two()
+            || !meta.disk.capacity.is_multiple_of(u64::from(lb))
+        {
             return Err(BundleError::nonsense());
         }
         let base = dir.join("base.img");

@@ -1,7 +1,7 @@
 //! From a log to a recording.
 
 use super::super::fresh::Fresh;
-use super::super::{BaseImage, MARK_MAX, NewRecording, RecordingError, Writer};
+use super::super::{BaseImage, LB_MAX, MARK_MAX, NewRecording, RecordingError, Writer};
 use super::{
     ATOMIC, DISCARD, ENTRY, Entry, FLUSH, FUA, MAGIC, MARK, METADATA, SUPER, VERSION, ZEROES, bad,
     le64,
@@ -94,9 +94,9 @@ pub fn import(
 /// The name of the profile of the imported disk.
 fn profile(disk: &Disk, options: &ImportOptions) -> Result<String, RecordingError> {
     let lb = u64::from(disk.lb_size);
-    if lb < 512 || !lb.is_power_of_two() {
+    if !(512..=LB_MAX).contains(&disk.lb_size) || !lb.is_power_of_two() {
         return Err(RecordingError::Invalid(format!(
-            "a logical block of {lb} bytes is impossible: give a power of two from 512"
+            "a logical block of {lb} bytes is impossible: give a power of two from 512 to {LB_MAX}"
         )));
     }
     if disk.capacity == 0 || !disk.capacity.is_multiple_of(lb) {
@@ -156,7 +156,7 @@ impl<'a> Source<'a> {
         if version != VERSION {
             return Err(bad(path, format!("its version is {version}, and {VERSION} is known")));
         }
-        if !(512..=16 << 20).contains(&sector) || !sector.is_power_of_two() {
+        if !(512..=u64::from(LB_MAX)).contains(&sector) || !sector.is_power_of_two() {
             return Err(bad(path, format!("its sectors are said to have {sector} bytes")));
         }
         // Each takes a sector or more.
