@@ -1,4 +1,5 @@
-# Shared by ci/demo, ci/test, ci/planted and ci/slow: what a fresh machine lacks. Sourced from the project's root.
+# Shared by ci/demo, ci/fuzz, ci/test, ci/planted, ci/soak and ci/slow: what a fresh machine lacks. Sourced from the
+# project's root.
 
 fail() {
     echo "$(basename "$0"): $*" >&2

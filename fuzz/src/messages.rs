@@ -1,0 +1,641 @@
+//! vhost-user messages, with bytes and descriptors, over a real socket to
+//! [`tornblk_backend::vhost::serve`], and kicks to the queues that they started.
+//!
+//! Promised: the connection ends when the front-end ends it; answers are whole messages; no byte of
+//! a file is written that no memory region shows; the next front-end is served; no descriptor is
+//! left open; and what [`crate::store`] looks at.
+
+use crate::common::driver::Driver;
+use crate::common::scsi as scsi_driver;
+use crate::dish::Dish;
+use crate::limits::open_files;
+use crate::reach::{Count, Reached};
+use crate::store::{self, Disks, Kind};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tornblk_backend::device::blk::{Blk, BlkOptions, seg_max};
+use tornblk_backend::device::limits::{LimitOptions, Limits};
+use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Scsi, ScsiOptions};
+use tornblk_backend::device::{Device, FrontEnd, Memory};
+use tornblk_backend::vhost::{Socket, serve};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
+
+static REPLIES: Count = Count::new("replies");
+static RAN: Count = Count::new("queues that were started as they should be");
+static ANSWERED: Count = Count::new("requests answered over a queue");
+static STOPPED: Count = Count::new("queues stopped");
+
+pub(crate) fn reached() -> Vec<Reached> {
+    let all = [&REPLIES, &RAN, &ANSWERED, &STOPPED, &store::READS, &store::WRITES];
+    all.map(Count::get).into()
+}
+
+/// Is memory cut short that the device has mapped? The process then gets SIGBUS.
+const CUT_SHORT: bool = false;
+
+/// Messages and kicks in a case.
+const STEPS: usize = 48;
+/// How long the device may take to say something, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Without which it says nothing more.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// Bytes of the guest's memory, in two regions of one file; and of what lies behind them.
+const REGION: u64 = 0x4_0000;
+const BEHIND: u64 = 0x1_0000;
+const CANARY: u8 = 0x5c;
+/// Where the front-end has the guest's memory, as it says.
+const THERE: u64 = 0x7000_0000_0000;
+/// Each queue has this much memory, its rings first.
+const SHARE: u64 = 0x2_0000;
+const RING: u16 = 64;
+
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_MEM_TABLE: u32 = 5;
+const SET_LOG_BASE: u32 = 6;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const SET_VRING_ERR: u32 = 14;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const GET_QUEUE_NUM: u32 = 17;
+const SET_VRING_ENABLE: u32 = 18;
+const SET_BACKEND_REQ_FD: u32 = 21;
+const GET_CONFIG: u32 = 24;
+const SET_CONFIG: u32 = 25;
+const GET_INFLIGHT_FD: u32 = 31;
+const SET_INFLIGHT_FD: u32 = 32;
+const RESET_DEVICE: u32 = 34;
+const ADD_MEM_REG: u32 = 37;
+const REM_MEM_REG: u32 = 38;
+
+const VERSION: u32 = 1;
+const REPLY: u32 = 4;
+const NEED_REPLY: u32 = 8;
+/// VHOST_USER_F_PROTOCOL_FEATURES.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS.
+const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15;
+
+pub(crate) fn run(data: &[u8]) {
+    let before = open_files();
+    case(data);
+    let after = open_files();
+    assert_eq!(after, before, "descriptors are left open");
+}
+
+fn case(data: &[u8]) {
+    let mut dish = Dish::new(data);
+    let setup = dish.byte();
+    let scsi = setup & 2 != 0;
+    let kind = Kind { recorded: setup & 1 != 0, read_only: false, lb_size: 512 };
+    let limits = Limits::new(&LimitOptions {
+        seg_max: if scsi { FRONT_END_SEG_MAX } else { seg_max(256) },
+        front_end: if scsi { FrontEnd::Scsi } else { FrontEnd::Blk },
+        ..LimitOptions::default()
+    })
+    .unwrap();
+    let disks = Disks::new(kind, &limits.profile);
+    let store = disks.store.clone();
+    let id = || *b"serial-of-20-letters";
+    let device: Arc<dyn Device> = if scsi {
+        let (request_queues, queue_size) = (1, 256);
+        let id = Box::new(id);
+        Scsi::new(ScsiOptions { store, limits, request_queues, queue_size, writeback: true, id })
+    } else {
+        let (queues, queue_size, id) = (2, 256, Box::new(id));
+        Blk::new(BlkOptions { store, limits, queues, queue_size, writeback: true, id })
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = Socket::bind(&dir.path().join("s")).unwrap();
+    let path = socket.path().to_owned();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    let served = device.clone();
+    let server = std::thread::spawn(move || serve(&served, &socket, stopped.as_fd()));
+    hostile(&path, &mut dish, scsi, &disks);
+    disks.gate.release();
+    well_behaved(&path, &device);
+    drop(stop);
+    server.join().unwrap().unwrap();
+    drop(device);
+    disks.end();
+}
+
+/// A front-end that keeps to the rules is served after the other one. While the device is not yet
+/// through with that, it may be turned away.
+fn well_behaved(path: &Path, device: &Arc<dyn Device>) {
+    let began = Instant::now();
+    let answer = loop {
+        match features(path) {
+            Ok(answer) => break answer,
+            Err(e) => assert!(began.elapsed() < PATIENCE, "the next front-end is not served: {e}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let features = u64::from_le_bytes(answer[12..].try_into().unwrap());
+    assert_eq!(features & !PROTOCOL_FEATURES, device.features());
+}
+
+fn features(path: &Path) -> std::io::Result<[u8; 20]> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&message(GET_FEATURES, VERSION, &[]))?;
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+fn message(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = request.to_le_bytes().to_vec();
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend((payload.len() as u32).to_le_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// The front-end.
+struct Hostile {
+    stream: UnixStream,
+    files: Files,
+    mem: Arc<Memory>,
+    scsi: bool,
+    queues: Vec<Option<Driver>>,
+    /// What the device said.
+    said: Vec<u8>,
+    gone: bool,
+    /// Something was said that a front-end does not say.
+    odd: bool,
+}
+
+/// What descriptors may be of.
+struct Files {
+    memory: File,
+    /// Parts of it that were shown to the device.
+    shown: Vec<Range<u64>>,
+    small: OwnedFd,
+    sealed: OwnedFd,
+    kicks: Vec<OwnedFd>,
+    call: OwnedFd,
+    pipe: (OwnedFd, OwnedFd),
+    pair: (UnixStream, UnixStream),
+    null: File,
+}
+
+impl Files {
+    fn new() -> Files {
+        let memfd = |len: u64, flags| {
+            let fd = memfd_create("guest", MemfdFlags::CLOEXEC | flags).unwrap();
+            let file = File::from(fd);
+            file.set_len(len).unwrap();
+            file
+        };
+        let memory = memfd(2 * REGION + BEHIND, MemfdFlags::empty());
+        memory.write_all_at(&vec![CANARY; BEHIND as usize], 2 * REGION).unwrap();
+        let sealed = memfd(REGION, MemfdFlags::ALLOW_SEALING);
+        rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        Files {
+            memory,
+            shown: Vec::new(),
+            small: memfd(0x2000, MemfdFlags::empty()).into(),
+            sealed: sealed.into(),
+            kicks: (0..3).map(|_| event()).collect(),
+            call: event(),
+            pipe: rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap(),
+            pair: UnixStream::pair().unwrap(),
+            null: File::open("/dev/null").unwrap(),
+        }
+    }
+
+    /// 0 is the guest's memory.
+    fn of(&self, n: u8) -> BorrowedFd<'_> {
+        match n % 12 {
+            0 => self.memory.as_fd(),
+            1 => self.small.as_fd(),
+            2 => self.sealed.as_fd(),
+            n @ 3..=5 => self.kicks[usize::from(n) - 3].as_fd(),
+            6 | 7 => self.call.as_fd(),
+            8 => self.pipe.0.as_fd(),
+            9 => self.pipe.1.as_fd(),
+            10 => self.pair.0.as_fd(),
+            _ => self.null.as_fd(),
+        }
+    }
+}
+
+fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
+    let files = Files::new();
+    let region = |at: u64| {
+        let file = FileOffset::new(files.memory.try_clone().unwrap(), at);
+        (GuestAddress(at), REGION as usize, Some(file))
+    };
+    let mem = Memory::from_ranges_with_files([region(0), region(REGION)]).unwrap();
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut front_end = Hostile {
+        stream,
+        files,
+        mem: Arc::new(mem),
+        scsi,
+        queues: (0..3).map(|_| None).collect(),
+        said: Vec::new(),
+        gone: false,
+        odd: false,
+    };
+    for _ in 0..STEPS {
+        if dish.is_empty() || front_end.gone {
+            break;
+        }
+        front_end.step(dish, disks);
+    }
+    front_end.end();
+}
+
+impl Hostile {
+    fn step(&mut self, dish: &mut Dish<'_>, disks: &Disks) {
+        match dish.below(16) {
+            0 => self.negotiate(),
+            1 | 2 => self.start(dish.byte()),
+            3..=5 => self.request(dish),
+            6 => {
+                let index = u32::from(dish.below(4));
+                self.vring(GET_VRING_BASE, index, 0, true);
+                if let Some(queue) = self.queues.get_mut(index as usize)
+                    && queue.take().is_some()
+                {
+                    STOPPED.one();
+                }
+            }
+            7 => match dish.below(4) {
+                0 => disks.gate.stall(false),
+                1 => disks.gate.stall(true),
+                _ => disks.gate.release(),
+            },
+            8 => {
+                let kick = &self.files.kicks[usize::from(dish.below(3))];
+                let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+            }
+            9 => {
+                self.odd = true;
+                let (bytes, fds) = (dish.bytes(40), dish.few(3));
+                self.show(0..u64::MAX);
+                self.send(bytes, fds);
+            }
+            10 => {
+                // Memory that the rings and chains lie in.
+                self.odd = true;
+                let at = u64::from(dish.u16()) * 8 % (2 * REGION - 8);
+                self.mem.write_obj(dish.u64(), GuestAddress(at)).unwrap();
+            }
+            11 if CUT_SHORT => {
+                self.odd = true;
+                let _ = self.files.memory.set_len(u64::from(dish.byte()) * 0x1000);
+            }
+            _ => self.any(dish),
+        }
+    }
+
+    /// Sends bytes, with descriptors.
+    fn send(&mut self, bytes: &[u8], fds: &[u8]) {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| self.files.of(*fd)).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let flags = SendFlags::NOSIGNAL;
+        self.gone |= sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags).is_err();
+    }
+
+    fn say(&mut self, request: u32, payload: &[u8], fds: &[u8]) {
+        self.send(&message(request, VERSION, payload), fds);
+    }
+
+    /// Waits until the device is through with what it was told.
+    fn wait(&mut self) {
+        let before = self.said.len();
+        self.say(GET_FEATURES, &[], &[]);
+        let began = Instant::now();
+        while self.said.len() < before + 20 && !self.gone && began.elapsed() < MOMENT {
+            self.listen();
+        }
+    }
+
+    /// Takes what is there, or waits a little for it.
+    fn listen(&mut self) {
+        let mut piece = [0; 4096];
+        self.stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        match self.stream.read(&mut piece) {
+            Ok(0) => self.gone = true,
+            Ok(n) => self.said.extend(&piece[..n]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.gone = true,
+        }
+    }
+
+    fn vring(&mut self, request: u32, index: u32, num: u32, wait: bool) {
+        let mut payload = index.to_le_bytes().to_vec();
+        payload.extend(num.to_le_bytes());
+        self.say(request, &payload, &[]);
+        if wait {
+            self.wait();
+        }
+    }
+
+    /// What a front-end does first.
+    fn negotiate(&mut self) {
+        self.say(SET_OWNER, &[], &[]);
+        self.say(GET_PROTOCOL_FEATURES, &[], &[]);
+        self.wait();
+        // Not more than was offered.
+        let offered = self.replied(GET_PROTOCOL_FEATURES).unwrap_or(0);
+        self.say(SET_PROTOCOL_FEATURES, &(offered & PROTOCOL).to_le_bytes(), &[]);
+        let features = self.replied(GET_FEATURES).unwrap_or(0);
+        self.say(SET_FEATURES, &features.to_le_bytes(), &[]);
+        let mut payload = 2u32.to_le_bytes().to_vec();
+        payload.extend([0; 4]);
+        for at in [0, REGION] {
+            payload.extend(region(at, REGION, at));
+        }
+        self.show(0..2 * REGION);
+        self.say(SET_MEM_TABLE, &payload, &[0, 0]);
+    }
+
+    /// The last reply of 8 bytes to such a request.
+    fn replied(&self, to: u32) -> Option<u64> {
+        let mut found = None;
+        let mut rest = &self.said[..];
+        while let Some((head, tail)) = rest.split_at_checked(12) {
+            let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+            let (payload, after) = tail.split_at_checked(word(8) as usize)?;
+            if word(0) == to {
+                found = payload.try_into().ok().map(u64::from_le_bytes).or(found);
+            }
+            rest = after;
+        }
+        found
+    }
+
+    /// Sets a queue up and starts it.
+    fn start(&mut self, how: u8) {
+        let n = usize::from(how % 3);
+        let base = n as u64 * SHARE;
+        let driver = Driver::new(self.mem.clone(), base, RING, base + 0x2000);
+        let index = (n as u32).to_le_bytes();
+        self.vring(SET_VRING_NUM, n as u32, RING.into(), false);
+        self.vring(SET_VRING_BASE, n as u32, 0, false);
+        let mut payload = index.to_vec();
+        payload.extend([0; 4]);
+        for at in [driver.desc_table(), driver.used_ring(), driver.avail_ring(), 0] {
+            payload.extend((THERE + at).to_le_bytes());
+        }
+        self.say(SET_VRING_ADDR, &payload, &[]);
+        self.say(SET_VRING_CALL, &u64::from(index[0]).to_le_bytes(), &[6]);
+        self.say(SET_VRING_KICK, &u64::from(index[0]).to_le_bytes(), &[3 + how % 3]);
+        self.vring(SET_VRING_ENABLE, n as u32, 1, true);
+        self.queues[n] = Some(driver);
+        RAN.one();
+    }
+
+    /// A request that makes sense, and a kick.
+    fn request(&mut self, dish: &mut Dish<'_>) {
+        let (n, shape) = (usize::from(dish.below(3)), dish.byte());
+        let sector = u64::from(dish.byte() % 130);
+        let (scsi, odd) = (self.scsi, self.odd);
+        let Some(driver) = &mut self.queues[n] else { return };
+        if driver.avail() >= RING / 8 {
+            // Its descriptors are used up.
+            self.queues[n] = None;
+            return;
+        }
+        if scsi {
+            let disk = scsi_driver::DISK;
+            let cdb = [0x28 | shape & 2, 0, 0, 0, 0, sector as u8, 0, 0, 1, 0];
+            match n {
+                0 => drop(driver.manage(u32::from(shape % 9), disk, 1)),
+                _ if shape & 2 == 0 => drop(driver.command(disk, 1, &cdb, &[], 512)),
+                _ => drop(driver.command(disk, 1, &cdb, &[shape; 512], 0)),
+            }
+        } else {
+            match shape % 4 {
+                0 => driver.wants(0, sector, 512),
+                1 => driver.gives(1, sector, &[shape; 512]),
+                2 => driver.gives(4, 0, &[]),
+                _ => driver.wants(8, 0, 20),
+            };
+        }
+        let _ = rustix::io::write(&self.files.kicks[n], &1u64.to_ne_bytes());
+        // Where nothing came in between, its answer comes.
+        let began = Instant::now();
+        let driver = self.queues[n].as_mut().unwrap();
+        while shape & 0x80 != 0 && !odd && began.elapsed() < MOMENT / 10 {
+            let used = driver.take_used().len() as u64;
+            ANSWERED.add(used);
+            if used > 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn show(&mut self, range: Range<u64>) {
+        self.files.shown.push(range);
+    }
+
+    /// A message that may be anything.
+    fn any(&mut self, dish: &mut Dish<'_>) {
+        self.odd = true;
+        let request = match dish.byte() {
+            n @ 0..=250 => u32::from(n) % 46,
+            _ => dish.u32(),
+        };
+        let (mut payload, mut fds) = self.payload(request, dish);
+        let shape = dish.byte();
+        for _ in 0..shape & 3 {
+            if !payload.is_empty() && request != SET_MEM_TABLE && request != ADD_MEM_REG {
+                let at = usize::from(dish.byte()) % payload.len();
+                payload[at] = dish.byte();
+            }
+        }
+        match shape >> 2 & 7 {
+            0 => payload.truncate(usize::from(dish.byte())),
+            1 => payload.extend(dish.bytes(16)),
+            2 => {
+                fds = dish.few(33).to_vec();
+                self.show(0..u64::MAX);
+            }
+            _ => {}
+        }
+        let flags = match shape >> 5 {
+            0 => VERSION | NEED_REPLY,
+            1 => dish.u32(),
+            _ => VERSION,
+        };
+        let mut bytes = message(request, flags, &payload);
+        if shape == 255 {
+            bytes[8..12].copy_from_slice(&dish.u32().to_le_bytes());
+        }
+        self.send(&bytes, &fds);
+        if shape & 1 == 0 {
+            self.wait();
+        }
+    }
+
+    /// What a message of this kind carries, mostly.
+    fn payload(&mut self, request: u32, dish: &mut Dish<'_>) -> (Vec<u8>, Vec<u8>) {
+        let mut payload = Vec::new();
+        let mut fds = Vec::new();
+        match request {
+            SET_FEATURES | SET_PROTOCOL_FEATURES => {
+                let bits = match dish.below(4) {
+                    0 => u64::MAX,
+                    1 => dish.u64(),
+                    2 => PROTOCOL_FEATURES,
+                    _ => PROTOCOL & dish.u64(),
+                };
+                payload.extend(bits.to_le_bytes());
+            }
+            SET_MEM_TABLE => {
+                let n = dish.byte() % 10;
+                payload.extend(u32::from(n).to_le_bytes());
+                payload.extend([0; 4]);
+                for _ in 0..n {
+                    payload.extend(self.region(dish));
+                    fds.push(dish.pick(&[0, 0, 0, 0, 1, 2, 3, 8, 10, 11]));
+                }
+            }
+            ADD_MEM_REG | REM_MEM_REG => {
+                payload.extend([0; 8]);
+                payload.extend(self.region(dish));
+                if request == ADD_MEM_REG {
+                    fds.push(dish.pick(&[0, 0, 0, 1, 2, 11]));
+                }
+            }
+            SET_VRING_NUM | SET_VRING_BASE | GET_VRING_BASE | SET_VRING_ENABLE => {
+                payload.extend(u32::from(dish.below(4)).to_le_bytes());
+                payload.extend((dish.number() as u32).to_le_bytes());
+            }
+            SET_VRING_ADDR => {
+                payload.extend(u32::from(dish.below(4)).to_le_bytes());
+                payload.extend(u32::from(dish.below(3)).to_le_bytes());
+                for _ in 0..4 {
+                    let at = match dish.below(4) {
+                        0 => dish.number(),
+                        1 => THERE + 2 * REGION - u64::from(dish.u16()),
+                        _ => THERE + u64::from(dish.u16()) * 4,
+                    };
+                    payload.extend(at.to_le_bytes());
+                }
+            }
+            SET_VRING_KICK | SET_VRING_CALL | SET_VRING_ERR => {
+                let index = u64::from(dish.below(4)) | u64::from(dish.byte() & 1) << 8;
+                payload.extend(index.to_le_bytes());
+                if index < 0x100 {
+                    fds.push(dish.byte());
+                }
+            }
+            GET_CONFIG | SET_CONFIG => {
+                let (at, len) = (dish.number() as u32, dish.byte());
+                for word in [at, len.into(), u32::from(dish.below(4))] {
+                    payload.extend(word.to_le_bytes());
+                }
+                payload.extend(vec![dish.byte(); len.into()]);
+            }
+            GET_INFLIGHT_FD | SET_INFLIGHT_FD => {
+                payload.extend(dish.number().to_le_bytes());
+                payload.extend(dish.number().to_le_bytes());
+                payload.extend(dish.u16().to_le_bytes());
+                payload.extend(dish.u16().to_le_bytes());
+                if request == SET_INFLIGHT_FD {
+                    let n = dish.pick(&[0, 1, 2, 3, 11]);
+                    if n == 0 {
+                        self.show(0..2 * REGION + BEHIND);
+                    }
+                    fds.push(n);
+                }
+            }
+            SET_LOG_BASE => {
+                payload.extend(dish.number().to_le_bytes());
+                payload.extend(dish.number().to_le_bytes());
+                fds.push(1);
+            }
+            SET_BACKEND_REQ_FD => fds.push(dish.pick(&[10, 10, 3, 8, 11])),
+            GET_FEATURES | SET_OWNER | GET_PROTOCOL_FEATURES | GET_QUEUE_NUM | RESET_DEVICE => {}
+            _ => {
+                payload = dish.few(48).to_vec();
+                fds = dish.few(3).to_vec();
+                self.show(0..u64::MAX);
+            }
+        }
+        (payload, fds)
+    }
+
+    /// A region of memory, perhaps one that cannot be.
+    fn region(&mut self, dish: &mut Dish<'_>) -> Vec<u8> {
+        let mut number = || match dish.below(4) {
+            0 => dish.number(),
+            1 => u64::from(dish.byte()) * 0x1000 % REGION,
+            2 => REGION,
+            _ => 0,
+        };
+        let (at, len, offset) = (number(), number(), number());
+        self.show(offset..offset.saturating_add(len));
+        region(at, len, offset)
+    }
+
+    /// The front-end leaves, and the device lets it.
+    fn end(mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let began = Instant::now();
+        while !self.gone {
+            self.listen();
+            assert!(began.elapsed() < PATIENCE, "the connection does not end");
+        }
+        // Answers are whole messages, of what was asked.
+        let mut rest = &self.said[..];
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_at_checked(12).expect("a reply has a header");
+            let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+            assert!(word(4) & 7 == VERSION | REPLY, "flags of a reply: {:#x}", word(4));
+            (_, rest) = tail.split_at_checked(word(8) as usize).expect("a reply is whole");
+            REPLIES.one();
+        }
+        let len = self.files.memory.metadata().unwrap().len();
+        if len == 2 * REGION + BEHIND {
+            let mut behind = vec![0; BEHIND as usize];
+            self.files.memory.read_exact_at(&mut behind, 2 * REGION).unwrap();
+            if behind == vec![CANARY; BEHIND as usize] {
+                return;
+            }
+            let shown = |at: u64| self.files.shown.iter().any(|range| range.contains(&at));
+            let written = (2 * REGION..).zip(&behind).find(|(at, b)| **b != CANARY && !shown(*at));
+            assert_eq!(written, None, "memory that was never shown is written");
+        }
+    }
+}
+
+/// A region as it is in a message.
+fn region(at: u64, len: u64, offset: u64) -> Vec<u8> {
+    let words = [at, len, THERE.wrapping_add(at), offset];
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}

@@ -1,0 +1,99 @@
+//! The corpora in the tree, and what was found once, on stable: no promise is broken, and the
+//! corpora still reach what they are there for.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+use tornblk_fuzz::corpus::{Input, inputs, one_at_a_time};
+use tornblk_fuzz::{TARGETS, run, target};
+
+/// After so long a case is taken to hang, and the process ends: no panic would end that.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Replays inputs, and gives how often each thing was reached.
+fn replay(name: &str, inputs: &[Input]) -> HashMap<&'static str, u64> {
+    let _one = one_at_a_time();
+    let counts = || (target(name).unwrap().reached)();
+    let before: HashMap<_, _> = counts().iter().map(|r| (r.what, r.times)).collect();
+    let (tell, told) = channel::<String>();
+    let watch = std::thread::spawn(move || {
+        let mut at = String::new();
+        loop {
+            match told.recv_timeout(PATIENCE) {
+                Ok(next) => at = next,
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    eprintln!("{at} hangs");
+                    std::process::abort();
+                }
+            }
+        }
+    });
+    for (path, bytes) in inputs {
+        tell.send(path.display().to_string()).unwrap();
+        // Said where it fails.
+        println!("{}", path.display());
+        run(name, bytes);
+    }
+    drop(tell);
+    watch.join().unwrap();
+    counts().iter().map(|r| (r.what, r.times - before[r.what])).collect()
+}
+
+/// Replays a target's corpus, which must reach each of these at least so often. Half of what it
+/// reached when it was made, about: a change to the target or the code moves some inputs elsewhere,
+/// and a corpus of which most are refused at once is of no use.
+fn corpus(name: &str, floors: &[(&str, u64)]) {
+    let all = inputs("corpus", name);
+    assert!(!all.is_empty(), "fuzz/corpus/{name} is empty: ci/fuzz --merge {name}");
+    let reached = replay(name, &all);
+    println!("{name}: {} inputs, {reached:?}", all.len());
+    for (what, floor) in floors {
+        let times = reached[what];
+        assert!(times >= *floor, "{name}: only {times} {what}, of {floor}: ci/fuzz --merge {name}");
+    }
+}
+
+#[test]
+fn what_was_found_stays_mended() {
+    for target in TARGETS {
+        replay(target.name, &inputs("found", target.name));
+    }
+}
+
+#[test]
+fn no_chain_breaks_the_device() {
+    corpus("chains", &[]);
+}
+
+#[test]
+fn no_message_breaks_the_transport() {
+    corpus("messages", &[]);
+}
+
+#[test]
+fn no_command_breaks_the_disk() {
+    corpus("cdbs", &[]);
+}
+
+#[test]
+fn no_recording_breaks_its_reader() {
+    corpus("recordings", &[]);
+}
+
+#[test]
+fn no_log_breaks_the_import() {
+    corpus("log-writes", &[]);
+}
+
+#[test]
+fn no_message_breaks_the_control_server() {
+    corpus("control", &[]);
+}
+
+#[test]
+fn no_bundle_breaks_unpacking() {
+    corpus("bundles", &[]);
+}
