@@ -421,3 +421,33 @@ fn client(dish: &mut Dish<'_>) {
     answered(crash.is_ok_and(|crash| crash.wait().is_ok()));
     answered(client.mark("n").is_ok());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> Said {
+        Said { open: HashMap::from([(7, (1, true))]), ..Said::default() }
+    }
+
+    #[test]
+    #[should_panic(expected = "7 is answered, and was not asked")]
+    fn a_second_answer_is_noticed() {
+        let mut said = asked();
+        said.answer(br#"{"id":7,"ok":{}}"#);
+        said.answer(br#"{"id":7,"ok":{}}"#);
+    }
+
+    #[test]
+    #[should_panic(expected = "a call without an answer")]
+    fn an_answer_that_does_not_come_is_noticed() {
+        let (mut ours, _) = UnixStream::pair().unwrap();
+        asked().listen_to_the_end(&mut ours);
+    }
+
+    #[test]
+    #[should_panic(expected = "an answer is understood")]
+    fn nonsense_is_noticed() {
+        asked().answer(br#"{"id":7,"good":{}}"#);
+    }
+}

@@ -135,3 +135,56 @@ impl Drop for Guest {
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), MAPPED) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::common::driver::{WRITE, descriptor};
+    use vm_memory::Bytes;
+
+    /// A queue with one buffer that the device may write to.
+    fn watched(work: impl FnOnce(&Guest)) {
+        let guest = Guest::new();
+        let driver = Driver::new(guest.mem().clone(), 0, 8, GOOD.start);
+        driver.put(0, descriptor(AREA.start, 512, WRITE, 0));
+        guest.watch(&driver, &mut Vec::new(), || work(&guest));
+    }
+
+    fn write(guest: &Guest, at: u64) {
+        guest.mem().write_obj(7u8, GuestAddress(at)).unwrap();
+    }
+
+    #[test]
+    fn a_byte_that_a_chain_names_may_be_written() {
+        watched(|guest| {
+            write(guest, AREA.start);
+            write(guest, AREA.start + 511);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "that no chain names")]
+    fn a_byte_that_no_chain_names_is_noticed() {
+        watched(|guest| write(guest, AREA.start + 512));
+    }
+
+    #[test]
+    #[should_panic(expected = "that no chain names")]
+    fn a_descriptor_that_changes_is_noticed() {
+        watched(|guest| write(guest, 3));
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of the guest's memory")]
+    fn a_byte_behind_a_region_is_noticed() {
+        // SAFETY: a guard, mapped as long as the guest is.
+        watched(|guest| unsafe { guest.guards()[1].write(7) });
+    }
+
+    #[test]
+    #[should_panic(expected = "somebody keeps the guest's memory")]
+    fn memory_that_is_kept_is_noticed() {
+        let mut kept = None;
+        watched(|guest| kept = Some(guest.mem().clone()));
+    }
+}

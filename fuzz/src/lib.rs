@@ -22,7 +22,6 @@ mod common;
 mod control;
 mod dish;
 mod guest;
-mod limits;
 mod log_writes;
 mod messages;
 mod reach;
@@ -31,6 +30,7 @@ mod recordings;
 mod store;
 
 pub mod corpus;
+pub mod limits;
 
 pub use reach::Reached;
 

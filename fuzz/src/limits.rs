@@ -9,7 +9,7 @@ use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Of processor time, all threads together: what the machine does besides counts for nothing.
-const PROCESSOR: Duration = Duration::from_secs(1);
+pub const PROCESSOR: Duration = Duration::from_secs(1);
 /// Of time that passes. Far more, since others may have the machine.
 const PASSING: Duration = Duration::from_secs(20);
 
@@ -96,7 +96,7 @@ fn prepare() {
 ///
 /// # Panics
 /// It panicked, on whatever thread; it took too long, or too much memory.
-pub(crate) fn within(memory: usize, case: impl FnOnce()) {
+pub fn within(memory: usize, case: impl FnOnce()) {
     prepare();
     PANICS.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let before = NOW.load(Ordering::Relaxed);
@@ -113,7 +113,10 @@ pub(crate) fn within(memory: usize, case: impl FnOnce()) {
 }
 
 /// Processor time that this process took so far.
-fn processor() -> Duration {
+///
+/// # Panics
+/// There is no such clock.
+pub fn processor() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a clock that there is, and a place for what it shows.
     let read = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut now) };
@@ -124,53 +127,4 @@ fn processor() -> Duration {
 /// The files that this process has open.
 pub(crate) fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn says(case: impl FnOnce(), what: &str) {
-        let _one = crate::corpus::one_at_a_time();
-        let caught =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| within(1 << 20, case)));
-        let error = *caught.unwrap_err().downcast::<String>().unwrap();
-        assert!(error.contains(what), "{error}");
-    }
-
-    #[test]
-    fn a_panic_on_another_thread_is_noticed() {
-        says(
-            || {
-                let _ = std::thread::spawn(|| panic!("on purpose")).join();
-            },
-            "on purpose",
-        );
-    }
-
-    #[test]
-    fn what_takes_too_long_is_noticed() {
-        says(
-            || {
-                let began = processor();
-                while processor() - began <= PROCESSOR {
-                    std::hint::spin_loop();
-                }
-            },
-            "of processor time",
-        );
-    }
-
-    #[test]
-    fn what_takes_too_much_memory_is_noticed() {
-        says(|| drop(std::hint::black_box(vec![1u8; 2 << 20])), "bytes allocated");
-        says(
-            || {
-                let mut grown = vec![1u8; 100];
-                grown.resize(2 << 20, 1);
-                std::hint::black_box(grown);
-            },
-            "bytes allocated",
-        );
-    }
 }

@@ -333,10 +333,10 @@ impl Hostile {
 
     /// Waits until the device is through with what it was told.
     fn wait(&mut self) {
-        let before = self.said.len();
+        let before = self.replies(GET_FEATURES).len();
         self.say(GET_FEATURES, &[], &[]);
         let began = Instant::now();
-        while self.said.len() < before + 20 && !self.gone && began.elapsed() < MOMENT {
+        while self.replies(GET_FEATURES).len() == before && !self.gone && began.elapsed() < MOMENT {
             self.listen();
         }
     }
@@ -368,9 +368,9 @@ impl Hostile {
         self.say(GET_PROTOCOL_FEATURES, &[], &[]);
         self.wait();
         // Not more than was offered.
-        let offered = self.replied(GET_PROTOCOL_FEATURES).unwrap_or(0);
+        let offered = self.replies(GET_PROTOCOL_FEATURES).pop().unwrap_or(0);
         self.say(SET_PROTOCOL_FEATURES, &(offered & PROTOCOL).to_le_bytes(), &[]);
-        let features = self.replied(GET_FEATURES).unwrap_or(0);
+        let features = self.replies(GET_FEATURES).pop().unwrap_or(0);
         self.say(SET_FEATURES, &features.to_le_bytes(), &[]);
         let mut payload = 2u32.to_le_bytes().to_vec();
         payload.extend([0; 4]);
@@ -381,15 +381,15 @@ impl Hostile {
         self.say(SET_MEM_TABLE, &payload, &[0, 0]);
     }
 
-    /// The last reply of 8 bytes to such a request.
-    fn replied(&self, to: u32) -> Option<u64> {
-        let mut found = None;
+    /// The replies of 8 bytes to such a request.
+    fn replies(&self, to: u32) -> Vec<u64> {
+        let mut found = Vec::new();
         let mut rest = &self.said[..];
         while let Some((head, tail)) = rest.split_at_checked(12) {
             let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
-            let (payload, after) = tail.split_at_checked(word(8) as usize)?;
+            let Some((payload, after)) = tail.split_at_checked(word(8) as usize) else { break };
             if word(0) == to {
-                found = payload.try_into().ok().map(u64::from_le_bytes).or(found);
+                found.extend(payload.try_into().ok().map(u64::from_le_bytes));
             }
             rest = after;
         }
@@ -423,7 +423,7 @@ impl Hostile {
         let sector = u64::from(dish.byte() % 130);
         let (scsi, odd) = (self.scsi, self.odd);
         let Some(driver) = &mut self.queues[n] else { return };
-        if driver.avail() >= RING / 8 {
+        if driver.avail() >= RING / 4 {
             // Its descriptors are used up.
             self.queues[n] = None;
             return;
@@ -448,7 +448,7 @@ impl Hostile {
         // Where nothing came in between, its answer comes.
         let began = Instant::now();
         let driver = self.queues[n].as_mut().unwrap();
-        while shape & 0x80 != 0 && !odd && began.elapsed() < MOMENT / 10 {
+        while shape & 0x80 != 0 && !odd && began.elapsed() < MOMENT {
             let used = driver.take_used().len() as u64;
             ANSWERED.add(used);
             if used > 0 {
@@ -620,14 +620,21 @@ impl Hostile {
             (_, rest) = tail.split_at_checked(word(8) as usize).expect("a reply is whole");
             REPLIES.one();
         }
-        let len = self.files.memory.metadata().unwrap().len();
+        self.files.check();
+    }
+}
+
+impl Files {
+    /// Is nothing written that was never shown?
+    fn check(&self) {
+        let len = self.memory.metadata().unwrap().len();
         if len == 2 * REGION + BEHIND {
             let mut behind = vec![0; BEHIND as usize];
-            self.files.memory.read_exact_at(&mut behind, 2 * REGION).unwrap();
+            self.memory.read_exact_at(&mut behind, 2 * REGION).unwrap();
             if behind == vec![CANARY; BEHIND as usize] {
                 return;
             }
-            let shown = |at: u64| self.files.shown.iter().any(|range| range.contains(&at));
+            let shown = |at: u64| self.shown.iter().any(|range| range.contains(&at));
             let written = (2 * REGION..).zip(&behind).find(|(at, b)| **b != CANARY && !shown(*at));
             assert_eq!(written, None, "memory that was never shown is written");
         }
@@ -638,4 +645,20 @@ impl Hostile {
 fn region(at: u64, len: u64, offset: u64) -> Vec<u8> {
     let words = [at, len, THERE.wrapping_add(at), offset];
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "memory that was never shown is written")]
+    fn memory_that_was_never_shown_is_watched() {
+        let mut files = Files::new();
+        files.shown.push(2 * REGION..2 * REGION + 100);
+        files.memory.write_all_at(&[7], 2 * REGION + 99).unwrap();
+        files.check();
+        files.memory.write_all_at(&[7], 2 * REGION + 100).unwrap();
+        files.check();
+    }
 }

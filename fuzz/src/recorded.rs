@@ -22,7 +22,7 @@ const TEXT: usize = 32;
 /// Bytes of the base image, which most recordings begin on.
 pub(crate) fn base() -> &'static [u8] {
     static MADE: OnceLock<Vec<u8>> = OnceLock::new();
-    let byte = |i: u64| if i / 4096 % 3 == 0 { 0 } else { (i / 512 % 255) as u8 + 1 };
+    let byte = |i: u64| if (i / 4096).is_multiple_of(3) { 0 } else { (i / 512 % 255) as u8 + 1 };
     MADE.get_or_init(|| (0..CAPACITY).map(byte).collect())
 }
 

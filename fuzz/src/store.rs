@@ -266,3 +266,85 @@ impl StoreQueue for WatchedQueue {
         self.beneath.drain();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tornblk_backend::store::Buffers;
+
+    fn disks(recorded: bool, read_only: bool) -> Disks {
+        Disks::new(Kind { recorded, read_only, lb_size: 512 }, &Profile::PLAIN)
+    }
+
+    fn request(op: Op, len: usize) -> Request {
+        let origin = Origin { queue: 0, position: 1, head: 2, ioprio: 0 };
+        Request { origin, op, buffers: Buffers::from_vec(vec![7; len]), pieces: Vec::new() }
+    }
+
+    fn write(offset: u64) -> Op {
+        Op::Write { offset, fua: false, atomic: false }
+    }
+
+    fn ask(disks: &Disks, requests: impl IntoIterator<Item = Request>) {
+        let mut queue = disks.store.queue(0);
+        requests.into_iter().for_each(|request| queue.submit(request));
+        queue.reap(&mut drop);
+    }
+
+    #[test]
+    fn what_lies_on_the_disk_passes() {
+        for recorded in [false, true] {
+            let disks = disks(recorded, false);
+            ask(&disks, [request(write(DISK - 512), 512)]);
+            disks.end();
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of the disk")]
+    fn what_reaches_beyond_the_disk_is_noticed() {
+        ask(&disks(false, false), [request(write(DISK - 512), 1024)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "of a read-only disk")]
+    fn a_write_to_a_read_only_disk_is_noticed() {
+        ask(&disks(false, true), [request(write(0), 512)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "in flight already")]
+    fn a_head_that_is_out_is_noticed() {
+        ask(&disks(false, false), [request(write(0), 512), request(write(0), 512)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "never done")]
+    fn a_request_that_is_never_done_is_noticed() {
+        let disks = disks(false, false);
+        let mut queue = disks.store.queue(0);
+        queue.submit(request(write(0), 512));
+        drop(queue);
+        disks.end();
+    }
+
+    #[test]
+    #[should_panic(expected = "that no request names")]
+    fn an_image_that_changes_by_itself_is_noticed() {
+        let disks = disks(true, false);
+        let mut image = content().to_vec();
+        image[700] ^= 1;
+        std::fs::write(disks.dir.path().join("disk.img"), image).unwrap();
+        disks.end();
+    }
+
+    #[test]
+    #[should_panic(expected = "another length")]
+    fn an_image_that_grows_is_noticed() {
+        let disks = disks(false, false);
+        let mut image = content().to_vec();
+        image.push(0);
+        std::fs::write(disks.dir.path().join("disk.img"), image).unwrap();
+        disks.end();
+    }
+}

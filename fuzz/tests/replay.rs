@@ -65,35 +65,95 @@ fn what_was_found_stays_mended() {
 
 #[test]
 fn no_chain_breaks_the_device() {
-    corpus("chains", &[]);
+    corpus(
+        "chains",
+        &[
+            ("chains returned", 30000),
+            ("chains answered with OK", 30),
+            ("chains answered with an error", 30),
+            ("reads", 500),
+            ("writes", 350),
+            ("flushes", 150),
+            ("discards and zeroes", 15),
+        ],
+    );
 }
 
 #[test]
 fn no_message_breaks_the_transport() {
-    corpus("messages", &[]);
+    corpus(
+        "messages",
+        &[
+            ("replies", 1000),
+            ("queues that were started as they should be", 180),
+            ("requests answered over a queue", 60),
+            ("queues stopped", 15),
+        ],
+    );
 }
 
 #[test]
 fn no_command_breaks_the_disk() {
-    corpus("cdbs", &[]);
+    corpus(
+        "cdbs",
+        &[
+            ("commands answered", 1200),
+            ("commands that ended with GOOD", 380),
+            ("commands that ended with CHECK CONDITION", 500),
+            ("atomic writes that ended with GOOD", 2),
+            ("commands that gave data other than the disk's", 50),
+            ("functions answered", 500),
+        ],
+    );
 }
 
 #[test]
 fn no_recording_breaks_its_reader() {
-    corpus("recordings", &[]);
+    corpus(
+        "recordings",
+        &[
+            ("recordings opened", 120),
+            ("recordings verified", 80),
+            ("recordings found damaged by verify", 40),
+            ("histories", 80),
+            ("states shown", 30),
+            ("states walked over", 200),
+            ("logs exported", 75),
+            ("recordings gone on with", 18),
+        ],
+    );
 }
 
 #[test]
 fn no_log_breaks_the_import() {
-    corpus("log-writes", &[]);
+    corpus(
+        "log-writes",
+        &[
+            ("logs imported", 75),
+            ("writes imported", 1100),
+            ("discards and zeroes imported", 390),
+            ("flushes imported", 600),
+            ("marks imported", 200),
+            ("logs refused", 20),
+        ],
+    );
 }
 
 #[test]
 fn no_message_breaks_the_control_server() {
-    corpus("control", &[]);
+    corpus(
+        "control",
+        &[
+            ("commands carried out", 700),
+            ("commands refused", 1000),
+            ("states shown", 120),
+            ("crashes", 12),
+            ("calls of the client that were answered well", 5),
+        ],
+    );
 }
 
 #[test]
 fn no_bundle_breaks_unpacking() {
-    corpus("bundles", &[]);
+    corpus("bundles", &[("bundles opened", 1)]);
 }
