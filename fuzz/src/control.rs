@@ -130,7 +130,7 @@ fn work(queue: &mut dyn StoreQueue, position: &mut u16, dish: &mut Dish<'_>) {
     };
     let origin = Origin { queue: 0, position: *position, head: *position, ioprio: 0 };
     *position = position.wrapping_add(1);
-    queue.submit(Request { origin, op, buffers, pieces: Vec::new() });
+    queue.submit(Request::new(origin, op, buffers));
     queue.reap(&mut |done: Done| drop(done));
 }
 

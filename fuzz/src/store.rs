@@ -278,7 +278,7 @@ mod tests {
 
     fn request(op: Op, len: usize) -> Request {
         let origin = Origin { queue: 0, position: 1, head: 2, ioprio: 0 };
-        Request { origin, op, buffers: Buffers::from_vec(vec![7; len]), pieces: Vec::new() }
+        Request::new(origin, op, Buffers::from_vec(vec![7; len]))
     }
 
     fn write(offset: u64) -> Op {

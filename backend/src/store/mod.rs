@@ -68,6 +68,14 @@ pub struct Request {
     pub pieces: Vec<u64>,
 }
 
+impl Request {
+    /// A new one, whole, that nobody notes.
+    pub fn new(origin: Origin, op: Op, buffers: Buffers) -> Request {
+        let (past, note) = (Past::New, Note::default());
+        Request { origin, op, buffers, past, note, pieces: Vec::new() }
+    }
+}
+
 /// What is known of a request from before: the device was started again, or lost its front-end,
 /// while it was in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! For tests: requests made and answered without a guest.
 
-use super::{Buffers, Done, Failure, Note, Op, Origin, Past, Request, StoreQueue};
+use super::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
 use std::path::PathBuf;
 use tornblk_model::event::Segment;
 
@@ -9,14 +9,7 @@ pub(crate) fn origin(position: u16) -> Origin {
 }
 
 pub(crate) fn request(position: u16, op: Op, buffers: Buffers) -> Request {
-    Request {
-        origin: origin(position),
-        op,
-        buffers,
-        past: Past::New,
-        note: Note::default(),
-        pieces: Vec::new(),
-    }
+    Request::new(origin(position), op, buffers)
 }
 
 pub(crate) fn write(position: u16, offset: u64, data: Vec<u8>) -> Request {
