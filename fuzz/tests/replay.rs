@@ -155,5 +155,13 @@ fn no_message_breaks_the_control_server() {
 
 #[test]
 fn no_bundle_breaks_unpacking() {
-    corpus("bundles", &[("bundles opened", 1)]);
+    corpus(
+        "bundles",
+        &[
+            ("bundles opened", 80),
+            ("bundles unpacked", 6),
+            ("bundles found damaged inside", 45),
+            ("bundles of another content than they say", 4),
+        ],
+    );
 }
