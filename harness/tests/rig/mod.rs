@@ -95,7 +95,9 @@ impl Guest {
         let front_end = device.front_end();
         let queues = CPUS;
         let disk = self.vm.attach_disk_for_good(&device.socket(), SERIAL, queues, front_end);
-        let disk = disk.map_err(told("the disk cannot be plugged in"))?;
+        let disk = disk.map_err(|error| {
+            format!("the disk cannot be plugged in: {error}; {:?}", device.status())
+        })?;
         let seen = &disk.info["queues"];
         if seen.as_u64() != Some(queues.into()) {
             return Err(format!("the guest uses {seen} queues of the disk, not {queues}"));

@@ -110,7 +110,8 @@ impl Tally {
         add("own memory, end (KiB)", &|row| kib(row.memory.last(), |m| m.anon));
         add("RSS, warm (KiB)", &|row| kib(row.memory.get(1), |m| m.rss));
         add("RSS, end (KiB)", &|row| kib(row.memory.last(), |m| m.rss));
-        add("the guest's memory in it, end (KiB)", &|row| kib(row.memory.last(), |m| m.shared));
+        add("of it the recording and other files (KiB)", &|row| kib(row.memory.last(), |m| m.file));
+        add("of it the guest's memory (KiB)", &|row| kib(row.memory.last(), |m| m.shared));
         let columns = table.column_count();
         for column in 1..columns {
             if let Some(column) = table.column_mut(column) {
