@@ -145,7 +145,7 @@ impl Soak {
     }
 
     fn cycles(&mut self, seat: &mut Seat, cycles: u32) -> Result<()> {
-        self.guest()?.plug(&seat.device)?;
+        self.plug(seat)?;
         for _ in 0..cycles {
             self.cycle(seat)?;
         }
@@ -153,8 +153,34 @@ impl Soak {
         if cycles > 1 {
             self.same(seat, Part { offset: 0, len: SIZE })?;
         }
-        self.guest()?.unplug()?;
-        Ok(())
+        self.unplug(seat)
+    }
+
+    /// Plugs the seat's disk in.
+    pub(crate) fn plug(&mut self, seat: &Seat) -> Result<()> {
+        match self.guest()?.plug(&seat.device) {
+            Err(error) if self.excused(&error) => {
+                self.tally.crash(seat.name, &error)?;
+                self.new_qemu(Some(&seat.device))
+            }
+            other => other,
+        }
+    }
+
+    /// Unplugs it.
+    pub(crate) fn unplug(&mut self, seat: &Seat) -> Result<()> {
+        match self.guest()?.unplug() {
+            Err(error) if self.excused(&error) => {
+                self.tally.crash(seat.name, &error)?;
+                self.new_qemu(None)?;
+                seat.device.another_qemu()
+            }
+            other => other.map(drop),
+        }
+    }
+
+    fn excused(&self, error: &str) -> bool {
+        self.ground.may_crash() && error.contains("QEMU ended (signal 11)")
     }
 
     fn cycle(&mut self, seat: &mut Seat) -> Result<()> {

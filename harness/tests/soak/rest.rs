@@ -23,16 +23,16 @@ impl Soak {
         let before = self.same(seat, part)?;
         match what {
             Rest::Replug => {
-                self.guest()?.unplug()?;
-                self.guest()?.plug(&seat.device)?;
+                self.unplug(seat)?;
+                self.plug(seat)?;
                 self.tally.count(seat.name, "hot-plugs", 1);
             }
             Rest::Snapshot => {
-                self.guest()?.unplug()?;
+                self.unplug(seat)?;
                 let dir = self.next_guest();
                 let guest = self.take_guest()?.save_and_restore(&self.ground, &dir)?;
                 self.set_guest(guest);
-                self.guest()?.plug(&seat.device)?;
+                self.plug(seat)?;
                 self.tally.count(seat.name, "VM snapshots", 1);
                 self.tally.count(seat.name, "hot-plugs", 1);
             }

@@ -30,8 +30,14 @@ pub(crate) struct Tally {
     notes: Vec<String>,
 }
 
+/// Ends of QEMU that are its own doing.
+pub(crate) const CRASHES: &str = "QEMU's own crashes";
+
+/// More of them would be no accident.
+const CRASHES_MOST: u64 = 3;
+
 /// In the table, from left to right.
-pub(crate) const COUNTED: [&str; 11] = [
+pub(crate) const COUNTED: [&str; 12] = [
     "kills",
     "of them stalled",
     "requests resumed",
@@ -42,6 +48,7 @@ pub(crate) const COUNTED: [&str; 11] = [
     "hot-plugs",
     "VM snapshots",
     "QEMU kills",
+    CRASHES,
     "hashes",
 ];
 
@@ -62,6 +69,19 @@ impl Tally {
     pub(crate) fn note(&mut self, text: String) {
         println!("{text}");
         self.notes.push(text);
+    }
+
+    /// One more end of QEMU that is its own doing, unless there were too many.
+    pub(crate) fn crash(&mut self, name: &'static str, text: &str) -> Result<(), String> {
+        self.count(name, CRASHES, 1);
+        let all: u64 = self.rows.values().filter_map(|row| row.counts.get(CRASHES)).sum();
+        if all > CRASHES_MOST {
+            return Err(format!("QEMU crashed {all} times: {text}"));
+        }
+        self.note(format!(
+            "QEMU crashed where a disk came or went, which is its own doing (see `may_crash`), and was replaced: {text}"
+        ));
+        Ok(())
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
