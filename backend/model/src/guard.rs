@@ -25,9 +25,7 @@ impl Guard {
     pub fn poisoned(&self) -> bool {
         self.0.poisoned.load(Ordering::Acquire)
     }
-}
 
-impl Guard {
     /// What is beneath is known to have failed, though nobody met it.
     pub(crate) fn poison(&self) {
         self.0.poisoned.store(true, Ordering::Release);
