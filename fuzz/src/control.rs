@@ -38,7 +38,7 @@ pub(crate) fn reached() -> Vec<Reached> {
 /// Messages in a case.
 const STEPS: usize = 24;
 /// How long the device may take to say something, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(data: &[u8]) {
     let before = open_files();

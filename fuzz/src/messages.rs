@@ -47,7 +47,7 @@ const CUT_SHORT: bool = false;
 /// Messages and kicks in a case.
 const STEPS: usize = 48;
 /// How long the device may take to say something, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Without which it says nothing more.
 const MOMENT: Duration = Duration::from_millis(200);
 

@@ -6,15 +6,17 @@
 use std::collections::HashMap;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
-use tornblk_fuzz::corpus::{Input, inputs, one_at_a_time};
+use tornblk_fuzz::corpus::{inputs, one_at_a_time};
 use tornblk_fuzz::{TARGETS, run, target};
 
 /// After so long a case is taken to hang, and the process ends: no panic would end that.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Replays inputs, and gives how often each thing was reached.
-fn replay(name: &str, inputs: &[Input]) -> HashMap<&'static str, u64> {
+/// Replays the inputs in a folder: how many they are, and how often each thing was reached.
+fn replay(folder: &str, name: &str) -> (usize, HashMap<&'static str, u64>) {
+    // Before they are read: descriptors are counted, too.
     let _one = one_at_a_time();
+    let inputs = inputs(folder, name);
     let counts = || (target(name).unwrap().reached)();
     let before: HashMap<_, _> = counts().iter().map(|r| (r.what, r.times)).collect();
     let (tell, told) = channel::<String>();
@@ -31,7 +33,7 @@ fn replay(name: &str, inputs: &[Input]) -> HashMap<&'static str, u64> {
             }
         }
     });
-    for (path, bytes) in inputs {
+    for (path, bytes) in &inputs {
         tell.send(path.display().to_string()).unwrap();
         // Said where it fails.
         println!("{}", path.display());
@@ -39,17 +41,17 @@ fn replay(name: &str, inputs: &[Input]) -> HashMap<&'static str, u64> {
     }
     drop(tell);
     watch.join().unwrap();
-    counts().iter().map(|r| (r.what, r.times - before[r.what])).collect()
+    let reached = counts().iter().map(|r| (r.what, r.times - before[r.what])).collect();
+    (inputs.len(), reached)
 }
 
 /// Replays a target's corpus, which must reach each of these at least so often. Half of what it
 /// reached when it was made, about: a change to the target or the code moves some inputs elsewhere,
 /// and a corpus of which most are refused at once is of no use.
 fn corpus(name: &str, floors: &[(&str, u64)]) {
-    let all = inputs("corpus", name);
-    assert!(!all.is_empty(), "fuzz/corpus/{name} is empty: ci/fuzz --merge {name}");
-    let reached = replay(name, &all);
-    println!("{name}: {} inputs, {reached:?}", all.len());
+    let (inputs, reached) = replay("corpus", name);
+    assert!(inputs > 0, "fuzz/corpus/{name} is empty: ci/fuzz --merge {name}");
+    println!("{name}: {inputs} inputs, {reached:?}");
     for (what, floor) in floors {
         let times = reached[what];
         assert!(times >= *floor, "{name}: only {times} {what}, of {floor}: ci/fuzz --merge {name}");
@@ -59,7 +61,7 @@ fn corpus(name: &str, floors: &[(&str, u64)]) {
 #[test]
 fn what_was_found_stays_mended() {
     for target in TARGETS {
-        replay(target.name, &inputs("found", target.name));
+        replay("found", target.name);
     }
 }
 
