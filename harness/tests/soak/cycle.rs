@@ -49,6 +49,7 @@ pub(crate) struct Soak {
     guest: Option<Guest>,
     guests: u32,
     legs: u32,
+    short: bool,
     steady: Vec<Seat>,
     killed: Option<Seat>,
 }
@@ -64,6 +65,7 @@ impl Soak {
             guest: None,
             guests: 0,
             legs: 0,
+            short: false,
             steady: Vec::new(),
             killed: None,
         })
@@ -73,9 +75,9 @@ impl Soak {
     pub(crate) fn run(&mut self, time: Duration) -> Result<()> {
         let killed = [Store::Recorded, Store::Raw].map(|s| Leg::Killed(s, FrontEnd::Blk));
         // The shortest form is a part of every test run.
-        let short = time.is_zero();
+        self.short = time.is_zero();
         let mut legs = killed.to_vec();
-        if !short {
+        if !self.short {
             for (n, (name, store)) in
                 [("steady, raw", Store::Raw), ("steady, recorded", Store::Recorded)]
                     .into_iter()
@@ -97,7 +99,7 @@ impl Soak {
         loop {
             for leg in &legs {
                 let cycles = match leg {
-                    _ if short => 1,
+                    _ if self.short => 1,
                     Leg::Killed(..) => 4,
                     // Two, or nothing can be said of its memory.
                     Leg::Steady(_) => 2,
@@ -216,7 +218,7 @@ impl Soak {
         }
         let mut rests = RESTS.to_vec();
         self.dice.shuffle(&mut rests);
-        rests.truncate(1);
+        rests.truncate(if self.short { 2 } else { 1 });
         for rest in &rests {
             self.rest(seat, *rest).map_err(|e| format!("{rest:?}: {e}"))?;
         }

@@ -29,7 +29,7 @@ use tornblk::vm::FrontEnd;
 #[test]
 fn short() {
     let dir = tempfile::tempdir().unwrap();
-    // One that is known to have every kind of store, and several blows.
+    // This seed has both stores, both kinds of held requests, and all that is done at rest.
     if let Err(error) = soak(dir.path(), Duration::ZERO, 3) {
         // What it was is of use; the folder would go.
         panic!("{error}; kept in {}", dir.keep().display());
