@@ -35,8 +35,6 @@ pub enum SocketError {
         "{path}.state cannot be kept: {source}; make its folder writable, or take another path"
     )]
     State { path: String, source: io::Error },
-    #[error("no socket can be made in the folder for temporary files: {0}; set TMPDIR to another")]
-    Door(io::Error),
 }
 
 impl Socket {
@@ -64,7 +62,8 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io(error)),
         }
-        let door = Door::new().map_err(SocketError::Door)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let door = Door::new(folder.unwrap_or(Path::new("."))).map_err(io)?;
         let listener = listen(path).map_err(|error| io(error.into()))?;
         let kept = (|| {
             let meta = std::fs::symlink_metadata(path).map_err(io)?;

@@ -122,7 +122,8 @@ impl Daemon {
     pub(crate) fn until_ready(&mut self, socket: &Path) {
         until(|| {
             assert!(self.child.try_wait().unwrap().is_none(), "{}", self.log());
-            socket.exists()
+            // The socket comes before the device is through with its start.
+            socket.exists() && self.log().contains("waiting at")
         });
     }
 

@@ -96,8 +96,18 @@ fn a_full_file_system() {
     }
 }
 
+/// Unmounted in the end, so that its folder can be removed.
+struct Small(std::path::PathBuf);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Whatever is still open in it, the test's own files among them.
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
 /// A file system of `kilobytes` at `place/small`, and a file in it that fills all but `free`.
-fn small(place: &Place, kilobytes: u64, free: u64) {
+fn small(place: &Place, kilobytes: u64, free: u64) -> Small {
     let at = place.path("small");
     std::fs::create_dir(&at).unwrap();
     let mounted = std::process::Command::new("mount")
@@ -106,6 +116,7 @@ fn small(place: &Place, kilobytes: u64, free: u64) {
         .status();
     assert!(mounted.unwrap().success());
     std::fs::write(at.join("ballast"), vec![1; ((kilobytes - free) << 10) as usize]).unwrap();
+    Small(at)
 }
 
 fn remove_ballast(place: &Place) {
@@ -116,7 +127,7 @@ fn remove_ballast(place: &Place) {
 #[ignore = "run by a_full_file_system"]
 fn child_has_a_full_disk_beneath_the_image() {
     let place = Place::new();
-    small(&place, 2048, 256);
+    let _small = small(&place, 2048, 256);
     let image = Path::new("small/disk.img");
     File::create(place.path("small/disk.img")).unwrap().set_len(SIZE as u64).unwrap();
     let line = format!("--socket s --control c --image {}", image.display());
@@ -143,7 +154,7 @@ fn child_has_a_full_disk_beneath_the_image() {
 fn child_has_one_beneath_the_recording() {
     let place = Place::new();
     // Two segments of 64 MiB and their beginning; not three.
-    small(&place, 200 << 10, 140 << 10);
+    let _small = small(&place, 200 << 10, 140 << 10);
     std::os::unix::fs::symlink("small/r", place.path("r")).unwrap();
     let daemon = place.start("--recording small/r");
     let mut guest = place.guest(1);
