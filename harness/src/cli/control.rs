@@ -22,6 +22,11 @@ pub(super) enum ControlCommand {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Take the size that a raw disk's image has now, after it was made larger; the guest is told
+    Resize {
+        #[command(flatten)]
+        socket: Socket,
+    },
     /// Name this moment in the recording
     Mark {
         #[command(flatten)]
@@ -198,6 +203,9 @@ impl ControlCommand {
                 }
             }
             ControlCommand::Limits { socket } => print(&socket.connect()?.limits()?)?,
+            ControlCommand::Resize { socket } => {
+                say!("{} bytes", socket.connect()?.resize()?);
+            }
             ControlCommand::Mark { socket, name } => {
                 say!("event {}", socket.connect()?.mark(name)?.event);
             }
