@@ -10,6 +10,9 @@ mod complaints;
 pub mod control;
 mod descriptors;
 pub mod device;
+mod made;
 pub mod sandbox;
 pub mod store;
 pub mod vhost;
+
+pub use made::folder_of;

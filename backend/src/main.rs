@@ -17,6 +17,7 @@ use tornblk_backend::device::limits::{Limits, mode_name};
 use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::device::{Device, FrontEnd};
+use tornblk_backend::folder_of;
 use tornblk_backend::sandbox::{self, Policy};
 use tornblk_backend::store::{self, Cache, Machine, Store};
 use tornblk_backend::vhost::{self, Socket};
@@ -169,7 +170,7 @@ fn policy(options: &Options, machine: &Machine) -> anyhow::Result<Policy> {
     let folders = files.folder.into_iter().chain(options.allow.iter().cloned()).collect();
     // Both sockets, and what is kept beside that of the disk.
     let sockets = options.control.iter().chain([&options.socket]);
-    let unlink = sockets.map(|path| store::folder_of(path).to_owned()).collect();
+    let unlink = sockets.map(|path| folder_of(path).to_owned()).collect();
     Ok(Policy { read: files.read, folders, unlink })
 }
 

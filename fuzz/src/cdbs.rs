@@ -57,11 +57,7 @@ struct Sent {
 pub(crate) fn run(data: &[u8]) {
     let mut dish = Dish::new(data);
     let setup = dish.byte();
-    let kind = Kind {
-        recorded: setup & 1 != 0,
-        read_only: setup & 6 == 6,
-        lb_size: if setup & 8 != 0 { 4096 } else { 512 },
-    };
+    let kind = Kind::of(setup);
     let limits = Limits::new(&LimitOptions {
         logical_block_size: Some(kind.lb_size.into()),
         profile: PROFILES[usize::from(setup >> 4 & 3)].map(|name| name.parse().unwrap()),

@@ -33,11 +33,7 @@ const STEPS: usize = 64;
 pub(crate) fn run(data: &[u8]) {
     let mut dish = Dish::new(data);
     let setup = dish.byte();
-    let kind = Kind {
-        recorded: setup & 1 != 0,
-        read_only: setup & 6 == 6,
-        lb_size: if setup & 8 != 0 { 4096 } else { 512 },
-    };
+    let kind = Kind::of(setup);
     let limits = Limits::new(&LimitOptions {
         logical_block_size: Some(kind.lb_size.into()),
         unit_max: (setup & 16 != 0).then_some(16 << 10),

@@ -30,6 +30,17 @@ pub(crate) struct Kind {
     pub(crate) lb_size: u32,
 }
 
+impl Kind {
+    /// From the lower half of a case's first byte.
+    pub(crate) fn of(setup: u8) -> Kind {
+        Kind {
+            recorded: setup & 1 != 0,
+            read_only: setup & 6 == 6,
+            lb_size: if setup & 8 != 0 { 4096 } else { 512 },
+        }
+    }
+}
+
 /// A disk in files, and who watches it.
 pub(crate) struct Disks {
     kind: Kind,

@@ -3,6 +3,7 @@
 use super::client::{self, Session};
 use crate::complaints::Complaints;
 use crate::descriptors::{Spare, ran_out};
+use crate::made::Made;
 use crate::store::Machine;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -10,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,10 +52,8 @@ pub struct Server {
 /// The socket, which clients can connect to and nobody serves yet. Removed when dropped.
 #[derive(Debug)]
 pub struct Bound {
-    path: PathBuf,
+    made: Made,
     listener: Arc<UnixListener>,
-    /// The socket as it was made: another's is not removed.
-    made: (u64, u64),
 }
 
 /// The clients that are connected, by their numbers.
@@ -74,9 +73,9 @@ impl Bound {
         make_way(path)?;
         let listener = bind(path).map_err(failed)?;
         let made = std::fs::symlink_metadata(path)
-            .and_then(|meta| listener.set_nonblocking(true).map(|()| (meta.dev(), meta.ino())));
+            .and_then(|meta| listener.set_nonblocking(true).map(|()| Made::new(path, &meta)));
         match made {
-            Ok(made) => Ok(Bound { path: path.to_owned(), listener: Arc::new(listener), made }),
+            Ok(made) => Ok(Bound { made, listener: Arc::new(listener) }),
             Err(e) => {
                 let _ = std::fs::remove_file(path);
                 Err(failed(e))
@@ -86,7 +85,8 @@ impl Bound {
 
     /// Serves who is there and who comes.
     pub fn serve(self, machine: Arc<Machine>) -> Result<Server, ControlError> {
-        let failed = |source: io::Error| ControlError::Io { path: self.path.clone(), source };
+        let failed =
+            |source: io::Error| ControlError::Io { path: self.made.path().to_owned(), source };
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = Arc::new(stop.map_err(|e| failed(e.into()))?);
         let (until, listener) = (Arc::clone(&stop), Arc::clone(&self.listener));
@@ -100,11 +100,7 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Ok(meta) = std::fs::symlink_metadata(&self.path)
-            && (meta.dev(), meta.ino()) == self.made
-        {
-            let _ = std::fs::remove_file(&self.path);
-        }
+        let _ = self.made.remove();
     }
 }
 
@@ -115,7 +111,7 @@ impl Server {
     }
 
     pub fn path(&self) -> &Path {
-        &self.bound.path
+        self.bound.made.path()
     }
 }
 

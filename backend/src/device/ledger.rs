@@ -12,7 +12,6 @@
 //! | answered | the answer is in the guest's memory: it only goes into the used ring |
 
 use crate::store::{Moves, Past};
-use std::fmt;
 use std::sync::Arc;
 
 /// The notes on one queue.
@@ -63,10 +62,4 @@ pub enum Came {
     Begun(Past),
     /// To an answer of so many bytes.
     Answered(u32),
-}
-
-impl fmt::Debug for dyn Ledger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Ledger")
-    }
 }

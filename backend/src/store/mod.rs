@@ -32,7 +32,7 @@ pub(crate) mod testing;
 pub use buffers::Buffers;
 pub use image::{Image, ImageError};
 pub use live::HoldCompletions;
-pub use machine::{Files, Machine, MachineError, OpenError, Options, folder_of};
+pub use machine::{Files, Machine, MachineError, OpenError, Options};
 pub use raw::{Cache, RawStore};
 pub use recording::{RecordingOptions, RecordingStore};
 pub use state::StateStore;

@@ -12,6 +12,7 @@ use super::broken;
 use super::gate::{Engine, Gate, GatedQueue, Step};
 use super::recording::RecordingOptions;
 use super::{Buffers, Failure, Op, Request, Rings, Store, StoreQueue};
+use crate::made::folder_of;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -86,10 +87,7 @@ impl StateStore {
     /// fail; the log says why.
     pub fn new(state: StateReader, gate: Arc<dyn Gate>, options: RecordingOptions) -> StateStore {
         let recording = state.reader().path();
-        let dir = match recording.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => std::path::Path::new("."),
-        };
+        let dir = folder_of(recording);
         let file = tempfile::tempfile_in(dir);
         if let Err(e) = &file
             && !options.read_only

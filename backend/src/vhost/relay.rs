@@ -348,8 +348,11 @@ impl Inflight {
     }
 }
 
-/// Which of `fds` are readable, or broken; none after `due`.
-fn ready<const N: usize>(fds: &[BorrowedFd<'_>], due: Option<Instant>) -> io::Result<[bool; N]> {
+/// Which of `fds` are readable, or broken; none after `due`, or after a signal.
+pub(super) fn ready<const N: usize>(
+    fds: &[BorrowedFd<'_>],
+    due: Option<Instant>,
+) -> io::Result<[bool; N]> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
     let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
     let timeout = timeout.map(|wait| Timespec {

@@ -2,12 +2,11 @@
 
 use super::backend::Backend;
 use super::peer::{Peer, told};
-use super::relay::{Ended, Relay, Watched};
+use super::relay::{Ended, Relay, Watched, ready};
 use super::ring::{Space, collected};
 use super::socket::Socket;
 use crate::descriptors::{Spare, enough};
 use crate::device::{Device, Memory};
-use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -60,9 +59,9 @@ pub fn serve(
     let needed = needed(device.queues());
     let mut spare = Spare::new();
     loop {
-        match wait(&[stop, socket.as_fd()]).map_err(lost)? {
-            Some(0) => return Ok(()),
-            Some(_) => match enough(needed).map(|()| socket.listener().accept()) {
+        match ready(&[stop, socket.as_fd()], None).map_err(lost)? {
+            [true, _] => return Ok(()),
+            [_, true] => match enough(needed).map(|()| socket.listener().accept()) {
                 // A daemon that is made in part would keep what it has.
                 Err(error) => spare.turn_away(socket.listener(), |stream| {
                     let who = told(Peer::of(&stream).as_ref());
@@ -82,7 +81,7 @@ pub fn serve(
                     std::thread::sleep(std::time::Duration::from_millis(100));
                 }
             },
-            None => {}
+            [false, false] => {}
         }
     }
 }
@@ -154,15 +153,5 @@ fn tell(who: &str, ended: Ended, daemon: Result<(), DaemonError>) {
         (Ended::ByDaemon, Err(error)) => {
             log::warn!("the front-end's connection is closed: {error}");
         }
-    }
-}
-
-/// The first of `fds` that is readable; `None` after a signal.
-fn wait(fds: &[BorrowedFd<'_>]) -> io::Result<Option<usize>> {
-    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-    match poll(&mut polled, None) {
-        Ok(_) => Ok(polled.iter().position(|fd| !fd.revents().is_empty())),
-        Err(rustix::io::Errno::INTR) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }

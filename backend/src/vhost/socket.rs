@@ -3,13 +3,14 @@
 use super::door::Door;
 use super::in_flight::Beside;
 use super::peer::{Peer, told};
+use crate::made::{Made, folder_of};
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A listening socket, whose path goes when this does.
@@ -18,9 +19,7 @@ pub struct Socket {
     listener: UnixListener,
     door: Door,
     beside: Arc<Beside>,
-    path: PathBuf,
-    /// Device and inode of the path when it was made: somebody else's is not ours to unlink.
-    identity: (u64, u64),
+    made: Made,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,19 +61,16 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io(error)),
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let door = Door::new(folder.unwrap_or(Path::new("."))).map_err(io)?;
+        let door = Door::new(folder_of(path)).map_err(io)?;
         let listener = listen(path).map_err(|error| io(error.into()))?;
         let kept = (|| {
-            let meta = std::fs::symlink_metadata(path).map_err(io)?;
+            let made = Made::new(path, &std::fs::symlink_metadata(path).map_err(io)?);
             let state = |source: io::Error| SocketError::State { path: shown(), source };
             let beside = Arc::new(Beside::open(path).map_err(state)?);
-            Ok((beside, (meta.dev(), meta.ino())))
+            Ok((beside, made))
         })();
         match kept {
-            Ok((beside, identity)) => {
-                Ok(Socket { listener, door, beside, path: path.to_owned(), identity })
-            }
+            Ok((beside, made)) => Ok(Socket { listener, door, beside, made }),
             Err(error) => {
                 let _ = std::fs::remove_file(path);
                 Err(error)
@@ -83,7 +79,7 @@ impl Socket {
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.made.path()
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
@@ -110,10 +106,8 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // First: whoever finds no socket here may make both anew.
         self.beside.remove();
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            log::warn!("{} is left behind: {error}", self.path.display());
+        if let Err(error) = self.made.remove() {
+            log::warn!("{} is left behind: {error}", self.path().display());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a machine opens while it runs: for whoever restricts which files can be opened.
 
 use super::{Machine, OpenError};
-use std::path::{Path, PathBuf};
+use crate::made::folder_of;
+use std::path::PathBuf;
 use tornblk_model::recording::{Header, Reader};
 
 /// Paths, as they are now.
@@ -43,12 +44,4 @@ fn beneath(mut header: Header, read: &mut Vec<PathBuf>) -> Result<(), OpenError>
         read.push(header.base.path);
     }
     Ok(())
-}
-
-/// The folder in which a file lies, or shall lie.
-pub fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }

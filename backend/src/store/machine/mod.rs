@@ -15,7 +15,7 @@ mod tests;
 mod watch;
 
 pub use error::{MachineError, OpenError};
-pub use files::{Files, folder_of};
+pub use files::Files;
 
 use super::image::Image;
 use super::live::{HoldCompletions, Idler, LiveGate, lock};

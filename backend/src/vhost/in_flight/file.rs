@@ -11,6 +11,7 @@
 use super::Region;
 use super::region::Slot;
 use crate::device::{Memory, RING_SIZE_MAX};
+use crate::made::Made;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::File;
 use std::io;
@@ -32,7 +33,7 @@ const QUEUES: u16 = 64;
 /// The file beside a socket.
 #[derive(Debug)]
 pub(in crate::vhost) struct Beside {
-    path: PathBuf,
+    made: Made,
     file: File,
     region: Arc<Region>,
     /// What the driver chose, as it stands in the file: 0 nothing, 1 off, 2 on.
@@ -77,7 +78,7 @@ impl Beside {
         let writeback = AtomicU8::new(head[WRITEBACK_AT as usize]);
         let region = Region::map(&file, BLOCK, QUEUES, RING_SIZE_MAX)?;
         let (writing, kept) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Beside { path, file, region, writeback, writing, kept })
+        Ok(Beside { made: Made::new(&path, &meta), file, region, writeback, writing, kept })
     }
 
     /// What the driver of the device before chose.
@@ -98,7 +99,7 @@ impl Beside {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.writeback.store(choice, Ordering::Release);
         if let Err(error) = self.file.write_all_at(&[choice], WRITEBACK_AT) {
-            log::warn!("{} cannot be written: {error}", self.path.display());
+            log::warn!("{} cannot be written: {error}", self.made.path().display());
         }
     }
 
@@ -117,7 +118,7 @@ impl Beside {
         }
         let slot = self.region.queue(n, true);
         if let Err(error) = self.file.write_all_at(&about, at) {
-            log::warn!("{} cannot be written: {error}", self.path.display());
+            log::warn!("{} cannot be written: {error}", self.made.path().display());
         }
         slot
     }
@@ -133,16 +134,11 @@ impl Beside {
     pub(in crate::vhost) fn remove(&self) {
         let needed = self.writeback().is_some() || self.region.any_left();
         if self.kept.load(Ordering::Acquire) && needed {
-            log::info!("{} stays, for the guest that goes on", self.path.display());
+            log::info!("{} stays, for the guest that goes on", self.made.path().display());
             return;
         }
-        let own = |meta: &std::fs::Metadata| (meta.dev(), meta.ino());
-        let ours = match (std::fs::symlink_metadata(&self.path), self.file.metadata()) {
-            (Ok(there), Ok(file)) => own(&there) == own(&file),
-            _ => false,
-        };
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            log::warn!("{} is left behind: {error}", self.path.display());
+        if let Err(error) = self.made.remove() {
+            log::warn!("{} is left behind: {error}", self.made.path().display());
         }
     }
 }
