@@ -29,20 +29,19 @@ use tornblk_backend::device::limits::{LimitOptions, Limits};
 use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Scsi, ScsiOptions};
 use tornblk_backend::device::{Device, FrontEnd, Memory};
 use tornblk_backend::vhost::{Socket, serve};
-use vm_memory::{Bytes, FileOffset, GuestAddress};
+use tornblk_model::guard::Guard;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, MmapRegion};
 
 static REPLIES: Count = Count::new("replies");
 static RAN: Count = Count::new("queues that were started as they should be");
 static ANSWERED: Count = Count::new("requests answered over a queue");
 static STOPPED: Count = Count::new("queues stopped");
+static CUT_SHORT: Count = Count::new("memories cut short");
 
 pub(crate) fn reached() -> Vec<Reached> {
-    let all = [&REPLIES, &RAN, &ANSWERED, &STOPPED, &store::READS, &store::WRITES];
+    let all = [&REPLIES, &RAN, &ANSWERED, &STOPPED, &CUT_SHORT, &store::READS, &store::WRITES];
     all.map(Count::get).into()
 }
-
-/// Is memory cut short that the device has mapped? The process then gets SIGBUS.
-const CUT_SHORT: bool = false;
 
 /// Messages and kicks in a case.
 const STEPS: usize = 48;
@@ -247,6 +246,9 @@ fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
         (GuestAddress(at), REGION as usize, Some(file))
     };
     let mem = Memory::from_ranges_with_files([region(0), region(REGION)]).unwrap();
+    // Cut short beneath the driver, too.
+    let guard = |region: &MmapRegion| Guard::new(region.as_ptr() as usize, region.size()).unwrap();
+    let _guards: Vec<Guard> = mem.iter().map(|region| guard(region)).collect();
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut front_end = Hostile {
@@ -304,9 +306,9 @@ impl Hostile {
                 let at = u64::from(dish.u16()) * 8 % (2 * REGION - 8);
                 self.mem.write_obj(dish.u64(), GuestAddress(at)).unwrap();
             }
-            11 if CUT_SHORT => {
+            11 => {
                 self.odd = true;
-                let _ = self.files.memory.set_len(u64::from(dish.byte()) * 0x1000);
+                self.files.cut_short(u64::from(dish.byte()) * 0x1000);
             }
             _ => self.any(dish),
         }
@@ -625,6 +627,14 @@ impl Hostile {
 }
 
 impl Files {
+    /// Takes away memory that the device has mapped.
+    fn cut_short(&self, len: u64) {
+        if len < self.memory.metadata().unwrap().len() {
+            self.memory.set_len(len).unwrap();
+            CUT_SHORT.one();
+        }
+    }
+
     /// Is nothing written that was never shown?
     fn check(&self) {
         let len = self.memory.metadata().unwrap().len();

@@ -90,6 +90,7 @@ fn no_message_breaks_the_transport() {
             ("queues that were started as they should be", 180),
             ("requests answered over a queue", 60),
             ("queues stopped", 15),
+            ("memories cut short", 20),
         ],
     );
 }
