@@ -57,6 +57,10 @@ pub(super) struct Relay<'a> {
     agreed: VhostUserProtocolFeatures,
     /// Where the front-end listens.
     channel: Option<UnixStream>,
+    /// One that is ours, and waits until the daemon has done all that was said before it.
+    waiting: Option<Message>,
+    /// Of GET_FEATURES, by anybody: asked of the daemon, and not answered yet.
+    features_asked: usize,
 }
 
 /// Why a connection ends.
@@ -83,7 +87,17 @@ impl<'a> Relay<'a> {
         front.set_write_timeout(Some(PATIENCE))?;
         daemon.set_write_timeout(Some(PATIENCE))?;
         let agreed = VhostUserProtocolFeatures::empty();
-        Ok(Relay { backend, front, daemon, who, watched, agreed, channel: None })
+        Ok(Relay {
+            backend,
+            front,
+            daemon,
+            who,
+            watched,
+            agreed,
+            channel: None,
+            waiting: None,
+            features_asked: 0,
+        })
     }
 
     /// Until the connection ends; both streams are then closed.
@@ -100,10 +114,14 @@ impl<'a> Relay<'a> {
         let device = self.backend.device().clone();
         loop {
             let due = [asked.until(), second.map(|came| came + SECOND)].into_iter().flatten().min();
+            let front = match self.waiting {
+                None => self.front.as_fd(),
+                Some(_) => self.daemon.as_fd(),
+            };
             let fds = [
                 self.watched.stop,
                 self.daemon.as_fd(),
-                self.front.as_fd(),
+                front,
                 self.backend.troubled(),
                 device.store().resized().unwrap_or(self.watched.stop),
                 self.watched.socket.as_fd(),
@@ -121,23 +139,25 @@ impl<'a> Relay<'a> {
                 match answered.next(&self.daemon) {
                     Ok(None) => {}
                     Ok(Some(answer)) => {
-                        if let Err(error) = self.answer(answer) {
-                            return Ended::Refused(error.to_string());
+                        if let Err(ended) = self.answer(answer) {
+                            return ended;
                         }
                     }
-                    Err(None) => return Ended::ByDaemon,
-                    Err(Some(error)) => return Ended::Refused(error.to_string()),
+                    // It has a word of its own about why.
+                    Err(_) => return Ended::ByDaemon,
                 }
             }
             if trouble {
                 return Ended::Refused("it cut the guest's memory short".to_owned());
             }
-            if front || asked.until().is_some_and(|until| until <= Instant::now()) {
+            if self.waiting.is_some() {
+                // What the front-end says next is about what comes of it.
+            } else if front || asked.until().is_some_and(|until| until <= Instant::now()) {
                 match asked.next(&self.front) {
                     Ok(None) => {}
                     Ok(Some(message)) => {
-                        if let Err(error) = self.handle(message) {
-                            return Ended::Refused(error.to_string());
+                        if let Err(ended) = self.handle(message) {
+                            return ended;
                         }
                     }
                     // A front-end that is killed leaves what it was about to say.
@@ -164,46 +184,72 @@ impl<'a> Relay<'a> {
     }
 
     /// A message of the front-end's.
-    fn handle(&mut self, message: Message) -> io::Result<()> {
+    fn handle(&mut self, mut message: Message) -> Result<(), Ended> {
         let is = |request: FrontendReq| message.id() == u32::from(request);
-        if is(FrontendReq::SET_PROTOCOL_FEATURES) {
-            return self.agree(message);
+        let region = is(FrontendReq::GET_INFLIGHT_FD) || is(FrontendReq::SET_INFLIGHT_FD);
+        let ours = (region && self.agreed.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD))
+            || (is(FrontendReq::SET_BACKEND_REQ_FD)
+                && self.agreed.contains(VhostUserProtocolFeatures::BACKEND_REQ));
+        if ours {
+            // The daemon answers in order: when it has answered this, it has done all before it, and
+            // nothing of ours overtakes an answer of its own.
+            self.waiting = Some(message);
+            return self.ask(&Message::request(FrontendReq::GET_FEATURES.into()));
         }
-        let agreed = |what| self.agreed.contains(what);
-        if is(FrontendReq::GET_INFLIGHT_FD) && agreed(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
-            return self.make_region(&message);
+        if is(FrontendReq::SET_PROTOCOL_FEATURES)
+            && let Some(all) = message.number()
+        {
+            self.agreed = VhostUserProtocolFeatures::from_bits_truncate(all);
+            message.set_number(all & !self::ours().bits());
         }
-        if is(FrontendReq::SET_INFLIGHT_FD) && agreed(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
-            let done = self.take_region(&message);
-            return self.acknowledge(&message, done);
+        self.ask(&message)
+    }
+
+    fn ask(&mut self, message: &Message) -> Result<(), Ended> {
+        if message.id() == u32::from(FrontendReq::GET_FEATURES) {
+            self.features_asked += 1;
         }
-        if is(FrontendReq::SET_BACKEND_REQ_FD) && agreed(VhostUserProtocolFeatures::BACKEND_REQ) {
-            let done = self.take_channel(&message);
-            return self.acknowledge(&message, done);
-        }
-        message.send(&self.daemon)
+        // It is gone, and has a word of its own about why.
+        message.send(&self.daemon).map_err(|_| Ended::ByDaemon)
     }
 
     /// An answer of the daemon's.
-    fn answer(&mut self, mut answer: Message) -> io::Result<()> {
+    fn answer(&mut self, mut answer: Message) -> Result<(), Ended> {
+        if answer.id() == u32::from(FrontendReq::GET_FEATURES) {
+            self.features_asked = self.features_asked.saturating_sub(1);
+            if self.features_asked == 0
+                && let Some(message) = self.waiting.take()
+            {
+                return self.handle_ours(&message);
+            }
+        }
         if answer.id() == u32::from(FrontendReq::GET_PROTOCOL_FEATURES)
             && let Some(known) = answer.number()
         {
             answer.set_number(known | ours().bits());
         }
-        answer.send(&self.front)
+        self.tell(&answer)
     }
 
-    fn agree(&mut self, mut message: Message) -> io::Result<()> {
-        if let Some(all) = message.number() {
-            self.agreed = VhostUserProtocolFeatures::from_bits_truncate(all);
-            message.set_number(all & !ours().bits());
+    /// To the front-end.
+    fn tell(&self, message: &Message) -> Result<(), Ended> {
+        message.send(&self.front).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ended::Gone,
+            _ => Ended::Refused(error.to_string()),
+        })
+    }
+
+    fn handle_ours(&mut self, message: &Message) -> Result<(), Ended> {
+        let is = |request: FrontendReq| message.id() == u32::from(request);
+        if is(FrontendReq::GET_INFLIGHT_FD) {
+            let reply = make_region(message).map_err(Ended::Refused)?;
+            return self.tell(&reply);
         }
-        message.send(&self.daemon)
-    }
-
-    /// Says how a message of ours went, to whoever wants to know.
-    fn acknowledge(&mut self, message: &Message, done: Result<(), String>) -> io::Result<()> {
+        let done = if is(FrontendReq::SET_INFLIGHT_FD) {
+            self.take_region(message)
+        } else {
+            self.take_channel(message)
+        };
         if let Err(problem) = &done {
             log::warn!("{}: {problem}", self.who);
         }
@@ -211,28 +257,19 @@ impl<'a> Relay<'a> {
             && self.agreed.contains(VhostUserProtocolFeatures::REPLY_ACK)
         {
             let status = u64::from(done.is_err());
-            return Message::reply(message.id(), &status.to_ne_bytes()).send(&self.front);
+            return self.tell(&Message::reply(message.id(), &status.to_ne_bytes()));
         }
-        match done {
-            Ok(()) => Ok(()),
-            // Nobody would notice.
-            Err(problem) => Err(io::Error::other(problem)),
-        }
-    }
-
-    fn make_region(&mut self, message: &Message) -> io::Result<()> {
-        let wanted = Inflight::read(message.payload()).map_err(io::Error::other)?;
-        let file = Region::memory(wanted.queues, wanted.size)?;
-        let mapped = Region::bytes(wanted.queues, wanted.size);
-        let mut reply = Message::reply(message.id(), &Inflight { mapped, ..wanted }.bytes());
-        reply.files.push(OwnedFd::from(file));
-        reply.send(&self.front)
+        // Nobody would notice.
+        done.map_err(Ended::Refused)
     }
 
     fn take_region(&mut self, message: &Message) -> Result<(), String> {
         let given = Inflight::read(message.payload())?;
         let [file] = &message.files[..] else {
-            return Err("the region of what is in flight comes without its one file".to_owned());
+            return Err(format!(
+                "SET_INFLIGHT_FD brings {} files instead of the region's one",
+                message.files.len()
+            ));
         };
         let needed = Region::bytes(given.queues, given.size);
         if given.mapped < needed {
@@ -250,7 +287,10 @@ impl<'a> Relay<'a> {
 
     fn take_channel(&mut self, message: &Message) -> Result<(), String> {
         let [file] = &message.files[..] else {
-            return Err("no one socket comes with the message that is about one".to_owned());
+            return Err(format!(
+                "SET_BACKEND_REQ_FD brings {} files instead of the one socket",
+                message.files.len()
+            ));
         };
         let stream = file.try_clone().map(UnixStream::from);
         let stream = stream.and_then(|stream| {
@@ -301,6 +341,17 @@ impl<'a> Relay<'a> {
             Err(error) => log::warn!("a second front-end could not be accepted: {error}"),
         }
     }
+}
+
+/// The answer to GET_INFLIGHT_FD.
+fn make_region(message: &Message) -> Result<Message, String> {
+    let wanted = Inflight::read(message.payload())?;
+    let file = Region::memory(wanted.queues, wanted.size)
+        .map_err(|e| format!("no memory for what is in flight: {e}"))?;
+    let mapped = Region::bytes(wanted.queues, wanted.size);
+    let mut reply = Message::reply(message.id(), &Inflight { mapped, ..wanted }.bytes());
+    reply.files.push(OwnedFd::from(file));
+    Ok(reply)
 }
 
 /// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.

@@ -117,6 +117,8 @@ fn one(
             let relaying =
                 std::thread::Builder::new().name(name).spawn_scoped(scope, move || relay.run())?;
             let ended = daemon.wait();
+            // Where its thread did not end in order, its stream is still open, and relayed.
+            daemon.request_shutdown();
             let why = relaying.join().unwrap_or(Ended::ByDaemon);
             if matches!(why, Ended::Stopped) {
                 socket.beside().keep();

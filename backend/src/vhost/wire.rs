@@ -41,7 +41,7 @@ pub(super) enum WireError {
     TooManyFiles,
     #[error("a message has begun, but did not end within {} s", PATIENCE.as_secs())]
     Unfinished,
-    #[error("it ended in the middle of a message")]
+    #[error("the stream ended in the middle of a message")]
     Cut,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -111,7 +111,7 @@ impl Message {
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
-                    let what = format!("it takes nothing for {} s", PATIENCE.as_secs());
+                    let what = format!("it takes no answer for {} s", PATIENCE.as_secs());
                     return Err(io::Error::new(io::ErrorKind::TimedOut, what));
                 }
                 Err(error) => return Err(error.into()),

@@ -60,6 +60,59 @@ fn a_message_that_announces_too_much_ends_the_connection_at_once() {
 }
 
 #[test]
+fn answers_come_in_the_order_of_what_was_asked_whoever_gives_them() {
+    let server = Server::new(1);
+    // VHOST_USER_GET_FEATURES, GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, GET_INFLIGHT_FD.
+    let (features, protocol, agree, region) = (1, 15, 16, 31);
+    for _ in 0..20 {
+        let mut stream = UnixStream::connect(server.path()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut all = message(agree, 1, 8);
+        // REPLY_ACK and INFLIGHT_SHMFD.
+        all.extend((1u64 << 3 | 1 << 12).to_ne_bytes());
+        for request in [features, protocol, region, features, region, features] {
+            let payload: Vec<u8> = if request == region {
+                // 8 bytes of length, 8 of offset, 2 of queues, 2 of their size.
+                [&[0; 16][..], &1u16.to_ne_bytes(), &128u16.to_ne_bytes()].concat()
+            } else {
+                Vec::new()
+            };
+            all.extend(message(request, 1, payload.len() as u32));
+            all.extend(payload);
+        }
+        stream.write_all(&all).unwrap();
+        let mut answered = Vec::new();
+        for _ in 0..6 {
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).unwrap();
+            let word = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().unwrap());
+            stream.read_exact(&mut vec![0; word(8) as usize]).unwrap();
+            answered.push(word(0));
+        }
+        assert_eq!(answered, [features, protocol, region, features, region, features]);
+    }
+}
+
+#[test]
+fn who_asks_and_goes_is_not_let_go_but_gone() {
+    let place = Place::new();
+    let running = place.start("");
+    for _ in 0..40 {
+        let mut stream = UnixStream::connect(place.path("s")).unwrap();
+        stream.write_all(&message(1, 1, 0)).unwrap();
+        drop(stream);
+        let mut next = UnixStream::connect(place.path("s")).unwrap();
+        next.write_all(&message(1, 1, 0)).unwrap();
+        let mut answer = [0; 20];
+        // Where the first one still has its place it is turned away.
+        let _ = next.read(&mut answer);
+    }
+    let output = running.signal(rustix::process::Signal::TERM);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the front-end is gone") && !said.contains("is let go"), "{said}");
+}
+
+#[test]
 fn more_files_than_any_message_has_end_the_connection() {
     let server = Server::new(1);
     let mut stream = UnixStream::connect(server.path()).unwrap();
