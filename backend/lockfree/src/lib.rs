@@ -25,7 +25,7 @@ mod window;
 
 pub use order::Order;
 pub use places::Places;
-pub use seen::{Epoch, Seen};
+pub use seen::Seen;
 pub use wake::Flag;
 pub use window::Window;
 

@@ -165,11 +165,7 @@ fn the_order_goes_on_after_the_power_came_back() {
             let log = Log::new();
             let writer = {
                 let log = log.clone();
-                thread::spawn(move || {
-                    let thaws = log.order.thaws();
-                    let number = log.record(1, false);
-                    (thaws, number, log.record(2, false))
-                })
+                thread::spawn(move || (log.record(1, false), log.record(2, false)))
             };
             let cut = log.order.freeze();
             log.whole_to(cut);
@@ -178,7 +174,7 @@ fn the_order_goes_on_after_the_power_came_back() {
             }
             assert!(log.order.thaw(noted));
             assert_eq!(log.order.thaws(), 1);
-            let (_, first, second) = writer.join().unwrap();
+            let (first, second) = writer.join().unwrap();
             // Every number again, each once, and the second cut has them all.
             let taken = [first, second].iter().flatten().count() as u64 + u64::from(noted);
             assert_eq!(log.order.events(), taken);
@@ -206,6 +202,24 @@ fn a_cut_in_the_moment_the_power_comes_back_is_a_cut() {
         assert!(off || !was_back);
         assert!(back.join().unwrap());
         assert_eq!(log.order.events(), 1);
+    });
+}
+
+#[test]
+fn a_cut_of_before_is_not_taken_for_the_one_that_is_being_made() {
+    all(3, || {
+        let log = Log::new();
+        assert_eq!(log.order.freeze(), 0);
+        assert!(log.order.thaw(false));
+        log.record(1, false);
+        let again = {
+            let log = log.clone();
+            thread::spawn(move || log.order.freeze())
+        };
+        if let Some(cut) = log.order.frozen() {
+            assert_eq!(cut, 1);
+        }
+        assert_eq!(again.join().unwrap(), 1);
     });
 }
 
@@ -320,14 +334,17 @@ fn who_leaves_out_an_index_comes_after_its_event() {
         let log = Log::new();
         let seen = Arc::new(Seen::new(1));
         let ends = |log: &Log, seen: &Seen, n: u64| {
-            let epoch = seen.epoch();
-            if seen.is_news(epoch, 0, 4) {
-                log.record(1, false);
-                let number = log.record(n, false).unwrap();
-                seen.recorded(epoch, 0, 4);
-                return number;
-            }
-            log.record(n, false).unwrap()
+            let commit = |news: &[(u16, u16)]| {
+                if news.is_empty() {
+                    let before = (0..8).any(|number| log.at(number) == 1);
+                    assert!(before, "left out, and not to be seen");
+                } else {
+                    assert_eq!(news, [(0, 4)]);
+                    log.record(1, false);
+                }
+                log.record(n, false).ok_or(())
+            };
+            seen.record(|found| found(0, 4), commit).unwrap()
         };
         let threads: Vec<_> = (100..102)
             .map(|n| {
@@ -342,26 +359,41 @@ fn who_leaves_out_an_index_comes_after_its_event() {
     });
 }
 
+/// Is this index news? It stays so.
+fn is_news(seen: &Seen, queue: u16) -> bool {
+    let told = seen.record(|found| found(queue, 4), |news| Err::<(), _>(!news.is_empty()));
+    told.unwrap_err()
+}
+
 #[test]
 fn after_a_reset_an_index_is_news() {
     all(4, || {
         let seen = Arc::new(Seen::new(1));
+        // Looks in the middle of a reset, and records afterwards.
         let other = {
             let seen = seen.clone();
-            thread::spawn(move || {
-                let epoch = seen.epoch();
-                seen.recorded(epoch, 0, 4);
-            })
+            thread::spawn(move || seen.record(|found| found(0, 4), |_| Ok::<(), ()>(())))
         };
         seen.forget();
-        // What the other saw was of before, or he knew of the reset.
-        let epoch = seen.epoch();
-        let before = seen.is_news(epoch, 0, 4);
-        other.join().unwrap();
+        other.join().unwrap().unwrap();
         seen.forget();
-        assert!(seen.is_news(seen.epoch(), 0, 4));
-        assert!(before || !seen.is_news(epoch, 0, 4));
-        assert!(seen.is_news(epoch, 1, 4), "a queue that is not remembered");
+        assert!(is_news(&seen, 0) && is_news(&seen, 0));
+        seen.record(|found| found(0, 4), |_| Ok::<(), ()>(())).unwrap();
+        assert!(!is_news(&seen, 0));
+        assert!(is_news(&seen, 1), "a queue that is not remembered");
+    });
+}
+
+#[test]
+fn what_was_read_before_a_reset_does_not_count_after_it() {
+    all(1, || {
+        let seen = Seen::new(1);
+        let look = |found: &mut dyn FnMut(u16, u16)| {
+            found(0, 4);
+            seen.forget();
+        };
+        seen.record(look, |_| Ok::<(), ()>(())).unwrap();
+        assert!(is_news(&seen, 0), "it was of before");
     });
 }
 

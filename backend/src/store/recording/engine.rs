@@ -395,34 +395,28 @@ impl RecordingEngine {
         }
         // Held until they are recorded: an index is never news after the reset of its queue.
         let rings = shared.rings.read().unwrap_or_else(PoisonError::into_inner);
-        // Read before the indexes: those of an earlier epoch are not taken for this one's.
-        let epoch = shared.seen.epoch();
-        let mut visible = SmallVec::<[(u16, u16); 4]>::new();
-        if let Some(rings) = &*rings {
-            rings.available(&mut |queue, index| {
-                if shared.seen.is_news(epoch, queue, index) {
-                    visible.push((queue, index));
-                }
-            });
-        }
-        let mut seq = None;
-        for (i, part) in ticket.parts.iter().enumerate() {
+        let look = |f: &mut dyn FnMut(u16, u16)| {
+            if let Some(rings) = &*rings {
+                rings.available(f);
+            }
+        };
+        let parts = ticket.parts.len();
+        let end = |i: usize, visible: &[(u16, u16)]| {
             let completion = Completion {
-                request: part.seq,
+                request: ticket.parts[i].seq,
                 status,
                 executed: ticket.executed || status == Status::Ok,
-                last: last && i + 1 == ticket.parts.len(),
+                last: last && i + 1 == parts,
             };
-            let before: &[_] = if i == 0 { &visible } else { &[] };
-            seq = Some(shared.writer.complete(before, completion)?);
-            if i == 0 {
-                // Only now: whoever does not record an index because it was seen may rely on its
-                // event being before his own.
-                for (queue, index) in &visible {
-                    shared.seen.recorded(epoch, *queue, *index);
-                }
-            }
+            shared.writer.complete(visible, completion)
+        };
+        if parts == 0 {
+            return Ok(None);
         }
-        Ok(seq)
+        let mut seq = shared.seen.record(look, |visible| end(0, visible))?;
+        for i in 1..parts {
+            seq = end(i, &[])?;
+        }
+        Ok(Some(seq))
     }
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU16, AtomicU64};
 
 const QUEUES: u16 = 4;
 /// Few, so that they meet.
@@ -26,6 +26,16 @@ struct Lived {
     before: u64,
     after: u64,
     read: Vec<u64>,
+}
+
+/// The guest's available indexes.
+#[derive(Default)]
+struct Available([AtomicU16; QUEUES as usize]);
+
+impl Rings for Available {
+    fn available(&self, f: &mut dyn FnMut(u16, u16)) {
+        (0..).zip(&self.0).for_each(|(queue, index)| f(queue, index.load(Ordering::Acquire)));
+    }
 }
 
 /// Lets another thread go on, somewhere in the middle of a request.
@@ -63,7 +73,12 @@ struct Told {
 }
 
 /// A thread's: reads and writes of one to three blocks, and now and then a flush or a mark.
-fn work(store: &RecordingStore, clock: &AtomicU64, queue: u16) -> Vec<(Id, Lived)> {
+fn work(
+    store: &RecordingStore,
+    clock: &AtomicU64,
+    available: &Available,
+    queue: u16,
+) -> Vec<(Id, Lived)> {
     let mut own = store.queue(queue);
     let mut state = 0x9e37_79b9_u64.wrapping_mul(u64::from(queue) + 1);
     let mut all = Vec::new();
@@ -84,6 +99,7 @@ fn work(store: &RecordingStore, clock: &AtomicU64, queue: u16) -> Vec<(Id, Lived
         };
         request.origin.queue = queue;
         let reads = matches!(request.op, Op::Read { .. });
+        available.0[usize::from(queue)].store(position + 1, Ordering::SeqCst);
         let before = clock.fetch_add(1, Ordering::SeqCst);
         own.submit(request);
         let done = reap(&mut *own).remove(0);
@@ -148,18 +164,21 @@ fn what_four_queues_did_is_what_the_recording_says() {
         .map(|b| u64::from_le_bytes(place.bytes[(b * BLOCK) as usize..][..8].try_into().unwrap()))
         .collect();
     let clock = AtomicU64::new(0);
+    let available = Arc::new(Available::default());
+    store.connected(Arc::clone(&available) as _);
     let lived: Vec<(Id, Lived)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..QUEUES)
             .map(|queue| {
-                let (store, clock) = (&store, &clock);
-                scope.spawn(move || work(store, clock, queue))
+                let (store, clock, available) = (&store, &clock, &*available);
+                scope.spawn(move || work(store, clock, available, queue))
             })
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     let events = place.events();
-    let numbers: Vec<u64> = events.iter().map(|(seq, _)| seq.0).collect();
-    assert!(numbers.iter().copied().eq(0..events.len() as u64), "no number is missing");
+    // What became visible has the number of the end that it comes with.
+    let ends = events.iter().filter(|(_, event)| !matches!(event, Event::Visible { .. }));
+    assert!(ends.enumerate().all(|(n, (seq, _))| seq.0 == n as u64), "a number is missing");
     let told = told(&events);
     assert_eq!(told.len(), usize::from(QUEUES * ROUNDS));
 
@@ -174,6 +193,27 @@ fn what_four_queues_did_is_what_the_recording_says() {
             newest = newest.max(Some(complete));
         }
         assert!(newest < Some(submit), "one that had ended comes after event {submit}");
+    }
+
+    // What the guest had queued before another request began is on record, one way or the other,
+    // before that one's end: no wait of a guest is made up.
+    let mut known: HashMap<Id, u64> = told.iter().map(|(id, t)| (*id, t.submit)).collect();
+    let mut visible = 0;
+    for (seq, event) in &events {
+        if let Event::Visible { queue, index } = event {
+            visible += 1;
+            for position in 0..*index {
+                let first = known.get_mut(&Id(*queue, position)).unwrap();
+                *first = (*first).min(seq.0);
+            }
+        }
+    }
+    assert!(visible > ROUNDS.into(), "only {visible} times something became visible");
+    let queued: Vec<_> = lived.iter().map(|(id, l)| (l.before, known[id])).collect();
+    for (id, l) in &lived {
+        let end = told[id].complete;
+        let hidden = queued.iter().find(|(before, known)| *before < l.before && *known > end);
+        assert!(hidden.is_none(), "{hidden:?} was queued before {id:?} began, and not told");
     }
 
     // What a read showed was the newest of the writes that were executed by then: one that was
