@@ -247,14 +247,14 @@ fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
     };
     let mem = Memory::from_ranges_with_files([region(0), region(REGION)]).unwrap();
     // Cut short beneath the driver, too.
-    let guard = |region: &MmapRegion| Guard::new(region.as_ptr() as usize, region.size()).unwrap();
-    let _guards: Vec<Guard> = mem.iter().map(|region| guard(region)).collect();
+    let mem = Arc::new(mem);
+    let _guarded = guarded(mem.clone());
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut front_end = Hostile {
         stream,
         files,
-        mem: Arc::new(mem),
+        mem,
         scsi,
         queues: (0..3).map(|_| None).collect(),
         said: Vec::new(),
@@ -268,6 +268,15 @@ fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
         front_end.step(dish, disks);
     }
     front_end.end();
+}
+
+/// Guards, and behind them what they guard.
+fn guarded(mem: Arc<Memory>) -> (Vec<Guard>, Arc<Memory>) {
+    let guard = |region: &MmapRegion| {
+        // SAFETY: the region is mapped as long as the memory lives, which is kept behind the guard.
+        unsafe { Guard::new(region.as_ptr() as usize, region.size()) }.unwrap()
+    };
+    (mem.iter().map(|region| guard(region)).collect(), mem)
 }
 
 impl Hostile {

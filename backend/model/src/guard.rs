@@ -15,9 +15,12 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 pub struct Guard(&'static Guarded);
 
 impl Guard {
-    /// Guards `len` bytes at `start`, a mapping that outlives the guard. `None`: there are too many
-    /// guards.
-    pub fn new(start: usize, len: usize) -> Option<Guard> {
+    /// Guards `len` bytes at `start`. `None`: there are too many guards.
+    ///
+    /// # Safety
+    /// They are a mapping of the caller's own, which outlives the guard: its pages are replaced where
+    /// the file beneath fails.
+    pub unsafe fn new(start: usize, len: usize) -> Option<Guard> {
         Guarded::claim(start, len).map(Guard)
     }
 

@@ -19,7 +19,9 @@
 //! register IORING_REGISTER_RESTRICTIONS and enable them; only then may `io_uring_enter`, and
 //! nothing else, be allowed.
 //!
-//! What it cannot do: `connect` takes any UNIX socket that the user may connect to, since seccomp
+//! What it cannot do: any file in a socket's folder, and in those beneath it, can be removed, since a
+//! socket has to be at the end. What /proc shows everybody of other processes (their command lines,
+//! say, and not their memory, environments or open files) can be read. `connect` takes any UNIX socket that the user may connect to, since seccomp
 //! does not see its name; landlock can tell them apart from ABI 9 on. Everything in the folders
 //! where the device makes files is open to it, subfolders too: they should hold nothing else. The
 //! process can still be dumped and traced from outside: it is a tool for tests, and a core that a
@@ -55,9 +57,15 @@ pub enum SandboxError {
          itself; please report this, and start tornblkd with --sandbox off until it is repaired"
     )]
     Threads(usize),
-    #[error("{} is no folder in which the sandbox could let files be made: {why}", path.display())]
+    #[error(
+        "{} is no folder that the sandbox could leave open: {why}; make it, or leave its --allow out",
+        path.display()
+    )]
     NoFolder { path: PathBuf, why: io::Error },
-    #[error("{} cannot be opened for the sandbox: {why}", path.display())]
+    #[error(
+        "{} cannot be opened for the sandbox: {why}; put it back, or start tornblkd with --sandbox off",
+        path.display()
+    )]
     Path { path: PathBuf, why: String },
     #[error(
         "the sandbox's {layer} cannot be had from this kernel: {why}; start tornblkd with \

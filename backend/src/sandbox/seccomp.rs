@@ -92,11 +92,10 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET) as u64;
 
 /// What of `fcntl` does not send signals.
-const FCNTL: [c_int; 11] = [
+const FCNTL: [c_int; 10] = [
     libc::F_GETFD,
     libc::F_SETFD,
     libc::F_GETFL,
-    libc::F_SETFL,
     libc::F_DUPFD_CLOEXEC,
     libc::F_ADD_SEALS,
     libc::F_GET_SEALS,
@@ -105,6 +104,10 @@ const FCNTL: [c_int; 11] = [
     libc::F_OFD_GETLK,
     libc::F_OFD_SETLK,
 ];
+
+/// How long a peer is waited for, who it is, and how a connection went.
+const SOCKET_OPTIONS: [c_int; 4] =
+    [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, libc::SO_PEERCRED, libc::SO_ERROR];
 
 /// Lower bits of a socket's type; those above are flags.
 const SOCKET_TYPE: u64 = 0xf;
@@ -153,7 +156,11 @@ fn by_argument(call: i64) -> Result<Vec<SeccompRule>, seccompiler::BackendError>
         libc::SYS_socket | libc::SYS_socketpair => {
             all(vec![is(0, libc::AF_UNIX)?, int(1, Op::MaskedEq(SOCKET_TYPE), libc::SOCK_STREAM)?])
         }
-        libc::SYS_getsockopt | libc::SYS_setsockopt => one_of(1, &[libc::SOL_SOCKET]),
+        // Not SO_ATTACH_FILTER and its like: programs for the kernel.
+        libc::SYS_getsockopt | libc::SYS_setsockopt => SOCKET_OPTIONS
+            .iter()
+            .map(|option| SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, *option)?]))
+            .collect(),
         libc::SYS_mmap | libc::SYS_mprotect => {
             all(vec![int(2, Op::MaskedEq(libc::PROT_EXEC as u64), 0)?])
         }
@@ -164,7 +171,14 @@ fn by_argument(call: i64) -> Result<Vec<SeccompRule>, seccompiler::BackendError>
         // How the standard library makes a socket (non-)blocking. It takes 64 bits, but a C library
         // may leave what it likes in the upper ones: the kernel takes the lower.
         libc::SYS_ioctl => one_of(1, &[libc::FIONBIO as c_int]),
-        libc::SYS_fcntl => one_of(1, &FCNTL),
+        libc::SYS_fcntl => {
+            // O_ASYNC on a terminal signals who has it.
+            let silent = int(2, Op::MaskedEq(libc::O_ASYNC as u64), 0)?;
+            let flags = SeccompRule::new(vec![is(1, libc::F_SETFL)?, silent])?;
+            let mut rules: Vec<SeccompRule> = one_of(1, &FCNTL)?;
+            rules.push(flags);
+            Ok(rules)
+        }
         libc::SYS_prctl => one_of(0, &[libc::PR_SET_NAME, PR_SET_VMA]),
         // Asking for one's own.
         libc::SYS_prlimit64 => all(vec![is(0, 0)?, long(2, Op::Eq, 0)?]),

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use tornblk_model::event::Segment;
 use tornblk_model::lock::{Access, Holder, LockError, lock};
 
@@ -65,9 +66,37 @@ pub struct Image {
     size: AtomicU64,
     /// A file, which can be cut short.
     can_shrink: bool,
-    /// The medium failed to keep what was written: the kernel tells that once and forgets, so it
-    /// is kept here, and no later flush may claim that all is well.
-    lost: AtomicBool,
+    lost: Lost,
+}
+
+/// Did the medium fail to keep what was written? The kernel tells that once and forgets, so it is
+/// kept here, and no later flush may claim that all is well.
+#[derive(Debug, Default)]
+struct Lost {
+    noted: AtomicBool,
+    /// Held by who asks the kernel, until its answer is noted: another one who asked meanwhile would
+    /// be told that all is well.
+    asking: Mutex<()>,
+}
+
+impl Lost {
+    fn note(&self) {
+        self.noted.store(true, Ordering::Relaxed);
+    }
+
+    fn sync(&self, ask: impl FnOnce() -> rustix::io::Result<()>) -> Result<(), Failure> {
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = ask() {
+            self.note();
+            return Err(Failure::Io(e.into()));
+        }
+        if self.noted.load(Ordering::Relaxed) {
+            let what = "an earlier flush failed or the image was cut short, so what was written \
+                        before may be lost";
+            return Err(Failure::Io(io::Error::other(what)));
+        }
+        Ok(())
+    }
 }
 
 impl Image {
@@ -123,10 +152,13 @@ impl Image {
             Ok(()) => {}
             Err(LockError::InUse(by)) => return Err(ImageError::InUse { path: text(), by }),
             Err(LockError::Impossible(e)) => {
-                log::warn!("the image {} cannot be locked: {e}", path.display());
+                log::warn!(
+                    "the image {} cannot be locked, so nothing keeps a second writer off it: {e}",
+                    path.display()
+                );
             }
         }
-        let (path, lost) = (path.to_owned(), AtomicBool::new(false));
+        let (path, lost) = (path.to_owned(), Lost::default());
         let can_shrink = kind == FileType::RegularFile;
         Ok(Image { file, path, size: AtomicU64::new(size), can_shrink, lost })
     }
@@ -159,6 +191,10 @@ impl Image {
         &self.file
     }
 
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Fills the buffers from `offset` on.
     pub fn read(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
         self.inside(offset, buffers.len() as u64)?;
@@ -181,16 +217,7 @@ impl Image {
     /// Makes durable what was written.
     pub fn sync(&self) -> Result<(), Failure> {
         self.there(0, self.size())?;
-        if let Err(e) = rustix::fs::fdatasync(&self.file) {
-            self.lost.store(true, Ordering::Relaxed);
-            return Err(Failure::Io(e.into()));
-        }
-        if self.lost.load(Ordering::Relaxed) {
-            let what = "an earlier flush failed or the image was cut short, so what was written \
-                        before may be lost";
-            return Err(Failure::Io(io::Error::other(what)));
-        }
-        Ok(())
+        self.lost.sync(|| rustix::fs::fdatasync(&self.file))
     }
 
     /// Gives the space back. A medium that cannot keeps the content, which a driver must expect.
@@ -263,7 +290,7 @@ impl Image {
         let stat = rustix::fs::fstat(&self.file).map_err(|e| Failure::Io(e.into()))?;
         // Never negative.
         if (stat.st_size as u64) < offset + len {
-            self.lost.store(true, Ordering::Relaxed);
+            self.lost.note();
             return Err(self.cut_short(stat.st_size as u64));
         }
         Ok(())
@@ -273,7 +300,8 @@ impl Image {
         Failure::Io(io::Error::new(
             io::ErrorKind::UnexpectedEof,
             format!(
-                "the image {} was cut short: it has {has} of the disk's {} bytes",
+                "the image {0} was cut short: it has {has} of the disk's {1} bytes (truncate -s {1} \
+                 {0} makes it as long again, with zeroes where there was data)",
                 self.path.display(),
                 self.size()
             ),
@@ -297,7 +325,11 @@ impl Image {
             let n = (rest.len() - first).min(IOV_MAX);
             let done = io(fd, rest[first..].as_ptr(), n as libc::c_int, offset as libc::off_t);
             let mut done = match done {
-                0 => return Err(self.cut_short(offset)),
+                0 => {
+                    let stat = rustix::fs::fstat(&self.file).map_err(|e| Failure::Io(e.into()))?;
+                    // Never negative.
+                    return Err(self.cut_short(stat.st_size as u64));
+                }
                 d if d > 0 => d as usize,
                 _ => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -323,7 +355,10 @@ impl Image {
 
 /// Who has the block device that cannot be opened exclusively, if one who locks it does.
 fn busy(e: rustix::io::Errno, path: &Path) -> Option<Holder> {
-    let file = File::open(path).ok().filter(|_| e == rustix::io::Errno::BUSY)?;
+    if e != rustix::io::Errno::BUSY {
+        return None;
+    }
+    let file = File::open(path).ok()?;
     match lock(&file, Access::Read) {
         Err(LockError::InUse(by)) => Some(by),
         _ => None,
@@ -394,6 +429,29 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
         // Cut short beneath us.
         image.file().set_len(512).unwrap();
-        assert!(image.read(512, &two).is_err());
+        let told = image.read(2048, &two).unwrap_err().to_string();
+        assert!(told.contains("it has 512 of the disk's 4096 bytes"), "{told}");
+        assert!(image.sync().is_err());
+        image.file().set_len(4096).unwrap();
+        assert!(image.sync().is_err(), "what is lost stays lost");
+    }
+
+    #[test]
+    fn who_flushes_while_another_is_told_of_a_loss_is_told_of_it_too() {
+        let lost = Lost::default();
+        let (told, hears) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let late = lost.sync(|| {
+                    // The kernel has said it, and does not say it again.
+                    told.send(()).unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    Err(rustix::io::Errno::IO)
+                });
+                assert!(late.is_err());
+            });
+            hears.recv().unwrap();
+            assert!(lost.sync(|| Ok(())).is_err(), "its write is lost");
+        });
     }
 }

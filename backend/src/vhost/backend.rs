@@ -306,11 +306,14 @@ impl VhostUserBackend for Backend {
         self.watch.guarded(|guarded| guarded.hold(guards, self.mem.memory().into_inner()));
         let now: Vec<(u64, u64)> = memory.iter().map(|r| (r.start_addr().0, r.len())).collect();
         let before = std::mem::replace(&mut *whole(&self.regions), now.clone());
-        if before.iter().any(|region| !now.contains(region)) {
+        let gone = before.iter().any(|region| !now.contains(region));
+        if gone || self.watch.guarded(|guarded| guarded.too_many()) {
             // Whoever waits for other queues goes on waiting: they end what they have.
             let ending = (0..self.queues.len()).filter(|n| !self.device.reaches_all(*n as u16));
-            ending.for_each(|n| self.settle(n, "the guest's memory goes away", false));
-            self.watch.guarded(|guarded| guarded.prune());
+            ending.for_each(|n| self.settle(n, "the guest's memory changes", false));
+        }
+        if self.watch.guarded(|guarded| guarded.too_many()) {
+            return Err(io::Error::other("the guest's memory changes faster than it is let go"));
         }
         Ok(())
     }

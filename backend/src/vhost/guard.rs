@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tornblk_model::guard::Guard;
 use vm_memory::GuestMemoryBackend;
 
-/// Memory that was replaced and is still in use; more than so many are given up.
+/// Memories that may be in use at a time: each new table of regions is another one, while requests
+/// keep those of before.
 const GENERATIONS: usize = 4;
 
 /// The memories of a connection, guarded as long as somebody uses them.
@@ -21,21 +22,29 @@ struct Held {
 
 /// Guards of a memory that nobody uses yet; `None`: there are too many.
 pub(super) fn guard(mem: &Memory) -> Option<Vec<Guard>> {
-    mem.iter().map(|region| Guard::new(region.as_ptr() as usize, region.size())).collect()
+    let each = mem.iter().map(|region| {
+        // SAFETY: a region stays mapped as long as its memory lives, and whoever gets these guards
+        // keeps that behind them: see `Held`.
+        unsafe { Guard::new(region.as_ptr() as usize, region.size()) }
+    });
+    each.collect()
 }
 
 impl Guarded {
     /// `mem` is in use from now on.
     pub(super) fn hold(&mut self, guards: Vec<Guard>, mem: Arc<Memory>) {
         self.prune();
-        if self.0.len() >= GENERATIONS {
-            self.0.remove(0);
-        }
         self.0.push(Held { guards, mem });
     }
 
+    /// Are more of them in use than there may be?
+    pub(super) fn too_many(&mut self) -> bool {
+        self.prune();
+        self.0.len() > GENERATIONS
+    }
+
     /// Who holds nothing but us goes: the host wants that memory, and its addresses.
-    pub(super) fn prune(&mut self) {
+    fn prune(&mut self) {
         self.0.retain(|held| Arc::strong_count(&held.mem) > 1);
     }
 

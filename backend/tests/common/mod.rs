@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub(crate) mod anybody;
 pub(crate) mod driver;
 pub(crate) mod random;
 pub(crate) mod scsi;

@@ -2,6 +2,7 @@
 
 use crate::guest::{Guest, until};
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,11 @@ pub(crate) struct Place {
 impl Place {
     /// With an image of 1 MiB.
     pub(crate) fn new() -> Place {
-        let place = Place { dir: tempfile::tempdir().unwrap() };
+        Place::at(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn at(dir: TempDir) -> Place {
+        let place = Place { dir };
         std::fs::write(place.path("disk.img"), vec![7; SIZE]).unwrap();
         place
     }
@@ -205,9 +210,16 @@ impl Guest {
     }
 }
 
-/// Says why a test was not made.
+/// Says why a test was not made: to whoever looks, though the test passes, and to the file
+/// `$TORNBLK_SKIPPED`, which ci/test shows at its end.
 pub(crate) fn skipped(why: &str) {
-    eprintln!("skipped: {why}");
+    let line = format!("skipped: {why}\n");
+    // Not as `eprint!`, which is only shown where a test fails.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(list) = std::env::var_os("TORNBLK_SKIPPED") {
+        let list = std::fs::File::options().append(true).create(true).open(list);
+        list.and_then(|mut list| list.write_all(line.as_bytes())).unwrap();
+    }
 }
 
 /// Runs one of the tests that are ignored, in a mount namespace in which it may mount what it
@@ -224,7 +236,10 @@ pub(crate) fn in_a_namespace(test: &str) {
             let text = String::from_utf8_lossy(&output.stdout);
             let all = format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success() && text.contains("1 passed"), "{all}");
-            print!("{}", text.lines().find(|l| l.starts_with("skipped")).unwrap_or_default());
+            // It has told the list by itself.
+            for line in all.lines().filter(|line| line.starts_with("skipped")) {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
         }
         _ => skipped("no namespace can be made here (unshare --map-root-user --mount)"),
     }

@@ -121,6 +121,28 @@ pub(crate) const ALL: &[Attempt] = &[
             done(unsafe { libc::fcntl(one.as_raw_fd(), libc::F_SETOWN, whom) }.into())
         })
     }),
+    trapped("a_signal_when_a_terminal_is_ready", "fcntl", || {
+        let (one, _other) = UnixStream::pair().unwrap();
+        Box::new(move || {
+            // SAFETY: a descriptor that is open.
+            done(unsafe { libc::fcntl(one.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC) }.into())
+        })
+    }),
+    trapped("a_filter_for_a_socket", "setsockopt", || {
+        let (one, _other) = UnixStream::pair().unwrap();
+        Box::new(move || {
+            // BPF_RET | BPF_K: all of each message.
+            let mut all = libc::sock_filter { code: 6, jt: 0, jf: 0, k: u32::MAX };
+            let program = libc::sock_fprog { len: 1, filter: &mut all };
+            let len = size_of_val(&program) as libc::socklen_t;
+            // SAFETY: a descriptor that is open, and a program of one instruction that is there.
+            done(unsafe {
+                let program = (&raw const program).cast();
+                let (level, what) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+                libc::setsockopt(one.as_raw_fd(), level, what, program, len).into()
+            })
+        })
+    }),
     // Sockets.
     trapped("a_network", "socket", || call(libc::SYS_socket, inet(libc::AF_INET))),
     trapped("another_network", "socket", || call(libc::SYS_socket, inet(libc::AF_INET6))),

@@ -39,14 +39,6 @@ impl Place {
         Place::at(tempfile::tempdir().unwrap())
     }
 
-    /// Where another user can come, which a folder for temporary files need not be.
-    fn for_anybody() -> Place {
-        let way = |folder: &Path| folder.ancestors().all(|on| mode(on) & 0o001 != 0);
-        let folders = [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()];
-        let open = folders.iter().find(|folder| way(folder)).expect("a folder for temporary files");
-        Place::at(tempfile::tempdir_in(open).unwrap())
-    }
-
     fn at(dir: TempDir) -> Place {
         std::fs::write(dir.path().join("disk.img"), vec![7; 1 << 20]).unwrap();
         Place { dir }
@@ -489,10 +481,6 @@ fn it_still_dies_with_its_parent() {
 
 const SOMEBODY: u32 = 12345;
 
-fn mode(path: &Path) -> u32 {
-    std::fs::metadata(path).map_or(0, |file| file.permissions().mode())
-}
-
 fn give(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     std::os::unix::fs::chown(path, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
@@ -520,7 +508,7 @@ fn a_folder_of_another_user_stays_open_to_root() {
 }
 
 fn a_user_without_privileges_can_run_it() {
-    let place = Place::for_anybody();
+    let place = Place::at(crate::common::anybody::folder());
     let mut command = place.command("--socket s --control c --image disk.img --recording r");
     if rustix::process::geteuid().is_root() {
         give(place.dir.path(), 0o700);

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use tornblk_proto::Client;
+use tornblk_proto::{Client, Match, StallWhen};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
@@ -172,6 +172,35 @@ fn a_region_that_is_none_is_refused_and_the_connection_lives() {
     guest.start(1);
     let (_, status) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 9, 512));
     assert_eq!(status, OK);
+}
+
+#[test]
+fn memory_that_is_replaced_over_and_over_beneath_requests_can_be_cut_short() {
+    let place = Place::new();
+    let running = place.start("--control c");
+    let client = Client::connect(place.path("c")).unwrap();
+    client.stall(Match::default(), StallWhen::BeforeCompletion).unwrap();
+    let mut guest = Guest::ready(&place.path("s"), 1);
+    for _ in 0..6 {
+        // Each is held, and holds the memory that it came with.
+        guest.queues[0].driver.wants(VIRTIO_BLK_T_IN, 9, 512);
+        guest.kick(0);
+        let held = || client.status().unwrap().stalls[0].held > 0;
+        until(held);
+        guest.frontend.set_mem_table(&guest.regions()).unwrap();
+    }
+    for region in guest.mem.iter() {
+        region.file_offset().unwrap().file().set_len(0).unwrap();
+    }
+    drop(client);
+    until(|| guest.frontend.get_features().is_err());
+    drop(guest);
+    let mut next = Guest::ready(&place.path("s"), 1);
+    let (_, status) = next.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    assert_eq!(status, OK);
+    drop(next);
+    let output = running.signal(rustix::process::Signal::TERM);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -54,7 +54,8 @@ impl Mapping {
                 last = io::Error::last_os_error();
                 continue;
             }
-            let Some(guard) = Guard::new(base as usize, reserved) else {
+            // SAFETY: made above, and unmapped only after the guard is gone.
+            let Some(guard) = (unsafe { Guard::new(base as usize, reserved) }) else {
                 // SAFETY: the range made above, which nobody else knows.
                 unsafe { libc::munmap(base, reserved) };
                 return Err(io::Error::other("too many files are mapped"));

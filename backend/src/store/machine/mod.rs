@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
-use watch::Watch;
+use watch::{Watch, What};
 
 /// What [`Status::state`] says of the disk as it is.
 const LIVE: &str = "live";
@@ -152,7 +152,7 @@ impl Machine {
         let image = Image::open(&options.image, logical, only_read)?;
         let disk = Disk { capacity: image.size(), lb_size: logical };
         let watch = Watch::default();
-        watch.know("image", image.path(), image.file());
+        watch.know(What::Image, image.path(), image.file());
         let profile = &options.profile;
         profile.check(&disk).map_err(OpenError::Profile)?;
         let (seed, hold) = (options.seed, options.hold_completions);
@@ -160,7 +160,7 @@ impl Machine {
         let (store, recorded): (Arc<dyn Store>, _) = match &options.recording {
             Some(file) => {
                 let recorded = Recorded::open(file, image, &options, &gate)?;
-                watch.know("recording", file, recorded.writer());
+                watch.know(What::Recording, file, recorded.writer());
                 (recorded.live(), Some(recorded))
             }
             None => {
@@ -364,7 +364,7 @@ impl Shared {
 
     /// Looks whether the files are still what they were.
     fn look(&self) {
-        self.watch.look(self.recorded.as_ref());
+        self.watch.look(self.disk().capacity, self.recorded.as_ref());
     }
 
     fn beneath(&self) -> RwLockReadGuard<'_, Beneath> {

@@ -6,18 +6,17 @@
 //! are then `OUTER // INNER`.
 
 use super::recorded::failed;
-use super::watch::Watch;
+use super::watch::{Watch, What};
 use super::{Machine, MachineError, OpenError, Options, Shared};
 use crate::store::live::{LiveGate, lock};
 use crate::store::recording::{RecordingOptions, RecordingStore};
 use crate::store::state::StateStore;
-use crate::store::{ImageError, Store};
+use crate::store::{Image, Store};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use tornblk_model::crash::{Content, History, Source, StateName};
 use tornblk_model::event::{Disk, Seq};
-use tornblk_model::lock::{Access, LockError, lock as model_lock};
 use tornblk_model::recording::{
     Header, NewRecording, OuterState, Reader, RecordingError, StateReader, Trust, Writer,
 };
@@ -74,7 +73,7 @@ impl States {
         let state = StateReader::new(Arc::clone(&reader), base, trust, Content::default())
             .map_err(OpenError::Recording)?;
         let image = base.unwrap_or(&reader.header().base.path).to_owned();
-        let kept = kept(&image)?;
+        let kept = Image::open(&image, 1, true)?.into_file();
         let gate = gate(&disk);
         let own = RecordingOptions {
             profile: options.profile.clone(),
@@ -104,8 +103,8 @@ impl States {
     }
 
     pub(super) fn known(&self, watch: &Watch) {
-        watch.know("recording", &self.file, &*self.reader);
-        watch.know("image", &self.image, &self.kept);
+        watch.know(What::Recording, &self.file, &*self.reader);
+        watch.know(What::Image, &self.image, &self.kept);
     }
 
     pub(super) fn disk(&self) -> Disk {
@@ -152,20 +151,6 @@ impl States {
         let state = StateReader::on(Arc::clone(reader), base, content).map_err(failed)?;
         Ok(StateStore::new(state, Arc::clone(&self.gate) as _, self.options.clone()))
     }
-}
-
-/// The image, locked for reading.
-fn kept(image: &Path) -> Result<File, OpenError> {
-    let open = |source| ImageError::Io { path: image.into(), source };
-    let file = File::open(image).map_err(open)?;
-    match model_lock(&file, Access::Read) {
-        Ok(()) => {}
-        Err(LockError::InUse(by)) => {
-            return Err(ImageError::InUse { path: image.into(), by }.into());
-        }
-        Err(e) => log::warn!("the image {}: {e}", image.display()),
-    }
-    Ok(file)
 }
 
 fn history_of(reader: &Reader) -> Result<History, MachineError> {

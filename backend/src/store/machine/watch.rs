@@ -4,6 +4,7 @@
 use super::Recorded;
 use rustix::fs::{fstat, stat};
 use rustix::io::Errno;
+use std::fmt;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -27,15 +28,29 @@ struct Looks {
     ended: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Image,
+    Recording,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            What::Image => "image",
+            What::Recording => "recording",
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Known {
-    /// For sentences.
-    what: &'static str,
+    what: What,
     path: PathBuf,
     device: u64,
     inode: u64,
-    /// Bytes that it has at least.
-    size: u64,
+    /// Has the bytes of the disk: a recording has a guard of its own, and a block device no size.
+    sized: bool,
     told: Option<Fate>,
 }
 
@@ -49,13 +64,15 @@ enum Fate {
 }
 
 impl Known {
-    fn look(&mut self) {
+    fn look(&mut self, capacity: u64) {
         let fate = match stat(&self.path) {
             Ok(now) if (now.st_dev, now.st_ino) != (self.device, self.inode) => {
                 Some(Fate::Replaced)
             }
-            // Never negative; a block device has 0 here and in `size`.
-            Ok(now) if (now.st_size as u64) < self.size => Some(Fate::CutShort(now.st_size as u64)),
+            // Never negative.
+            Ok(now) if self.sized && (now.st_size as u64) < capacity => {
+                Some(Fate::CutShort(now.st_size as u64))
+            }
             Err(Errno::NOENT | Errno::NOTDIR) => Some(Fate::Gone),
             // Back in its place, or nothing can be said.
             _ => None,
@@ -91,26 +108,25 @@ impl Known {
 
 impl Watch {
     /// Watches over a file that was just opened by its path.
-    pub(super) fn know(&self, what: &'static str, path: &Path, file: impl AsFd) {
+    pub(super) fn know(&self, what: What, path: &Path, file: impl AsFd) {
         // One that cannot be asked about is not watched over.
         if let Ok(stat) = fstat(file) {
-            // An image has a size that stays; a recording that grows has its own guard.
-            let size = if what == "image" { stat.st_size as u64 } else { 0 };
+            let sized = what == What::Image && stat.st_size > 0;
             let (path, device, inode) = (path.to_owned(), stat.st_dev, stat.st_ino);
-            let known = Known { what, path, device, inode, size, told: None };
+            let known = Known { what, path, device, inode, sized, told: None };
             crate::store::live::lock(&self.looks).files.push(known);
         }
     }
 
     /// Looks at them, not too often.
-    pub(super) fn look(&self, recorded: Option<&Recorded>) {
+    pub(super) fn look(&self, capacity: u64, recorded: Option<&Recorded>) {
         // Whoever comes while another looks need not wait.
         let Ok(mut looks) = self.looks.try_lock() else { return };
         if looks.last.is_some_and(|last| last.elapsed() < EACH) {
             return;
         }
         looks.last = Some(Instant::now());
-        looks.files.iter_mut().for_each(Known::look);
+        looks.files.iter_mut().for_each(|known| known.look(capacity));
         if let Some(Err(e @ RecordingError::Poisoned { .. })) = recorded.map(|r| r.writer().look())
             && !looks.ended
         {

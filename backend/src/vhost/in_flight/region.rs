@@ -179,7 +179,8 @@ impl Map {
                 from,
             )
         }?;
-        let Some(guard) = Guard::new(base as usize, mapped) else {
+        // SAFETY: made above, and unmapped only after the guard is gone.
+        let Some(guard) = (unsafe { Guard::new(base as usize, mapped) }) else {
             // SAFETY: made above, and nobody else knows it.
             let _ = unsafe { rustix::mm::munmap(base, mapped) };
             return Err(io::Error::other("too many files are mapped"));
