@@ -1,64 +1,68 @@
-//! What goes wrong because of the guest, to the log: a guest must not be able to fill it.
+//! What a guest causes, to the log: it must not be able to fill it, whatever it resets.
 
+use log::Level;
 use std::fmt;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tornblk_lockfree::Window;
 
-/// Says at most a few things in a while, and how many it kept back.
-#[derive(Debug, Default)]
+/// All guests of this process, and all their queues: what is made anew at a reset cannot count.
+static GUESTS: LazyLock<Complaints> = LazyLock::new(Complaints::default);
+
+/// Something is wrong with what a guest asked for.
+pub(crate) fn guest(what: fmt::Arguments<'_>) {
+    GUESTS.say(Level::Warn, what);
+}
+
+/// A guest did something that is as it should be.
+pub(crate) fn guest_did(what: fmt::Arguments<'_>) {
+    GUESTS.say(Level::Info, what);
+}
+
+/// How many of a guest's were kept back: when it goes.
+pub(crate) fn rest_of_guests() {
+    GUESTS.rest();
+}
+
+/// Says at most a few things in a while, and how many it kept back. No thread waits for another,
+/// and what is kept back is not even formatted.
+#[derive(Debug)]
 pub(crate) struct Complaints {
-    since: Option<Instant>,
-    said: u32,
-    kept_back: u64,
+    start: Instant,
+    said: Window,
+}
+
+impl Default for Complaints {
+    fn default() -> Complaints {
+        Complaints { start: Instant::now(), said: Window::new() }
+    }
 }
 
 impl Complaints {
     const EACH: Duration = Duration::from_secs(5);
     const MOST: u32 = 10;
 
-    pub(crate) fn say(&mut self, what: fmt::Arguments<'_>) {
-        let now = Instant::now();
-        if self.since.is_none_or(|since| now - since > Self::EACH) {
-            if self.kept_back > 0 {
-                log::warn!("... and {} more of these", self.kept_back);
-            }
-            *self = Complaints { since: Some(now), said: 0, kept_back: 0 };
-        }
-        if self.said < Self::MOST {
-            self.said += 1;
-            log::warn!("{what}");
-        } else {
-            self.kept_back += 1;
-        }
-    }
-}
-
-/// The same for many threads: none waits for another, and what is kept back is not even formatted.
-#[derive(Debug)]
-pub(crate) struct SharedComplaints {
-    start: Instant,
-    said: Window,
-}
-
-impl Default for SharedComplaints {
-    fn default() -> SharedComplaints {
-        SharedComplaints { start: Instant::now(), said: Window::new() }
-    }
-}
-
-impl SharedComplaints {
-    pub(crate) fn say(&self, what: fmt::Arguments<'_>) {
-        let window = self.start.elapsed().as_secs() / Complaints::EACH.as_secs();
+    pub(crate) fn say(&self, level: Level, what: fmt::Arguments<'_>) {
+        let window = self.start.elapsed().as_secs() / Self::EACH.as_secs();
         let Some(before) = self.admit(window) else { return };
-        if before > 0 {
-            log::warn!("... and {before} more of these");
+        Self::kept_back(before);
+        log::log!(level, "{what}");
+    }
+
+    /// How many were kept back that nobody was told of.
+    fn rest(&self) {
+        Self::kept_back(self.said.take_kept_back());
+    }
+
+    fn kept_back(n: u64) {
+        if n > 0 {
+            log::warn!("... and {n} more of these");
         }
-        log::warn!("{what}");
     }
 
     /// May one more be said? Then how many were kept back before that nobody was told of.
     fn admit(&self, window: u64) -> Option<u64> {
-        self.said.admit(window, Complaints::MOST)
+        self.said.admit(window, Self::MOST)
     }
 }
 
@@ -68,7 +72,7 @@ mod tests {
 
     #[test]
     fn threads_share_what_may_be_said_in_a_while() {
-        let complaints = SharedComplaints::default();
+        let complaints = Complaints::default();
         let most = Complaints::MOST as usize;
         // What nobody was told of yet.
         let mut left = 0;
@@ -88,5 +92,7 @@ mod tests {
         }
         // A thread that looked at the clock before the others.
         assert_eq!(complaints.admit(1), None);
+        // What comes last is told, too, and once.
+        assert_eq!((complaints.said.take_kept_back(), complaints.said.kept_back()), (left + 1, 0));
     }
 }

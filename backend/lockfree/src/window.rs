@@ -39,6 +39,11 @@ impl Window {
         }
     }
 
+    /// How many were kept back; from now on that is told.
+    pub fn take_kept_back(&self) -> u64 {
+        self.kept_back.swap(0, Ordering::Relaxed)
+    }
+
     /// How many were kept back that nobody was told of.
     pub fn kept_back(&self) -> u64 {
         self.kept_back.load(Ordering::Relaxed)

@@ -158,7 +158,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {
     let clients = Arc::new(Clients::default());
-    let (mut spare, mut complaints) = (Spare::new(), Complaints::default());
+    let (mut spare, complaints) = (Spare::new(), Complaints::default());
     let mut number = 0;
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(until, PollFlags::IN)];
@@ -177,16 +177,21 @@ fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {
                 number += 1;
                 if let Err(e) = clients.welcome(number, &stream, machine) {
                     refuse(stream, &e);
-                    complaints.say(format_args!("a control client was turned away: {e}"));
+                    complaints.say(
+                        log::Level::Warn,
+                        format_args!("a control client was turned away: {e}"),
+                    );
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) if ran_out(&e) => {
                 spare.turn_away(listener, |stream| refuse(stream, &e));
-                complaints.say(format_args!("a control client was turned away: {e}"));
+                complaints
+                    .say(log::Level::Warn, format_args!("a control client was turned away: {e}"));
             }
             Err(e) => {
-                complaints.say(format_args!("no control client can be accepted: {e}"));
+                complaints
+                    .say(log::Level::Warn, format_args!("no control client can be accepted: {e}"));
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
         }

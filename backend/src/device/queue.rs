@@ -4,7 +4,7 @@
 use super::chain::{self, Broken, Chain};
 use super::ledger::{Came, Ledger, Left};
 use super::{DeviceQueue, Memory};
-use crate::complaints::Complaints;
+use crate::complaints;
 use crate::store::{Moves, Note, Past};
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -78,7 +78,6 @@ struct Returns {
     moves: Option<Arc<dyn Moves>>,
     /// Chains that were returned, and the driver was not told of yet.
     untold: usize,
-    complaints: Complaints,
 }
 
 #[allow(private_bounds)]
@@ -111,7 +110,7 @@ impl<R: Requests> Worker<R> {
         let (used, offered) = match indexes {
             Ok(indexes) => indexes,
             Err(error) => {
-                self.ring.complaints.say(format_args!("queue {}: {error}", self.index));
+                complaints::guest(format_args!("queue {}: {error}", self.index));
                 return 0;
             }
         };
@@ -121,7 +120,7 @@ impl<R: Requests> Worker<R> {
         ring.set_next_used(used);
         if left.len() > usize::from(offered) || offered > ring.size() {
             // Not this ring's notes, or no ring that makes sense: what is noted is nobody's.
-            self.ring.complaints.say(format_args!(
+            complaints::guest(format_args!(
                 "queue {}: {} requests are noted as in flight, and the driver has {offered}: none \
                  is taken again",
                 self.index,
@@ -132,7 +131,11 @@ impl<R: Requests> Worker<R> {
             return 0;
         }
         if !left.is_empty() {
-            log::info!("queue {}: {} requests were in flight: taken again", self.index, left.len());
+            complaints::guest_did(format_args!(
+                "queue {}: {} requests were in flight: taken again",
+                self.index,
+                left.len()
+            ));
         }
         // All that was taken is either returned or noted. As many as there are offered: fits.
         ring.set_next_avail(used.wrapping_add(left.len() as u16));
@@ -196,7 +199,7 @@ impl<R: Requests> Worker<R> {
         match ring.iter(&**mem) {
             Ok(_) => true,
             Err(error) => {
-                self.ring.complaints.say(format_args!("queue {}: {error}", self.index));
+                complaints::guest(format_args!("queue {}: {error}", self.index));
                 false
             }
         }
@@ -256,7 +259,7 @@ impl Returns {
             ledger.returning(known);
         }
         if let Err(error) = ring.add_used(mem, head, len) {
-            self.complaints.say(format_args!("head {head} cannot be returned: {error}"));
+            complaints::guest(format_args!("head {head} cannot be returned: {error}"));
             return;
         }
         if let Some(ledger) = &mut self.ledger {

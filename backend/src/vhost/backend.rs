@@ -7,6 +7,7 @@ use super::guard::guard;
 use super::in_flight::{Beside, Region};
 use super::notes::{Notes, Watch};
 use super::ring::{Indices, Space, Vring};
+use crate::complaints;
 use crate::device::{Device, DeviceQueue, Memory, RING_SIZE_MAX};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
@@ -210,7 +211,9 @@ impl Backend {
         if let Some(queue) = slot.as_mut() {
             let held = queue.in_flight();
             if held > 0 {
-                log::info!("queue {n}: {held} requests in flight end now: {why}");
+                complaints::guest_did(format_args!(
+                    "queue {n}: {held} requests in flight end now: {why}"
+                ));
             }
             let mut state = ring.get_mut();
             let mem = self.mem.memory().into_inner();

@@ -5,6 +5,7 @@ use super::peer::{Peer, told};
 use super::relay::{Ended, Relay, Watched, ready};
 use super::ring::{Space, collected};
 use super::socket::Socket;
+use crate::complaints;
 use crate::descriptors::{Spare, enough};
 use crate::device::{Device, Memory};
 use std::io;
@@ -133,6 +134,7 @@ fn one(
     // Ends the threads of the queues.
     drop(daemon);
     backend.disconnect();
+    complaints::rest_of_guests();
     result
 }
 

@@ -175,6 +175,32 @@ fn a_region_that_is_none_is_refused_and_the_connection_lives() {
 }
 
 #[test]
+fn a_guest_that_starts_its_queue_anew_does_not_fill_the_log() {
+    let place = Place::new();
+    let running = place.start("");
+    let mut guest = Guest::ready(&place.path("s"), 1);
+    for _ in 0..30 {
+        for _ in 0..20 {
+            let unknown = 0x77;
+            let (_, status) = guest.ask(0, |driver| {
+                driver.recycle();
+                driver.wants(unknown, 0, 512)
+            });
+            assert_eq!(status, VIRTIO_BLK_S_UNSUPP as u8);
+        }
+        let base = guest.frontend.get_vring_base(0).unwrap();
+        guest.start_queue(0, base as u16);
+    }
+    drop(guest);
+    let output = running.signal(rustix::process::Signal::TERM);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines = said.lines().filter(|line| line.contains("is refused")).count();
+    // Ten in five seconds.
+    assert!((1..100).contains(&lines), "{lines} lines");
+    assert!(said.contains(" more of these"), "{said}");
+}
+
+#[test]
 fn memory_that_is_replaced_over_and_over_beneath_requests_can_be_cut_short() {
     let place = Place::new();
     let running = place.start("--control c");

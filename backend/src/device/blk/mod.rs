@@ -27,6 +27,7 @@ pub use queue::{BlkQueue, BlkRequests};
 
 use super::limits::Limits;
 use super::{Device, DeviceQueue, RING_SIZE_MAX};
+use crate::complaints;
 use crate::store::Store;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -145,13 +146,13 @@ impl Device for Blk {
         let before = self.last_negotiation().replace(what);
         // Front-ends repeat themselves when they stop and start the device.
         if before != Some(what) {
-            log::info!(
+            complaints::guest_did(format_args!(
                 "negotiated: FLUSH {}, CONFIG_WCE {}, writeback {}, limits of atomic writes {}",
                 yes(what.flush),
                 yes(what.config_wce),
                 u8::from(what.writeback),
                 yes(features::knows_atomic(accepted)),
-            );
+            ));
             self.store.negotiated(what);
         }
     }
@@ -176,16 +177,21 @@ impl Device for Blk {
         match config::written_writeback(offset, bytes) {
             Ok(Some(on)) => {
                 if self.writeback.swap(on, Ordering::AcqRel) != on {
-                    log::info!("the driver set writeback to {}", u8::from(on));
+                    complaints::guest_did(format_args!(
+                        "the driver set writeback to {}",
+                        u8::from(on)
+                    ));
                     self.store.set_writeback(on);
                 }
             }
-            Ok(None) => log::warn!(
+            Ok(None) => complaints::guest(format_args!(
                 "the driver wrote {} bytes at {offset} of the configuration space, where nothing \
                  can be written: ignored",
                 bytes.len()
-            ),
-            Err(value) => log::warn!("the driver set writeback to {value}: ignored"),
+            )),
+            Err(value) => {
+                complaints::guest(format_args!("the driver set writeback to {value}: ignored"))
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::Blk;
 use super::request::{Bounds, Parsed, Work, parse};
-use crate::complaints::Complaints;
+use crate::complaints;
 use crate::device::Memory;
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::store::{Done, Failure, Origin, Request, StoreQueue};
@@ -25,7 +25,6 @@ pub struct BlkRequests {
     /// Requests that the store has, by head: a driver gives a head only once until it is returned.
     submitted: Vec<Option<Submitted>>,
     in_flight: usize,
-    complaints: Complaints,
 }
 
 /// A chain that the store works on. Becomes an [`Answer`] once.
@@ -60,19 +59,12 @@ fn write_status(mem: &Memory, at: GuestAddress, status: Status) -> bool {
 impl BlkRequests {
     pub(super) fn new(device: Arc<Blk>, index: u16) -> Self {
         let store = device.store.queue(index);
-        BlkRequests {
-            device,
-            index,
-            store,
-            submitted: Vec::new(),
-            in_flight: 0,
-            complaints: Complaints::default(),
-        }
+        BlkRequests { device, index, store, submitted: Vec::new(), in_flight: 0 }
     }
 
     fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
         let queue = self.index;
-        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+        complaints::guest(format_args!("queue {queue}: request {position} is refused: {why}"));
     }
 }
 
@@ -126,7 +118,7 @@ impl Requests for BlkRequests {
     }
 
     fn reap(&mut self, f: &mut dyn FnMut(Answer)) {
-        let BlkRequests { store, submitted, in_flight, complaints, index, .. } = self;
+        let BlkRequests { store, submitted, in_flight, index, .. } = self;
         store.reap(&mut |done| {
             let Done { request, result } = done;
             let Origin { position, head, .. } = request.origin;
@@ -141,7 +133,7 @@ impl Requests for BlkRequests {
                 Ok(()) => Status::Ok,
                 Err(failure) => {
                     if !matches!(failure, Failure::Injected) {
-                        complaints.say(format_args!(
+                        complaints::guest(format_args!(
                             "queue {index}: {} failed: {failure}",
                             request.op.name()
                         ));

@@ -20,7 +20,7 @@ use super::Scsi;
 use super::sense::Sense;
 use super::tasks::{self, Function, What, Which};
 use super::wire::{AN_BYTES, Address, TMF_BYTES, array};
-use crate::complaints::Complaints;
+use crate::complaints;
 use crate::device::Memory;
 use crate::device::queue::{Answer, Requests, Taken, Worker};
 use crate::device::spans::{Spans, fill, gather, split};
@@ -56,7 +56,6 @@ pub struct ControlRequests {
     pending: Vec<Pending>,
     /// The queue stops: nothing is waited for any more.
     ending: bool,
-    complaints: Complaints,
 }
 
 /// A task management function, until it is answered.
@@ -97,13 +96,12 @@ impl ControlRequests {
                 None
             }
         };
-        let complaints = Complaints::default();
-        ControlRequests { device, index, bell, pending: Vec::new(), ending: false, complaints }
+        ControlRequests { device, index, bell, pending: Vec::new(), ending: false }
     }
 
     fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
         let queue = self.index;
-        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+        complaints::guest(format_args!("queue {queue}: request {position} is refused: {why}"));
     }
 
     fn notification(&mut self, taken: &Taken<'_>, readable: &Spans, writable: &Spans) -> Answer {
@@ -214,7 +212,10 @@ impl Requests for ControlRequests {
         for mut pending in std::mem::take(&mut self.pending) {
             let Some(found) = pending.function.over() else {
                 if self.ending {
-                    log::info!("queue {}: a task management function is given up", self.index);
+                    complaints::guest_did(format_args!(
+                        "queue {}: a task management function is given up",
+                        self.index
+                    ));
                     f(pending.place.finish(VIRTIO_SCSI_S_FAILURE));
                 } else {
                     self.pending.push(pending);

@@ -62,6 +62,7 @@ use super::ledger::Ledger;
 use super::limits::Limits;
 use super::queue::Worker;
 use super::{Device, DeviceQueue, FrontEnd, Memory};
+use crate::complaints;
 use crate::store::Store;
 use sense::Sense;
 use std::fmt;
@@ -196,7 +197,7 @@ impl Scsi {
         let _one = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         let news = self.wce() != on;
         if news {
-            log::info!("WCE is {} from now on", u8::from(on));
+            complaints::guest_did(format_args!("WCE is {} from now on", u8::from(on)));
             // Nobody reads that it is so before the store knows.
             self.store.set_writeback(on);
             self.wce.store(on, Ordering::Release);
@@ -268,7 +269,10 @@ impl Device for Scsi {
         // Front-ends repeat themselves when they stop and start the device.
         if !std::mem::replace(&mut *negotiated, true) {
             let writeback = self.wce();
-            log::info!("a SCSI driver is there: WCE {}", u8::from(writeback));
+            complaints::guest_did(format_args!(
+                "a SCSI driver is there: WCE {}",
+                u8::from(writeback)
+            ));
             let (flush_offered, flush, config_wce) = (true, true, true);
             self.store.negotiated(Negotiation { flush_offered, flush, config_wce, writeback });
         }
@@ -301,11 +305,11 @@ impl Device for Scsi {
     }
 
     fn set_config(&self, offset: u32, bytes: &[u8]) {
-        log::warn!(
+        complaints::guest(format_args!(
             "the driver wrote {} bytes at {offset} of the configuration space: sense_size and \
              cdb_size stay as they are",
             bytes.len()
-        );
+        ));
     }
 
     fn resized(&self) {

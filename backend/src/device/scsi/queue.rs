@@ -5,7 +5,7 @@ use super::sense::{Refused, Sense};
 use super::tasks::{Inbox, Open, Order, What, Which};
 use super::wire::{Address, Command, REQUEST_BYTES, RESPONSE_BYTES, Response};
 use super::{FRONT_END_SEG_MAX, Scsi};
-use crate::complaints::Complaints;
+use crate::complaints;
 use crate::device::Memory;
 use crate::device::chain::{Broken, Chain};
 use crate::device::queue::{Answer, Requests, Taken, Worker};
@@ -33,7 +33,6 @@ pub struct ScsiRequests {
     /// Commands that the store has, by head.
     submitted: Vec<Option<Submitted>>,
     in_flight: usize,
-    complaints: Complaints,
 }
 
 /// Where a command is answered. Becomes an [`Answer`] once.
@@ -93,13 +92,12 @@ impl ScsiRequests {
             orders: Vec::new(),
             submitted: Vec::new(),
             in_flight: 0,
-            complaints: Complaints::default(),
         }
     }
 
     fn complain(&mut self, position: u16, why: &dyn fmt::Display) {
         let queue = self.index;
-        self.complaints.say(format_args!("queue {queue}: request {position} is refused: {why}"));
+        complaints::guest(format_args!("queue {queue}: request {position} is refused: {why}"));
     }
 
     /// A chain in which no command can be found: a response where there is a place for it.
@@ -175,7 +173,7 @@ impl ScsiRequests {
             }
             Err(Refused::Check(sense, why)) => {
                 if let Some(why) = why {
-                    self.complaints.say(format_args!("queue {}: {why}", self.index));
+                    complaints::guest(format_args!("queue {}: {why}", self.index));
                 }
                 Some(place.check(sense))
             }
@@ -222,12 +220,11 @@ impl ScsiRequests {
                 What::End => {
                     all.for_each(|task| task.awaited.push(order.open.clone()));
                     if self.in_flight > 0 {
-                        log::info!(
+                        complaints::guest_did(format_args!(
                             "queue {}: {} requests in flight end now: the driver resets the \
                              logical unit",
-                            self.index,
-                            self.in_flight
-                        );
+                            self.index, self.in_flight
+                        ));
                     }
                     self.store.drain();
                 }
@@ -318,7 +315,7 @@ impl Requests for ScsiRequests {
         if !self.orders.is_empty() {
             self.obey();
         }
-        let ScsiRequests { device, store, submitted, in_flight, complaints, index, .. } = self;
+        let ScsiRequests { device, store, submitted, in_flight, index, .. } = self;
         store.reap(&mut |done| {
             let Done { request: Request { origin, op, .. }, result } = done;
             let Origin { position, head, .. } = origin;
@@ -330,12 +327,17 @@ impl Requests for ScsiRequests {
             };
             let failed = result.err().map(|failure| {
                 if !matches!(failure, Failure::Injected) {
-                    complaints.say(format_args!("queue {index}: {} failed: {failure}", op.name()));
+                    complaints::guest(format_args!(
+                        "queue {index}: {} failed: {failure}",
+                        op.name()
+                    ));
                 }
                 sense_of(&op, &failure)
             });
             if failed.is_some() && task.cache_off {
-                log::warn!("the write cache could not be written out: it stays on");
+                complaints::guest(format_args!(
+                    "the write cache could not be written out: it stays on"
+                ));
                 device.set_wce(true);
             }
             let (answer, awaited) = task.end(failed);

@@ -5,7 +5,7 @@
 //! atomic is what it is. Judging changes nothing about the write.
 
 use super::lock;
-use crate::complaints::SharedComplaints;
+use crate::complaints::Complaints;
 use crate::store::Op;
 use crate::store::gate::GateContext;
 use std::fmt;
@@ -28,7 +28,7 @@ pub(super) struct Observed {
     /// How many of `first` are there or about to be.
     told: AtomicUsize,
     first: Mutex<Vec<String>>,
-    complaints: SharedComplaints,
+    complaints: Complaints,
 }
 
 /// A request that carries a named write: bytes all.
@@ -107,7 +107,7 @@ impl Observed {
             let text = text.to_string();
             lock(&self.first).push(text);
         }
-        self.complaints.say(format_args!("{text}"));
+        self.complaints.say(log::Level::Warn, format_args!("{text}"));
     }
 
     pub(super) fn get(&self) -> NamedWrites {
