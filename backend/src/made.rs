@@ -2,6 +2,7 @@
 
 use std::fs::Metadata;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,12 @@ impl Made {
         Made { path: path.to_owned(), identity: (meta.dev(), meta.ino()) }
     }
 
+    /// `file` is what was made.
+    pub(crate) fn of(path: &Path, file: impl AsFd) -> io::Result<Made> {
+        let stat = rustix::fs::fstat(file)?;
+        Ok(Made { path: path.to_owned(), identity: (stat.st_dev, stat.st_ino) })
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -31,6 +38,13 @@ impl Made {
         let ours = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
         if ours { std::fs::remove_file(&self.path) } else { Ok(()) }
+    }
+
+    /// The same where it is of no use to anybody.
+    pub(crate) fn take_back(&self) {
+        if let Err(error) = self.remove() {
+            log::warn!("{} is left behind: {error}", self.path.display());
+        }
     }
 }
 

@@ -98,11 +98,10 @@ fn run(options: Options) -> anyhow::Result<()> {
     }
     options.check().map_err(anyhow::Error::msg)?;
     let limits = Limits::new(&wanted)?;
-    let fresh = options.recording.as_deref().filter(|path| !path.exists());
-    let started = start(&options, &limits);
-    if let (Err(_), Some(recording)) = (&started, fresh) {
-        // Made for nothing.
-        let _ = std::fs::remove_file(recording);
+    let machine = open(&options, &limits)?;
+    let started = start(&options, &limits, &machine);
+    if started.is_err() {
+        machine.take_back();
     }
     let (device, _control, socket) = started?;
     log::info!("{}", advertised(&options, &limits, &*device));
@@ -111,16 +110,13 @@ fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the disk and both sockets, and enters the sandbox. Threads only start after that.
-fn start(
-    options: &Options,
-    limits: &Limits,
-) -> anyhow::Result<(Arc<dyn Device>, Option<Server>, Socket)> {
+/// Opens the disk.
+fn open(options: &Options, limits: &Limits) -> anyhow::Result<Arc<Machine>> {
     let tears = |fault: &Fault| fault.kind == FaultKind::TearAtomic;
     if !limits.atomic() && options.fault.iter().any(tears) {
         log::warn!("--fault tear-atomic finds nothing to tear: no write on this disk is atomic");
     }
-    let machine = Machine::open(store::Options {
+    Ok(Machine::open(store::Options {
         image: options.image.clone().unwrap_or_default(),
         states: options.states.clone(),
         recording: options.recording.clone(),
@@ -133,7 +129,15 @@ fn start(
         faults: options.fault.clone(),
         hold_completions: options.hold_completions.unwrap_or_default(),
         serial: options.serial.clone(),
-    })?;
+    })?)
+}
+
+/// Makes the device and both sockets, and enters the sandbox. Threads only start after that.
+fn start(
+    options: &Options,
+    limits: &Limits,
+    machine: &Arc<Machine>,
+) -> anyhow::Result<(Arc<dyn Device>, Option<Server>, Socket)> {
     let identity = machine.clone();
     let store = machine.clone() as Arc<dyn Store>;
     let (limits, queue_size) = (limits.clone(), options.queue_size);
@@ -155,12 +159,12 @@ fn start(
     let socket = Socket::bind(&options.socket)?;
     match options.sandbox {
         Switch::On => {
-            let entered = sandbox::enter(&policy(options, &machine)?)?;
+            let entered = sandbox::enter(&policy(options, machine)?)?;
             log::info!("sandboxed: {entered}");
         }
         Switch::Off => log::info!("not sandboxed: --sandbox is off"),
     }
-    let control = control.map(|bound| bound.serve(machine)).transpose()?;
+    let control = control.map(|bound| bound.serve(machine.clone())).transpose()?;
     Ok((device, control, socket))
 }
 

@@ -3,15 +3,13 @@
 use super::client::{self, Session};
 use crate::complaints::Complaints;
 use crate::descriptors::{Spare, ran_out};
-use crate::made::Made;
+use crate::listening::{Listening, Taken};
 use crate::store::Machine;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,11 +22,10 @@ pub(super) const MAX_CLIENTS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error(
-        "the control socket {} belongs to a tornblkd that is running: end it, or choose another \
-         --control",
-        .0.display()
+        "the control socket {} is in use: {who} listens there; end it, or choose another --control",
+        path.display()
     )]
-    InUse(PathBuf),
+    InUse { path: PathBuf, who: String },
     #[error("{} exists and is no socket: choose another --control, or remove it", .0.display())]
     NoSocket(PathBuf),
     #[error(
@@ -51,10 +48,7 @@ pub struct Server {
 
 /// The socket, which clients can connect to and nobody serves yet. Removed when dropped.
 #[derive(Debug)]
-pub struct Bound {
-    made: Made,
-    listener: Arc<UnixListener>,
-}
+pub struct Bound(Arc<Listening>);
 
 /// The clients that are connected, by their numbers.
 #[derive(Default)]
@@ -69,38 +63,28 @@ struct Connected {
 impl Bound {
     /// Makes the socket, for its owner alone (0600). A stale one is replaced.
     pub fn at(path: &Path) -> Result<Bound, ControlError> {
-        let failed = |source: io::Error| ControlError::Io { path: path.to_owned(), source };
-        make_way(path)?;
-        let listener = bind(path).map_err(failed)?;
-        let made = std::fs::symlink_metadata(path)
-            .and_then(|meta| listener.set_nonblocking(true).map(|()| Made::new(path, &meta)));
-        match made {
-            Ok(made) => Ok(Bound { made, listener: Arc::new(listener) }),
-            Err(e) => {
-                let _ = std::fs::remove_file(path);
-                Err(failed(e))
-            }
-        }
+        let own = || path.to_owned();
+        let listening = Listening::at(path).map_err(|taken| match taken {
+            Taken::Live(who) => ControlError::InUse { path: own(), who },
+            Taken::NoSocket => ControlError::NoSocket(own()),
+            Taken::TooLong => ControlError::TooLong(own()),
+            Taken::Io(source) => ControlError::Io { path: own(), source },
+        })?;
+        Ok(Bound(Arc::new(listening)))
     }
 
     /// Serves who is there and who comes.
     pub fn serve(self, machine: Arc<Machine>) -> Result<Server, ControlError> {
         let failed =
-            |source: io::Error| ControlError::Io { path: self.made.path().to_owned(), source };
+            |source: io::Error| ControlError::Io { path: self.0.path().to_owned(), source };
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let stop = Arc::new(stop.map_err(|e| failed(e.into()))?);
-        let (until, listener) = (Arc::clone(&stop), Arc::clone(&self.listener));
+        let (until, listening) = (Arc::clone(&stop), Arc::clone(&self.0));
         let thread = std::thread::Builder::new()
             .name("tornblk-control".to_owned())
-            .spawn(move || accept(&listener, &until, &machine))
+            .spawn(move || accept(listening.listener(), &until, &machine))
             .map_err(failed)?;
         Ok(Server { bound: self, stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        let _ = self.made.remove();
     }
 }
 
@@ -111,7 +95,7 @@ impl Server {
     }
 
     pub fn path(&self) -> &Path {
-        self.bound.made.path()
+        self.bound.0.path()
     }
 }
 
@@ -123,37 +107,6 @@ impl Drop for Server {
             let _ = thread.join();
         }
     }
-}
-
-/// Removes a socket that nobody serves, and nothing else.
-fn make_way(path: &Path) -> Result<(), ControlError> {
-    let failed = |source: io::Error| ControlError::Io { path: path.to_owned(), source };
-    let address = SocketAddrUnix::new(path).map_err(|_| ControlError::TooLong(path.to_owned()))?;
-    let meta = match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed)?,
-    };
-    if !meta.file_type().is_socket() {
-        return Err(ControlError::NoSocket(path.to_owned()));
-    }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|e| failed(e.into()))?;
-    match rustix::net::connect(&socket, &address) {
-        Err(rustix::io::Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
-        // AGAIN: it is served, but has many waiting.
-        Ok(()) | Err(rustix::io::Errno::AGAIN) => Err(ControlError::InUse(path.to_owned())),
-        Err(e) => Err(failed(e.into())),
-    }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    use rustix::fs::Mode;
-    // Set before and not after: there shall be no moment at which others can connect.
-    let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(before);
-    listener
 }
 
 fn accept(listener: &UnixListener, until: &OwnedFd, machine: &Arc<Machine>) {

@@ -251,7 +251,7 @@ fn only_the_owner_may_connect_and_nothing_is_left() {
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(rig.server.path(), rig.path);
     let second = Server::start(&rig.path, Arc::clone(&rig.machine)).unwrap_err();
-    assert!(matches!(second, ControlError::InUse(_)), "{second}");
+    assert!(matches!(second, ControlError::InUse { .. }), "{second}");
     let client = rig.client();
     let armed = client.crash_start(Trigger::Mark("never".to_owned()), None, None, None).unwrap();
     client.status().unwrap();

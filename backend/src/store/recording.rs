@@ -25,6 +25,7 @@ mod tests;
 
 use super::gate::{Gate, GatedQueue};
 use super::{Buffers, Failure, Rings, Store, StoreQueue, broken};
+use crate::made::Made;
 use engine::RecordingEngine;
 use index::{Index, Piece, Place};
 use open::Open;
@@ -131,7 +132,12 @@ impl RecordingStore {
         let disk = Disk { capacity: base.size, lb_size };
         whole(&disk, image)?;
         let writer = Writer::create(recording, NewRecording::new(disk, base, description))?;
-        RecordingStore::over(writer, gate, options)
+        let made = Made::of(recording, &writer);
+        let store = RecordingStore::over(writer, gate, options);
+        if let (Err(_), Ok(made)) = (&store, made) {
+            made.take_back();
+        }
+        store
     }
 
     /// Goes on with a recording, after the device was started again.

@@ -19,7 +19,6 @@ mod door;
 mod guard;
 mod in_flight;
 mod notes;
-mod peer;
 mod relay;
 mod ring;
 mod serve;

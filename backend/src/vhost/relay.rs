@@ -10,11 +10,11 @@
 
 use super::backend::Backend;
 use super::in_flight::Region;
-use super::peer::{Peer, told};
 use super::socket::Socket;
 use super::wire::{Message, NEED_REPLY, PATIENCE, Reader, WireError};
 use crate::descriptors::{Spare, ran_out};
 use crate::device::RING_SIZE_MAX;
+use crate::peer::{Peer, told};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io;

@@ -1,13 +1,13 @@
 //! One front-end after another.
 
 use super::backend::Backend;
-use super::peer::{Peer, told};
 use super::relay::{Ended, Relay, Watched, ready};
 use super::ring::{Space, collected};
 use super::socket::Socket;
 use crate::complaints;
 use crate::descriptors::{Spare, enough};
 use crate::device::{Device, Memory};
+use crate::peer::{Peer, told};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;

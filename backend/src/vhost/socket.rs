@@ -2,24 +2,20 @@
 
 use super::door::Door;
 use super::in_flight::Beside;
-use super::peer::{Peer, told};
-use crate::made::{Made, folder_of};
-use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use crate::listening::{Listening, Taken};
+use crate::made::folder_of;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
 /// A listening socket, whose path goes when this does.
 #[derive(Debug)]
 pub struct Socket {
-    listener: UnixListener,
-    door: Door,
     beside: Arc<Beside>,
-    made: Made,
+    door: Door,
+    listening: Listening,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +24,18 @@ pub enum SocketError {
     Live { path: String, who: String },
     #[error("{path} exists and is no socket: take another path, or remove it")]
     NoSocket { path: String },
-    #[error("cannot listen at {path}: {source}")]
+    #[error("{path} is too long a name for a socket (at most 107 bytes): take a shorter one")]
+    TooLong { path: String },
+    #[error(
+        "cannot listen at {path}: {source}; make its folder one in which you may make files, or take \
+         another path"
+    )]
     Io { path: String, source: io::Error },
+    #[error(
+        "no folder can be made for a moment in {folder}: {source}; make it writable, and remove \
+         what is left there of others (.tornblkd-*)"
+    )]
+    Door { folder: String, source: io::Error },
     #[error(
         "{path}.state cannot be kept: {source}; make its folder writable, or take another path"
     )]
@@ -44,46 +50,26 @@ impl Socket {
     /// The path is in use, is something else, or cannot be made.
     pub fn bind(path: &Path) -> Result<Socket, SocketError> {
         let shown = || path.display().to_string();
-        let io = |source: io::Error| SocketError::Io { path: shown(), source };
-        match std::fs::symlink_metadata(path) {
-            Ok(meta) if meta.file_type().is_socket() => match UnixStream::connect(path) {
-                Ok(stream) => {
-                    let who = told(Peer::of(&stream).as_ref());
-                    return Err(SocketError::Live { path: shown(), who });
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    log::info!("{} is left over from somebody who is gone: replaced", shown());
-                    std::fs::remove_file(path).map_err(io)?;
-                }
-                Err(error) => return Err(io(error)),
-            },
-            Ok(_) => return Err(SocketError::NoSocket { path: shown() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io(error)),
-        }
-        let door = Door::new(folder_of(path)).map_err(io)?;
-        let listener = listen(path).map_err(|error| io(error.into()))?;
-        let kept = (|| {
-            let made = Made::new(path, &std::fs::symlink_metadata(path).map_err(io)?);
-            let state = |source: io::Error| SocketError::State { path: shown(), source };
-            let beside = Arc::new(Beside::open(path).map_err(state)?);
-            Ok((beside, made))
-        })();
-        match kept {
-            Ok((beside, made)) => Ok(Socket { listener, door, beside, made }),
-            Err(error) => {
-                let _ = std::fs::remove_file(path);
-                Err(error)
-            }
-        }
+        let listening = Listening::at(path).map_err(|taken| match taken {
+            Taken::Live(who) => SocketError::Live { path: shown(), who },
+            Taken::NoSocket => SocketError::NoSocket { path: shown() },
+            Taken::TooLong => SocketError::TooLong { path: shown() },
+            Taken::Io(source) => SocketError::Io { path: shown(), source },
+        })?;
+        let folder = folder_of(path);
+        let door = Door::new(folder)
+            .map_err(|source| SocketError::Door { folder: folder.display().to_string(), source })?;
+        let state = |source: io::Error| SocketError::State { path: shown(), source };
+        let beside = Arc::new(Beside::open(path).map_err(state)?);
+        Ok(Socket { beside, door, listening })
     }
 
     pub fn path(&self) -> &Path {
-        self.made.path()
+        self.listening.path()
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
-        &self.listener
+        self.listening.listener()
     }
 
     pub(super) fn door(&self) -> &Door {
@@ -98,7 +84,7 @@ impl Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.listening.listener().as_fd()
     }
 }
 
@@ -106,26 +92,5 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // First: whoever finds no socket here may make both anew.
         self.beside.remove();
-        if let Err(error) = self.made.remove() {
-            log::warn!("{} is left behind: {error}", self.path().display());
-        }
     }
-}
-
-fn listen(path: &Path) -> rustix::io::Result<UnixListener> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    // Linux gives the path the mode of the unbound socket, less the umask: there is no moment at
-    // which others could connect, and no process-wide umask to change.
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, 16)?;
-    let listener = UnixListener::from(socket);
-    // Who waited may be gone when it is accepted.
-    let _ = listener.set_nonblocking(true);
-    Ok(listener)
 }

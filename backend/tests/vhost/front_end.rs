@@ -381,5 +381,5 @@ fn a_socket_s_path_is_taken_with_care() {
     let error = Socket::bind(&dir.path().join("no/such/folder")).unwrap_err();
     assert!(error.to_string().contains("no/such/folder"), "{error}");
     let error = Socket::bind(&dir.path().join("x".repeat(200))).unwrap_err();
-    assert!(matches!(error, SocketError::Io { .. }));
+    assert!(matches!(error, SocketError::TooLong { .. }));
 }

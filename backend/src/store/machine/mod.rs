@@ -171,7 +171,12 @@ impl Machine {
             }
         };
         let beneath = Beneath { store, epoch: 0 };
-        Machine::over(options, disk, gate, beneath, recorded, None, watch)
+        let made = recorded.as_ref().and_then(Recorded::made);
+        let machine = Machine::over(options, disk, gate, beneath, recorded, None, watch);
+        if let (Err(_), Some(made)) = (&machine, made) {
+            made.take_back();
+        }
+        machine
     }
 
     /// A machine that shows states.
@@ -262,6 +267,13 @@ impl Machine {
             },
             // As the states' names have it.
             profile: profile.on(&self.shared.disk).to_string(),
+        }
+    }
+
+    /// The device does not come to serve anybody: a recording that was made for it goes.
+    pub fn take_back(&self) {
+        if let Some(made) = self.shared.recorded.as_ref().and_then(Recorded::made) {
+            made.take_back();
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a machine with a recording can do besides: marks, cuts, states.
 
 use super::{MachineError, OpenError, Options};
+use crate::made::Made;
 use crate::store::live::{LiveGate, lock};
 use crate::store::power::Cut;
 use crate::store::recording::{RecordingOptions, RecordingStore};
@@ -16,6 +17,8 @@ use tornblk_proto::{Crashed, RecordingStatus};
 
 pub(super) struct Recorded {
     file: PathBuf,
+    /// Where this process made it.
+    made: Option<Arc<Made>>,
     store: Arc<RecordingStore>,
     gate: Arc<LiveGate>,
     options: RecordingOptions,
@@ -76,14 +79,22 @@ impl Recorded {
             let said = description(options);
             RecordingStore::create(file, image.path(), block, said, gate_of_store, own_options)
         };
+        let store = store.map_err(OpenError::Recording)?;
+        let made = (!there).then(|| Made::of(file, store.writer()).ok().map(Arc::new)).flatten();
         Ok(Recorded {
             file: file.to_owned(),
-            store: Arc::new(store.map_err(OpenError::Recording)?),
+            store: Arc::new(store),
+            made,
             gate: Arc::clone(gate),
             options: own,
             history: Mutex::default(),
             image,
         })
+    }
+
+    /// The file, if it was made here.
+    pub(super) fn made(&self) -> Option<Arc<Made>> {
+        self.made.clone()
     }
 
     pub(super) fn live(&self) -> Arc<dyn Store> {

@@ -6,11 +6,11 @@ use std::os::fd::AsFd;
 use tornblk_model::lock::Process;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Peer(Process);
+pub(crate) struct Peer(Process);
 
 impl Peer {
     /// `None` where the kernel does not say.
-    pub(super) fn of(socket: impl AsFd) -> Option<Peer> {
+    pub(crate) fn of(socket: impl AsFd) -> Option<Peer> {
         let pid = socket_peercred(socket).ok()?.pid.as_raw_nonzero().get();
         Some(Peer(Process::new(pid)))
     }
@@ -24,6 +24,6 @@ impl fmt::Display for Peer {
 }
 
 /// For a log line: the peer, or that it is unknown.
-pub(super) fn told(peer: Option<&Peer>) -> String {
+pub(crate) fn told(peer: Option<&Peer>) -> String {
     peer.map_or_else(|| "an unknown process".to_owned(), Peer::to_string)
 }
