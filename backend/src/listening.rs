@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -46,6 +46,8 @@ impl Listening {
         fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         bind(&socket, &address)?;
         let made = Made::new(path, &std::fs::symlink_metadata(path)?);
+        // A umask that takes away from the owner, too.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let listening = Listening { made, listener: socket.into() };
         listen(&listening.listener, 16)?;
         // Who waited may be gone when it is accepted.
@@ -97,7 +99,6 @@ fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<(), Taken> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
     #[test]

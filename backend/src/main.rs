@@ -1,12 +1,15 @@
 //! `tornblkd`: see the library's documentation, and `tornblkd --help`.
 
 mod options;
+mod said;
 
 use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
+use env_logger::{Target, WriteStyle};
 use options::{Options, Switch};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -28,15 +31,21 @@ use tornblk_model::recording::Reader;
 const CANNOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
+    let plain = std::env::var_os("NO_COLOR").is_some() || !std::io::stderr().is_terminal();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
+        // As it would be, were it the standard error itself.
+        .write_style(if plain { WriteStyle::Never } else { WriteStyle::Always })
+        .target(Target::Pipe(Box::new(said::Log)))
         .init();
     end_on_panic();
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) => return refused(&error),
     };
-    match run(options) {
+    let ran = run(options);
+    said::end();
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tornblkd: {}", sentence(&error));
@@ -105,7 +114,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     }
     let (device, _control, socket) = started?;
     log::info!("{}", advertised(&options, &limits, &*device));
+    socket.shows(&shown(&options));
     vhost::serve(&device, &socket, stop.as_fd())?;
+    machine.look_back();
     log::info!("ended by a signal");
     Ok(())
 }
@@ -164,6 +175,7 @@ fn start(
         }
         Switch::Off => log::info!("not sandboxed: --sandbox is off"),
     }
+    said::begin()?;
     let control = control.map(|bound| bound.serve(machine.clone())).transpose()?;
     Ok((device, control, socket))
 }
@@ -200,6 +212,23 @@ fn ignored(signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
+/// What a guest that goes on with another device must find again.
+fn shown(options: &Options) -> String {
+    let whole = |path: &std::path::Path| {
+        path.canonicalize().unwrap_or_else(|_| path.to_owned()).display().to_string()
+    };
+    let image = options.image.as_deref().map(whole);
+    let recording = |what: &str, path: &std::path::Path| format!("{what} {}", whole(path));
+    let parts = [
+        image,
+        options.recording.as_deref().map(|path| recording("recorded to", path)),
+        options.states.as_deref().map(|path| recording("the states of", path)),
+        options.read_only.then(|| "read-only".to_owned()),
+        (options.front_end() == FrontEnd::Scsi).then(|| "as a SCSI disk".to_owned()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// What the guest is offered, in a line.

@@ -201,6 +201,12 @@ impl Options {
                 self.num_queues
             ));
         }
+        if self.control.as_ref() == Some(&self.socket) {
+            return Err(format!(
+                "--socket and --control are both {}: they are two sockets, name two paths",
+                self.socket.display()
+            ));
+        }
         Ok(())
     }
 

@@ -35,7 +35,7 @@ pub enum ClientError {
     Refused(Refusal),
     #[error("the device went away: its process ended, or it closed the control socket")]
     Gone,
-    #[error("the device gave no answer for {} s", .0.as_secs())]
+    #[error("the device gave no answer for {} s: is its process stopped, or its disk?", .0.as_secs())]
     Silent(Duration),
     #[error("the device's answer is not understood ({0}): is tornblkd of the same version?")]
     Answer(String),

@@ -34,6 +34,7 @@ const ALLOWED: &[Call] = calls! {
     SYS_openat SYS_close SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64
     SYS_preadv SYS_pwritev SYS_lseek SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_ftruncate
     SYS_fallocate SYS_flock SYS_fstat SYS_newfstatat SYS_statx SYS_getdents64 SYS_readlinkat
+    SYS_faccessat SYS_faccessat2
     SYS_linkat SYS_unlinkat SYS_getcwd SYS_memfd_create
     // The front-end and the clients of the control socket.
     SYS_connect SYS_accept4 SYS_getsockname SYS_sendmsg SYS_recvmsg SYS_sendto SYS_recvfrom
@@ -50,7 +51,7 @@ const ALLOWED: &[Call] = calls! {
 /// Older ones that say the same: what a C library calls depends on its age.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[Call] = calls! {
-    SYS_open SYS_stat SYS_lstat SYS_readlink SYS_unlink SYS_poll SYS_epoll_wait
+    SYS_open SYS_stat SYS_lstat SYS_access SYS_readlink SYS_unlink SYS_poll SYS_epoll_wait
 };
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[Call] = &[];
@@ -78,8 +79,8 @@ const FORBIDDEN: &[Call] = calls! {
     SYS_renameat2 SYS_truncate SYS_utimensat SYS_setxattr SYS_splice SYS_sendfile
     SYS_copy_file_range SYS_pkey_mprotect SYS_mlock SYS_mlockall SYS_membarrier SYS_pipe2 SYS_dup
     SYS_dup3 SYS_inotify_init1 SYS_signalfd4 SYS_timerfd_create SYS_wait4 SYS_waitid
-    SYS_sched_setaffinity SYS_sched_setscheduler SYS_setpriority SYS_getrusage SYS_faccessat
-    SYS_faccessat2 SYS_fadvise64 SYS_statfs SYS_fstatfs SYS_umask
+    SYS_sched_setaffinity SYS_sched_setscheduler SYS_setpriority SYS_getrusage
+    SYS_fadvise64 SYS_statfs SYS_fstatfs SYS_umask
 };
 
 /// Clone's flags for a namespace of one's own: clone(2).

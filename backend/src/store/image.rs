@@ -112,7 +112,7 @@ impl Image {
                 path: text(),
                 what: "reading",
                 source: e.into(),
-                advice: advice(e),
+                advice: advice(e, read_only),
             },
         })?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -134,9 +134,12 @@ impl Image {
             rustix::fs::open(path, flags, Mode::empty()).map(File::from).map_err(
                 |e| match busy(e, path) {
                     Some(by) => ImageError::InUse { path: text(), by },
-                    None => {
-                        ImageError::Open { path: text(), what, source: e.into(), advice: advice(e) }
-                    }
+                    None => ImageError::Open {
+                        path: text(),
+                        what,
+                        source: e.into(),
+                        advice: advice(e, read_only),
+                    },
                 },
             )?;
         let size =
@@ -365,8 +368,11 @@ fn busy(e: rustix::io::Errno, path: &Path) -> Option<Holder> {
     }
 }
 
-fn advice(e: rustix::io::Errno) -> &'static str {
+fn advice(e: rustix::io::Errno, read_only: bool) -> &'static str {
     match e {
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM if read_only => {
+            " (change its permissions)"
+        }
         rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
             " (change its permissions, or use --read-only where it may be read)"
         }

@@ -99,7 +99,11 @@ impl Base {
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         match self {
             Base::Image { file, path } => file.read_exact_at(bytes, offset).map_err(|e| {
-                io::Error::new(e.kind(), format!("cannot read the image {}: {e}", path.display()))
+                let why = match e.kind() {
+                    io::ErrorKind::UnexpectedEof => "it was cut short".to_owned(),
+                    _ => e.to_string(),
+                };
+                io::Error::new(e.kind(), format!("cannot read the image {}: {why}", path.display()))
             }),
             Base::State(state) => state.read_at(offset, bytes).map_err(io::Error::other),
         }
@@ -165,9 +169,23 @@ impl RecordingStore {
             )));
         }
         // Before anything is written to it: the recording stays as the power cut left it.
+        let mut submitted = HashSet::new();
         for event in reader.events() {
-            if let (seq, Event::Reset { cause: ResetCause::PowerCut, .. }) = event? {
-                return Err(over_for_good(recording, seq));
+            match event? {
+                (seq, Event::Reset { cause: ResetCause::PowerCut, .. }) => {
+                    return Err(over_for_good(recording, seq));
+                }
+                (seq, Event::Submit(_)) => {
+                    submitted.insert(seq);
+                }
+                // As whoever takes it for a history will find.
+                (seq, Event::Complete { request, .. }) if !submitted.remove(&request) => {
+                    return Err(RecordingError::Corrupt {
+                        path: recording.to_owned(),
+                        what: format!("event {seq} ends request {request}, which is none"),
+                    });
+                }
+                _ => {}
             }
         }
         drop(reader);

@@ -37,7 +37,8 @@ pub enum SocketError {
     )]
     Door { folder: String, source: io::Error },
     #[error(
-        "{path}.state cannot be kept: {source}; make its folder writable, or take another path"
+        "{path}.state cannot be kept: {source}; move it out of the way, make its folder writable, or \
+         take another path"
     )]
     State { path: String, source: io::Error },
 }
@@ -66,6 +67,18 @@ impl Socket {
 
     pub fn path(&self) -> &Path {
         self.listening.path()
+    }
+
+    /// What is served here, for people. Says so where a device that did not end in order served
+    /// something else: a guest may still be there, and find another disk.
+    pub fn shows(&self, what: &str) {
+        if let Some(before) = self.beside.shows(what) {
+            log::warn!(
+                "the device before at {} served {before}, and this one serves {what}: a guest that \
+                 still runs goes on with another disk",
+                self.path().display()
+            );
+        }
     }
 
     pub(super) fn listener(&self) -> &UnixListener {

@@ -148,6 +148,53 @@ fn a_recording_and_its_image_that_are_deleted_or_replaced_go_on_to_the_crash() {
 }
 
 #[test]
+fn an_image_that_is_deleted_in_the_last_moment_is_told() {
+    let place = Place::new();
+    let daemon = place.start("");
+    let mut guest = place.guest(1);
+    assert_eq!(guest.flush(), OK);
+    remove_file(place.path("disk.img")).unwrap();
+    // Within a second of the last look.
+    drop(guest);
+    let log = daemon.end();
+    assert!(log.contains("the image disk.img was deleted or renamed"), "{log}");
+}
+
+#[test]
+fn no_power_is_cut_where_no_state_could_be_shown_after_it() {
+    let place = Place::new();
+    let daemon = place.start("--recording r --profile lb512");
+    let mut guest = place.guest(1);
+    assert_eq!(guest.write(5, &[9; 512]), OK);
+    let image = File::options().write(true).open(place.path("disk.img")).unwrap();
+    image.write_all_at(&[1], 0).unwrap();
+    let client = place.client();
+    let crash = || client.crash(tornblk_proto::Trigger::Now, Some("all"), None, None);
+    let told = crash().unwrap_err().to_string();
+    assert!(told.contains("disk.img is not the one that was recorded on"), "{told}");
+    assert_eq!(guest.write(6, &[9; 512]), OK, "the disk lives");
+    assert!(!client.status().unwrap().power_cut);
+    drop(guest);
+    daemon.end();
+}
+
+#[test]
+fn a_recording_goes_on_under_another_profile_with_a_word_and_damaged_not_at_all() {
+    let place = Place::new();
+    place.start("--recording r --profile req16k").end();
+    let log = place.start("--recording r --profile lb512").end();
+    assert!(log.contains("the profile req16k+min512, and goes on with lb512"), "{log}");
+    assert!(!place.start("--recording r --profile req16k").end().contains("goes on with"));
+    // Some byte of the header that means nothing yet.
+    let file = File::options().write(true).open(place.path("r")).unwrap();
+    file.write_all_at(&[1], 0x14).unwrap();
+    let line = "--socket s --image disk.img --recording r";
+    assert!(place.refused(":", line).contains("does not fit its checksum"));
+    let told = place.refused("mkfifo pipe", "--socket s --image disk.img --recording pipe");
+    assert!(told.contains("is no file"), "{told}");
+}
+
+#[test]
 fn a_recording_that_is_cut_short_ends_recording_and_not_the_device() {
     let place = Place::new();
     let daemon = place.start("--recording r");

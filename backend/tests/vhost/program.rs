@@ -90,6 +90,85 @@ fn nothing_left(place: &Place) {
 }
 
 #[test]
+fn a_file_that_is_where_its_own_would_be_is_nobody_s_to_take() {
+    let place = Place::new();
+    let all = vec![7; 1 << 20];
+    std::fs::copy(place.path("disk.img"), place.path("s.state")).unwrap();
+    for arguments in ["", "--read-only", "--control c"] {
+        let told = place.refused(arguments);
+        assert!(told.contains("s.state cannot be kept") && told.contains("move it"), "{told}");
+        assert!(std::fs::read(place.path("s.state")).unwrap() == all);
+    }
+    // The disk itself.
+    std::fs::rename(place.path("s.state"), place.path("t.state")).unwrap();
+    let told = one_line(&place.command("--socket t --image t.state").output().unwrap());
+    assert!(told.contains("t.state cannot be kept"), "{told}");
+    assert!(std::fs::read(place.path("t.state")).unwrap() == all);
+    std::fs::remove_file(place.path("t.state")).unwrap();
+    // A recording that is made for it goes again.
+    let told = place.refused("--recording s.state");
+    assert!(told.contains("s.state cannot be kept"), "{told}");
+    std::fs::create_dir(place.path("s.state")).unwrap();
+    let told = place.refused("");
+    assert!(told.contains("and no file"), "{told}");
+    std::fs::remove_dir(place.path("s.state")).unwrap();
+    let told = place.refused("--control s");
+    assert!(told.contains("name two paths"), "{told}");
+    nothing_left(&place);
+}
+
+#[test]
+fn another_disk_where_a_guest_may_still_be_is_told() {
+    let place = Place::new();
+    std::fs::copy(place.path("disk.img"), place.path("other.img")).unwrap();
+    for (arguments, says) in [
+        ("--socket s --image disk.img", None),
+        ("--socket s --image disk.img", None),
+        ("--socket s --image other.img", Some("disk.img")),
+        ("--socket s --image other.img --recording r", Some("other.img")),
+        ("--socket s --image other.img --recording r --read-only", Some("recorded to")),
+    ] {
+        let running = Running(Some(place.command(arguments).spawn().unwrap()));
+        // It is told before anybody is served.
+        let _ = Guest::ready(&place.path("s"), 1);
+        let output = running.signal(rustix::process::Signal::KILL);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let line = said.lines().find(|line| line.contains("goes on with another disk"));
+        assert_eq!(line.is_some(), says.is_some(), "{said}");
+        assert!(line.unwrap_or_default().contains(says.unwrap_or_default()), "{said}");
+        std::fs::remove_file(place.path("s")).unwrap();
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let place = Place::new();
+    // Into a pipe that is read only at its end.
+    let running = place.start("--control c");
+    let control = tornblk_proto::Client::connect(place.path("c")).unwrap();
+    // A mark in the log for each: far more than the 64 KiB that a pipe holds.
+    let line = "x".repeat(400);
+    for _ in 0..1500 {
+        assert!(control.mark(&line).is_err(), "there is no recording");
+        let mut front_end = std::os::unix::net::UnixStream::connect(place.path("s")).unwrap();
+        std::io::Write::write_all(&mut front_end, &[0xff; 12]).unwrap();
+    }
+    until(|| !control.status().unwrap().connected);
+    let mut guest = Guest::ready(&place.path("s"), 1);
+    let (_, status) = guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 0, 512));
+    assert_eq!(status, OK);
+    drop((guest, control));
+    let child = running.0.as_ref().unwrap();
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    until(|| !place.path("s").exists());
+    let output = running.signal(rustix::process::Signal::TERM);
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.len() >= 60_000, "too little for a pipe: {}", said.len());
+}
+
+#[test]
 fn it_serves_until_a_signal_and_says_what_it_offers() {
     use rustix::process::Signal;
     let mut signals = vec![Signal::TERM, Signal::INT];

@@ -106,7 +106,7 @@ impl BaseImage {
     }
 
     fn identify_open(mut file: &File, path: &Path) -> Result<BaseImage, RecordingError> {
-        let io = |e| RecordingError::io("read the image", path)(e);
+        let io = |e| RecordingError::short("read the image", path)(e);
         let meta = file.metadata().map_err(io)?;
         if meta.is_dir() {
             return Err(RecordingError::Invalid(format!(
@@ -145,12 +145,7 @@ impl BaseImage {
     }
 
     /// As [`BaseImage::check`], of a file that is open, whatever is at `path` by now.
-    pub(super) fn check_open(
-        &self,
-        file: &File,
-        path: &Path,
-        trust: Trust,
-    ) -> Result<(), RecordingError> {
+    pub fn check_open(&self, file: &File, path: &Path, trust: Trust) -> Result<(), RecordingError> {
         let now = BaseImage::identify_open(file, path)?;
         let how = if now.size != self.size {
             format!("it has {} bytes and had {}", now.size, self.size)
@@ -220,7 +215,10 @@ impl Header {
         let damaged = || RecordingError::corrupt(path, "its header does not fit its checksum");
         let len = word(12) as usize;
         let text = bytes.get(TEXT_AT..TEXT_AT.saturating_add(len)).ok_or_else(damaged)?;
-        if crc32c::crc32c_append(crc32c::crc32c(&bytes[..16]), text) != word(16) {
+        // Not covered by the checksum, and nothing yet.
+        let unused = &bytes[20..SEGMENTS_AT as usize];
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..16]), text);
+        if sum != word(16) || unused.iter().any(|byte| *byte != 0) {
             return Err(damaged());
         }
         let header: Header = serde_json::from_slice(text)

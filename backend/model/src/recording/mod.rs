@@ -124,10 +124,34 @@ pub enum RecordingError {
     Invalid(String),
 }
 
+/// What is no file may be waited for without end (a pipe, say).
+fn is_file(path: &Path) -> Result<(), RecordingError> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(RecordingError::Invalid(format!(
+            "{} is no file, and so no recording: name one that is, or one that is not there yet",
+            path.display()
+        ))),
+        // Who opens it says what is wrong.
+        _ => Ok(()),
+    }
+}
+
 impl RecordingError {
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordingError {
         let path = path.to_owned();
         move |source| RecordingError::Io { what, path, source }
+    }
+
+    /// As [`RecordingError::io`], of bytes that have to be there.
+    fn short(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordingError {
+        let path = path.to_owned();
+        move |source| {
+            let source = match source.kind() {
+                io::ErrorKind::UnexpectedEof => io::Error::new(source.kind(), "it was cut short"),
+                _ => source,
+            };
+            RecordingError::Io { what, path, source }
+        }
     }
 
     fn corrupt(path: &Path, what: impl Into<String>) -> RecordingError {

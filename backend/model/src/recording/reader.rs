@@ -116,6 +116,7 @@ impl Reader {
     /// # Errors
     /// It is not there, foreign, of another version, cut short or damaged.
     pub fn open(path: &Path) -> Result<Reader, RecordingError> {
+        super::is_file(path)?;
         let file = File::open(path).map_err(RecordingError::io("open the recording", path))?;
         Reader::of(file, path)
     }

@@ -180,7 +180,7 @@ impl StateReader {
         if !all {
             match &self.base {
                 Base::Image { file, path } => read_base(file, offset, buf)
-                    .map_err(RecordingError::io("read the base image", path))?,
+                    .map_err(RecordingError::short("read the base image", path))?,
                 Base::State(state) => state.read_at(offset, buf)?,
             }
         }

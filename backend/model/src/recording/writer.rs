@@ -175,6 +175,7 @@ impl Writer {
     /// No sound recording, or another process writes to it. The base image is not looked at: see
     /// [`BaseImage::check`].
     pub fn open(path: &Path) -> Result<Writer, RecordingError> {
+        super::is_file(path)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -122,6 +122,8 @@ impl Machine {
             state_name(state, &profile, Seq(0)).map_err(MachineError::Malformed)?;
         }
         self.on_the_live_disk()?;
+        // A cut is for good: nothing could be shown after it.
+        recorded.base_is_there()?;
         let gate = &self.shared.gate;
         let token = gate.token();
         let now = at == Trigger::Now;
@@ -220,7 +222,12 @@ impl Machine {
             return false;
         }
         let Some(resolution) = shared.resolution() else { return false };
-        let Some((state, store)) = &resolution.shown else { return false };
+        let Some((state, store)) = &resolution.shown else {
+            if let Err(problem) = &resolution.answer {
+                log::warn!("no request is answered: {problem}");
+            }
+            return false;
+        };
         // What was in flight died with the power.
         if shared.exchange(Arc::clone(store), |_| Ok(())).is_err() {
             return false;

@@ -270,6 +270,11 @@ impl Machine {
         }
     }
 
+    /// The device has served, and ends: the last moment to say what became of its files.
+    pub fn look_back(&self) {
+        self.shared.look_now();
+    }
+
     /// The device does not come to serve anybody: a recording that was made for it goes.
     pub fn take_back(&self) {
         if let Some(made) = self.shared.recorded.as_ref().and_then(Recorded::made) {
@@ -282,8 +287,12 @@ impl Machine {
         let connected = lock(&shared.front).connected;
         let left = shared.resolution().and_then(|r| r.state());
         let view = lock(&shared.view);
-        let power_cut = left.is_some() && !view.restarted;
-        let state = if power_cut { left } else { view.state.clone() };
+        let power_cut = shared.gate.power.is_cut().is_some() && !view.restarted;
+        let state = match left {
+            _ if !power_cut => view.state.clone(),
+            None => Some("none can be shown".to_owned()),
+            left => left,
+        };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             connected,
@@ -374,9 +383,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Looks whether the files are still what they were.
+    /// Looks whether the files are still what they were, not too often.
     fn look(&self) {
         self.watch.look(self.disk().capacity, self.recorded.as_ref());
+    }
+
+    /// The same, however long ago the last look was.
+    fn look_now(&self) {
+        self.watch.forget_when();
+        self.look();
     }
 
     fn beneath(&self) -> RwLockReadGuard<'_, Beneath> {
@@ -403,7 +418,7 @@ impl Store for Machine {
     }
 
     fn connected(&self, rings: Arc<dyn Rings>) {
-        self.shared.look();
+        self.shared.look_now();
         {
             let mut front = lock(&self.shared.front);
             front.rings = Some(Arc::clone(&rings));

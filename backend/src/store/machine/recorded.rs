@@ -80,6 +80,16 @@ impl Recorded {
             RecordingStore::create(file, image.path(), block, said, gate_of_store, own_options)
         };
         let store = store.map_err(OpenError::Recording)?;
+        let now = options.profile.to_string();
+        if let Some(before) = store.writer().header().options["profile"].as_str()
+            && before != now
+        {
+            log::warn!(
+                "{} was begun on a disk with the profile {before}, and goes on with {now}: crashes \
+                 are those of {now} unless they name another (--profile {before} goes on with it)",
+                file.display()
+            );
+        }
         let made = (!there).then(|| Made::of(file, store.writer()).ok().map(Arc::new)).flatten();
         Ok(Recorded {
             file: file.to_owned(),
@@ -147,6 +157,15 @@ impl Recorded {
         if let Err(e) = self.store.writer().thaw() {
             log::warn!("{e}");
         }
+    }
+
+    /// Could a state be shown? Its base is still what it was.
+    pub(super) fn base_is_there(&self) -> Result<(), MachineError> {
+        let base = &self.header().base;
+        if self.header().on.is_some() {
+            return base.check(None, Trust::Unchanged).map_err(failed);
+        }
+        base.check_open(self.image.file(), &base.path, Trust::Unchanged).map_err(failed)
     }
 
     /// What the events so far say.

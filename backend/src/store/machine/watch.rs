@@ -118,6 +118,11 @@ impl Watch {
         }
     }
 
+    /// The next look is made in any case.
+    pub(super) fn forget_when(&self) {
+        crate::store::live::lock(&self.looks).last = None;
+    }
+
     /// Looks at them, not too often.
     pub(super) fn look(&self, capacity: u64, recorded: Option<&Recorded>) {
         // Whoever comes while another looks need not wait.

@@ -22,10 +22,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-const MAGIC: [u8; 8] = *b"TORNSTA1";
+const MAGIC: [u8; 8] = *b"TORNSTA2";
 const WRITEBACK_AT: u64 = 8;
 /// What each queue's notes are about: 8 bytes.
 const ABOUT_AT: u64 = 64;
+/// What was shown at the socket, for people; zeroes behind it.
+const SHOWN_AT: u64 = 1024;
+const SHOWN_MAX: usize = 3000;
 const BLOCK: u64 = 4096;
 /// What vhost-user-backend can have.
 const QUEUES: u16 = 64;
@@ -52,18 +55,27 @@ impl Beside {
         let mut path = socket.as_os_str().to_owned();
         path.push(".state");
         let path = PathBuf::from(path);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?);
+        let another = |what| Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        let there = std::fs::symlink_metadata(&path);
+        if there.is_ok_and(|meta| !meta.is_file()) {
+            return another("it is there, and no file");
+        }
+        // A pipe that comes in between is not waited for.
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = File::from(rustix::fs::open(&path, flags | OFlags::CLOEXEC, mode)?);
         let meta = file.metadata()?;
         if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
-            let path = path.display();
-            let what = format!("{path} is no file of this user: remove it, or take another path");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            return another("it is no file of this user");
         }
         let mut head = [0; 16];
         let len = BLOCK + Region::bytes(QUEUES, RING_SIZE_MAX);
-        let known = file.read_exact_at(&mut head, 0).is_ok() && head[..8] == MAGIC;
-        if !known || file.metadata()?.len() != len {
+        let known = file.read_exact_at(&mut head, 0).is_ok() && head[..7] == MAGIC[..7];
+        if !known && meta.len() > 0 {
+            // An image, say, or what somebody wrote.
+            return another("it is a file of somebody else's");
+        }
+        if head[..8] != MAGIC || meta.len() != len {
             file.set_len(0)?;
             // So that a note always finds its place on the disk.
             match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
@@ -79,6 +91,23 @@ impl Beside {
         let region = Region::map(&file, BLOCK, QUEUES, RING_SIZE_MAX)?;
         let (writing, kept) = (Mutex::default(), AtomicBool::new(false));
         Ok(Beside { made: Made::new(&path, &meta), file, region, writeback, writing, kept })
+    }
+
+    /// What was shown at this socket before, where a device that showed it did not end in order; from
+    /// now on it is `shown`.
+    pub(in crate::vhost) fn shows(&self, shown: &str) -> Option<String> {
+        let text = |bytes: &[u8]| {
+            let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+            String::from_utf8_lossy(&bytes[..end]).into_owned()
+        };
+        let mut now = shown.as_bytes().to_vec();
+        now.resize(SHOWN_MAX, 0);
+        let mut before = vec![0; SHOWN_MAX];
+        let told = self.file.read_exact_at(&mut before, SHOWN_AT).is_ok();
+        if let Err(error) = self.file.write_all_at(&now, SHOWN_AT) {
+            log::warn!("{} cannot be written: {error}", self.made.path().display());
+        }
+        (told && before != now).then(|| text(&before)).filter(|before| !before.is_empty())
     }
 
     /// What the driver of the device before chose.
