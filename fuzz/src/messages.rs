@@ -2,7 +2,7 @@
 //! [`tornblk_backend::vhost::serve`], and kicks to the queues that they started.
 //!
 //! Promised: the connection ends when the front-end ends it; answers are whole messages; no byte of
-//! a file is written that no memory region shows; the next front-end is served; no descriptor is
+//! a file is written that no memory region shows, whatever is cut short meanwhile; the next front-end is served; no descriptor is
 //! left open; and what [`crate::store`] looks at.
 
 use crate::common::driver::Driver;
@@ -50,15 +50,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Without which it says nothing more.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// Bytes of the guest's memory, in two regions of one file; and of what lies behind them.
+/// Bytes of the guest's memory, in two regions of one file; and of what lies behind them. That file
+/// may be cut short; the small one never is.
 const REGION: u64 = 0x4_0000;
 const BEHIND: u64 = 0x1_0000;
+const SMALL: u64 = 0x2000;
 const CANARY: u8 = 0x5c;
 /// Where the front-end has the guest's memory, as it says.
 const THERE: u64 = 0x7000_0000_0000;
 /// Each queue has this much memory, its rings first.
 const SHARE: u64 = 0x2_0000;
 const RING: u16 = 64;
+/// That descriptors are of.
+const FILES: u8 = 12;
 
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
@@ -186,9 +190,10 @@ struct Hostile {
 /// What descriptors may be of.
 struct Files {
     memory: File,
-    /// Parts of it that were shown to the device.
-    shown: Vec<Range<u64>>,
-    small: OwnedFd,
+    /// Zeroes, which nobody but the device may change.
+    small: File,
+    /// Parts of both that were shown to the device, by the number of the file in [`Files::of`].
+    shown: [Vec<Range<u64>>; 2],
     sealed: OwnedFd,
     kicks: Vec<OwnedFd>,
     call: OwnedFd,
@@ -212,8 +217,8 @@ impl Files {
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         Files {
             memory,
-            shown: Vec::new(),
-            small: memfd(0x2000, MemfdFlags::empty()).into(),
+            small: memfd(SMALL, MemfdFlags::empty()),
+            shown: Default::default(),
             sealed: sealed.into(),
             kicks: (0..3).map(|_| event()).collect(),
             call: event(),
@@ -223,9 +228,9 @@ impl Files {
         }
     }
 
-    /// 0 is the guest's memory.
+    /// 0 is the guest's memory, 1 the small file.
     fn of(&self, n: u8) -> BorrowedFd<'_> {
-        match n % 12 {
+        match n % FILES {
             0 => self.memory.as_fd(),
             1 => self.small.as_fd(),
             2 => self.sealed.as_fd(),
@@ -306,7 +311,7 @@ impl Hostile {
             9 => {
                 self.odd = true;
                 let (bytes, fds) = (dish.bytes(40), dish.few(3));
-                self.show(0..u64::MAX);
+                self.show_all();
                 self.send(bytes, fds);
             }
             10 => {
@@ -388,7 +393,7 @@ impl Hostile {
         for at in [0, REGION] {
             payload.extend(region(at, REGION, at));
         }
-        self.show(0..2 * REGION);
+        self.show(0, 0..2 * REGION);
         self.say(SET_MEM_TABLE, &payload, &[0, 0]);
     }
 
@@ -469,8 +474,17 @@ impl Hostile {
         }
     }
 
-    fn show(&mut self, range: Range<u64>) {
-        self.files.shown.push(range);
+    /// Part of a file may be written from now on.
+    fn show(&mut self, file: u8, range: Range<u64>) {
+        if let Some(shown) = self.files.shown.get_mut(usize::from(file % FILES)) {
+            shown.push(range);
+        }
+    }
+
+    /// Whatever the message means.
+    fn show_all(&mut self) {
+        self.show(0, 0..u64::MAX);
+        self.show(1, 0..u64::MAX);
     }
 
     /// A message that may be anything.
@@ -493,7 +507,7 @@ impl Hostile {
             1 => payload.extend(dish.bytes(16)),
             2 => {
                 fds = dish.few(33).to_vec();
-                self.show(0..u64::MAX);
+                self.show_all();
             }
             _ => {}
         }
@@ -531,15 +545,21 @@ impl Hostile {
                 payload.extend(u32::from(n).to_le_bytes());
                 payload.extend([0; 4]);
                 for _ in 0..n {
-                    payload.extend(self.region(dish));
-                    fds.push(dish.pick(&[0, 0, 0, 0, 1, 2, 3, 8, 10, 11]));
+                    let (region, range) = any_region(dish);
+                    payload.extend(region);
+                    let file = dish.pick(&[0, 0, 0, 0, 1, 2, 3, 8, 10, 11]);
+                    self.show(file, range);
+                    fds.push(file);
                 }
             }
             ADD_MEM_REG | REM_MEM_REG => {
                 payload.extend([0; 8]);
-                payload.extend(self.region(dish));
+                let (region, range) = any_region(dish);
+                payload.extend(region);
                 if request == ADD_MEM_REG {
-                    fds.push(dish.pick(&[0, 0, 0, 1, 2, 11]));
+                    let file = dish.pick(&[0, 0, 0, 1, 2, 11]);
+                    self.show(file, range);
+                    fds.push(file);
                 }
             }
             SET_VRING_NUM | SET_VRING_BASE | GET_VRING_BASE | SET_VRING_ENABLE => {
@@ -562,7 +582,12 @@ impl Hostile {
                 let index = u64::from(dish.below(4)) | u64::from(dish.byte() & 1) << 8;
                 payload.extend(index.to_le_bytes());
                 if index < 0x100 {
-                    fds.push(dish.byte());
+                    let file = dish.byte();
+                    // An interrupt is written to it, whatever it is.
+                    if request != SET_VRING_KICK {
+                        self.show(file, 0..u64::MAX);
+                    }
+                    fds.push(file);
                 }
             }
             GET_CONFIG | SET_CONFIG => {
@@ -579,9 +604,8 @@ impl Hostile {
                 payload.extend(dish.u16().to_le_bytes());
                 if request == SET_INFLIGHT_FD {
                     let n = dish.pick(&[0, 1, 2, 3, 11]);
-                    if n == 0 {
-                        self.show(0..2 * REGION + BEHIND);
-                    }
+                    // Its place in the file may still be changed.
+                    self.show(n, 0..u64::MAX);
                     fds.push(n);
                 }
             }
@@ -595,23 +619,10 @@ impl Hostile {
             _ => {
                 payload = dish.few(48).to_vec();
                 fds = dish.few(3).to_vec();
-                self.show(0..u64::MAX);
+                self.show_all();
             }
         }
         (payload, fds)
-    }
-
-    /// A region of memory, perhaps one that cannot be.
-    fn region(&mut self, dish: &mut Dish<'_>) -> Vec<u8> {
-        let mut number = || match dish.below(4) {
-            0 => dish.number(),
-            1 => u64::from(dish.byte()) * 0x1000 % REGION,
-            2 => REGION,
-            _ => 0,
-        };
-        let (at, len, offset) = (number(), number(), number());
-        self.show(offset..offset.saturating_add(len));
-        region(at, len, offset)
     }
 
     /// The front-end leaves, and the device lets it.
@@ -646,18 +657,32 @@ impl Files {
 
     /// Is nothing written that was never shown?
     fn check(&self) {
-        let len = self.memory.metadata().unwrap().len();
-        if len == 2 * REGION + BEHIND {
-            let mut behind = vec![0; BEHIND as usize];
-            self.memory.read_exact_at(&mut behind, 2 * REGION).unwrap();
-            if behind == vec![CANARY; BEHIND as usize] {
-                return;
-            }
-            let shown = |at: u64| self.shown.iter().any(|range| range.contains(&at));
-            let written = (2 * REGION..).zip(&behind).find(|(at, b)| **b != CANARY && !shown(*at));
-            assert_eq!(written, None, "memory that was never shown is written");
-        }
+        let [of_memory, of_small] = &self.shown;
+        let behind = 2 * REGION..self.memory.metadata().unwrap().len().max(2 * REGION);
+        unchanged(&self.memory, behind, CANARY, of_memory);
+        unchanged(&self.small, 0..SMALL, 0, of_small);
     }
+}
+
+/// Outside of what was shown, all bytes of the range are that one.
+fn unchanged(file: &File, range: Range<u64>, was: u8, shown: &[Range<u64>]) {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start).unwrap();
+    let is_shown = |at: u64| shown.iter().any(|range| range.contains(&at));
+    let written = range.zip(&bytes).find(|(at, byte)| **byte != was && !is_shown(*at));
+    assert_eq!(written, None, "memory that was never shown is written");
+}
+
+/// A region of memory, perhaps one that cannot be, and what it shows of its file.
+fn any_region(dish: &mut Dish<'_>) -> (Vec<u8>, Range<u64>) {
+    let mut number = || match dish.below(4) {
+        0 => dish.number(),
+        1 => u64::from(dish.byte()) * 0x1000 % REGION,
+        2 => REGION,
+        _ => 0,
+    };
+    let (at, len, offset) = (number(), number(), number());
+    (region(at, len, offset), offset..offset.saturating_add(len))
 }
 
 /// A region as it is in a message.
@@ -670,14 +695,37 @@ fn region(at: u64, len: u64, offset: u64) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn write(file: &File, at: u64) {
+        file.write_all_at(&[7], at).unwrap();
+    }
+
     #[test]
     #[should_panic(expected = "memory that was never shown is written")]
     fn memory_that_was_never_shown_is_watched() {
         let mut files = Files::new();
-        files.shown.push(2 * REGION..2 * REGION + 100);
-        files.memory.write_all_at(&[7], 2 * REGION + 99).unwrap();
+        files.shown[0].push(2 * REGION..2 * REGION + 100);
+        write(&files.memory, 2 * REGION + 99);
         files.check();
-        files.memory.write_all_at(&[7], 2 * REGION + 100).unwrap();
+        write(&files.memory, 2 * REGION + 100);
         files.check();
+    }
+
+    /// What is left of it, and the other file.
+    #[test]
+    fn memory_is_watched_where_it_was_cut_short() {
+        for behind in [true, false] {
+            let mut files = Files::new();
+            files.shown[0].push(0..2 * REGION);
+            files.shown[1].push(0..0x800);
+            files.cut_short(if behind { 2 * REGION + 0x3000 } else { 0x1000 });
+            write(&files.small, 0x7ff);
+            files.check();
+            match behind {
+                true => write(&files.memory, 2 * REGION + 0x2fff),
+                false => write(&files.small, 0x800),
+            }
+            let check = std::panic::AssertUnwindSafe(|| files.check());
+            assert!(std::panic::catch_unwind(check).is_err(), "{behind}");
+        }
     }
 }
