@@ -1,8 +1,8 @@
 //! vhost-user messages, with bytes and descriptors, over a real socket to
 //! [`tornblk_backend::vhost::serve`], and kicks to the queues that they started.
 //!
-//! Promised: the connection ends when the front-end ends it; answers are whole messages; no byte of
-//! a file is written that no memory region shows, whatever is cut short meanwhile; the next front-end is served; no descriptor is
+//! Promised: the connection ends when the front-end ends it; answers are whole messages, in the order
+//! of what was asked; no byte of a file is written that no memory region shows, whatever is cut short meanwhile; the next front-end is served; no descriptor is
 //! left open; and what [`crate::store`] looks at.
 
 use crate::common::driver::Driver;
@@ -180,7 +180,8 @@ struct Hostile {
     mem: Arc<Memory>,
     scsi: bool,
     queues: Vec<Option<Driver>>,
-    /// What the device said.
+    /// What the front-end said, and what the device did.
+    asked: Vec<u8>,
     said: Vec<u8>,
     gone: bool,
     /// Something was said that a front-end does not say.
@@ -262,6 +263,7 @@ fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
         mem,
         scsi,
         queues: (0..3).map(|_| None).collect(),
+        asked: Vec::new(),
         said: Vec::new(),
         gone: false,
         odd: false,
@@ -340,7 +342,10 @@ impl Hostile {
             return;
         }
         let flags = SendFlags::NOSIGNAL;
-        self.gone |= sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags).is_err();
+        match sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags) {
+            Ok(sent) => self.asked.extend(&bytes[..sent]),
+            Err(_) => self.gone = true,
+        }
     }
 
     fn say(&mut self, request: u32, payload: &[u8], fds: &[u8]) {
@@ -633,16 +638,46 @@ impl Hostile {
             self.listen();
             assert!(began.elapsed() < PATIENCE, "the connection does not end");
         }
-        // Answers are whole messages, of what was asked.
+        let mut replies = Vec::new();
         let mut rest = &self.said[..];
         while !rest.is_empty() {
             let (head, tail) = rest.split_at_checked(12).expect("a reply has a header");
             let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
             assert!(word(4) & 7 == VERSION | REPLY, "flags of a reply: {:#x}", word(4));
             (_, rest) = tail.split_at_checked(word(8) as usize).expect("a reply is whole");
+            replies.push(word(0));
             REPLIES.one();
         }
+        in_order(&requests(&self.asked), &replies);
         self.files.check();
+    }
+}
+
+/// What kinds of messages these are. What was not said to its end is none.
+fn requests(mut rest: &[u8]) -> Vec<u32> {
+    let mut all = Vec::new();
+    while let Some((head, tail)) = rest.split_at_checked(12) {
+        let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+        let Some((_, after)) = tail.split_at_checked(word(8) as usize) else { break };
+        all.push(word(0));
+        rest = after;
+    }
+    all
+}
+
+/// Each reply is to a message, and to one after that of the reply before. Most messages have none;
+/// who asks for the features is answered before whatever comes after.
+fn in_order(asked: &[u32], replies: &[u32]) {
+    let mut left = asked.iter();
+    for (n, reply) in replies.iter().enumerate() {
+        let is_next = loop {
+            match left.next() {
+                Some(request) if request == reply => break true,
+                Some(&GET_FEATURES) | None => break false,
+                Some(_) => {}
+            }
+        };
+        assert!(is_next, "reply {n} is out of order: {replies:?} to {asked:?}");
     }
 }
 
@@ -694,6 +729,40 @@ fn region(at: u64, len: u64, offset: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replies_that_are_out_of_order_are_noticed() {
+        let sent = [
+            message(GET_FEATURES, VERSION, &[]),
+            message(SET_FEATURES, VERSION, &[0; 8]),
+            message(GET_INFLIGHT_FD, VERSION, &[0; 20]),
+            message(GET_FEATURES, VERSION, &[]),
+            message(GET_QUEUE_NUM, VERSION, &[0; 8])[..19].to_vec(),
+        ];
+        let asked = requests(&sent.concat());
+        let (features, region) = (GET_FEATURES, GET_INFLIGHT_FD);
+        assert_eq!(asked, [features, SET_FEATURES, region, features]);
+        for replies in [
+            &[][..],
+            &[features],
+            &[features, SET_FEATURES, region],
+            &[features, region, features],
+            &[features, features],
+        ] {
+            in_order(&asked, replies);
+        }
+        for replies in [
+            &[region][..],
+            &[region, features],
+            &[features, region, SET_FEATURES],
+            &[features, features, region],
+            &[features, features, features],
+            &[features, GET_QUEUE_NUM],
+        ] {
+            let caught = std::panic::catch_unwind(|| in_order(&asked, replies));
+            assert!(caught.is_err(), "{replies:?}");
+        }
+    }
 
     fn write(file: &File, at: u64) {
         file.write_all_at(&[7], at).unwrap();
