@@ -5,21 +5,20 @@
 //! of what was asked; no byte of a file is written that no memory region shows, whatever is cut short meanwhile; the next front-end is served; no descriptor is
 //! left open; and what [`crate::store`] looks at.
 
+mod files;
+
 use crate::common::driver::Driver;
 use crate::common::scsi as scsi_driver;
 use crate::dish::Dish;
 use crate::limits::open_files;
 use crate::reach::{Count, Reached};
 use crate::store::{self, Disks, Kind};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use files::{Files, REGION};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -50,19 +49,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Without which it says nothing more.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// Bytes of the guest's memory, in two regions of one file; and of what lies behind them. That file
-/// may be cut short; the small one never is.
-const REGION: u64 = 0x4_0000;
-const BEHIND: u64 = 0x1_0000;
-const SMALL: u64 = 0x2000;
-const CANARY: u8 = 0x5c;
 /// Where the front-end has the guest's memory, as it says.
 const THERE: u64 = 0x7000_0000_0000;
 /// Each queue has this much memory, its rings first.
 const SHARE: u64 = 0x2_0000;
 const RING: u16 = 64;
-/// That descriptors are of.
-const FILES: u8 = 12;
 
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
@@ -188,63 +179,6 @@ struct Hostile {
     odd: bool,
 }
 
-/// What descriptors may be of.
-struct Files {
-    memory: File,
-    /// Zeroes, which nobody but the device may change.
-    small: File,
-    /// Parts of both that were shown to the device, by the number of the file in [`Files::of`].
-    shown: [Vec<Range<u64>>; 2],
-    sealed: OwnedFd,
-    kicks: Vec<OwnedFd>,
-    call: OwnedFd,
-    pipe: (OwnedFd, OwnedFd),
-    pair: (UnixStream, UnixStream),
-    null: File,
-}
-
-impl Files {
-    fn new() -> Files {
-        let memfd = |len: u64, flags| {
-            let fd = memfd_create("guest", MemfdFlags::CLOEXEC | flags).unwrap();
-            let file = File::from(fd);
-            file.set_len(len).unwrap();
-            file
-        };
-        let memory = memfd(2 * REGION + BEHIND, MemfdFlags::empty());
-        memory.write_all_at(&vec![CANARY; BEHIND as usize], 2 * REGION).unwrap();
-        let sealed = memfd(REGION, MemfdFlags::ALLOW_SEALING);
-        rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
-        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        Files {
-            memory,
-            small: memfd(SMALL, MemfdFlags::empty()),
-            shown: Default::default(),
-            sealed: sealed.into(),
-            kicks: (0..3).map(|_| event()).collect(),
-            call: event(),
-            pipe: rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap(),
-            pair: UnixStream::pair().unwrap(),
-            null: File::open("/dev/null").unwrap(),
-        }
-    }
-
-    /// 0 is the guest's memory, 1 the small file.
-    fn of(&self, n: u8) -> BorrowedFd<'_> {
-        match n % FILES {
-            0 => self.memory.as_fd(),
-            1 => self.small.as_fd(),
-            2 => self.sealed.as_fd(),
-            n @ 3..=5 => self.kicks[usize::from(n) - 3].as_fd(),
-            6 | 7 => self.call.as_fd(),
-            8 => self.pipe.0.as_fd(),
-            9 => self.pipe.1.as_fd(),
-            10 => self.pair.0.as_fd(),
-            _ => self.null.as_fd(),
-        }
-    }
-}
-
 fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
     let files = Files::new();
     let region = |at: u64| {
@@ -313,7 +247,7 @@ impl Hostile {
             9 => {
                 self.odd = true;
                 let (bytes, fds) = (dish.bytes(40), dish.few(3));
-                self.show_all();
+                self.files.show_all();
                 self.send(bytes, fds);
             }
             10 => {
@@ -398,7 +332,7 @@ impl Hostile {
         for at in [0, REGION] {
             payload.extend(region(at, REGION, at));
         }
-        self.show(0, 0..2 * REGION);
+        self.files.show(0, 0..2 * REGION);
         self.say(SET_MEM_TABLE, &payload, &[0, 0]);
     }
 
@@ -479,19 +413,6 @@ impl Hostile {
         }
     }
 
-    /// Part of a file may be written from now on.
-    fn show(&mut self, file: u8, range: Range<u64>) {
-        if let Some(shown) = self.files.shown.get_mut(usize::from(file % FILES)) {
-            shown.push(range);
-        }
-    }
-
-    /// Whatever the message means.
-    fn show_all(&mut self) {
-        self.show(0, 0..u64::MAX);
-        self.show(1, 0..u64::MAX);
-    }
-
     /// A message that may be anything.
     fn any(&mut self, dish: &mut Dish<'_>) {
         self.odd = true;
@@ -512,7 +433,7 @@ impl Hostile {
             1 => payload.extend(dish.bytes(16)),
             2 => {
                 fds = dish.few(33).to_vec();
-                self.show_all();
+                self.files.show_all();
             }
             _ => {}
         }
@@ -553,7 +474,7 @@ impl Hostile {
                     let (region, range) = any_region(dish);
                     payload.extend(region);
                     let file = dish.pick(&[0, 0, 0, 0, 1, 2, 3, 8, 10, 11]);
-                    self.show(file, range);
+                    self.files.show(file, range);
                     fds.push(file);
                 }
             }
@@ -563,7 +484,7 @@ impl Hostile {
                 payload.extend(region);
                 if request == ADD_MEM_REG {
                     let file = dish.pick(&[0, 0, 0, 1, 2, 11]);
-                    self.show(file, range);
+                    self.files.show(file, range);
                     fds.push(file);
                 }
             }
@@ -590,7 +511,7 @@ impl Hostile {
                     let file = dish.byte();
                     // An interrupt is written to it, whatever it is.
                     if request != SET_VRING_KICK {
-                        self.show(file, 0..u64::MAX);
+                        self.files.show(file, 0..u64::MAX);
                     }
                     fds.push(file);
                 }
@@ -610,7 +531,7 @@ impl Hostile {
                 if request == SET_INFLIGHT_FD {
                     let n = dish.pick(&[0, 1, 2, 3, 11]);
                     // Its place in the file may still be changed.
-                    self.show(n, 0..u64::MAX);
+                    self.files.show(n, 0..u64::MAX);
                     fds.push(n);
                 }
             }
@@ -624,7 +545,7 @@ impl Hostile {
             _ => {
                 payload = dish.few(48).to_vec();
                 fds = dish.few(3).to_vec();
-                self.show_all();
+                self.files.show_all();
             }
         }
         (payload, fds)
@@ -681,33 +602,6 @@ fn in_order(asked: &[u32], replies: &[u32]) {
     }
 }
 
-impl Files {
-    /// Takes away memory that the device has mapped.
-    fn cut_short(&self, len: u64) {
-        if len < self.memory.metadata().unwrap().len() {
-            self.memory.set_len(len).unwrap();
-            CUT_SHORT.one();
-        }
-    }
-
-    /// Is nothing written that was never shown?
-    fn check(&self) {
-        let [of_memory, of_small] = &self.shown;
-        let behind = 2 * REGION..self.memory.metadata().unwrap().len().max(2 * REGION);
-        unchanged(&self.memory, behind, CANARY, of_memory);
-        unchanged(&self.small, 0..SMALL, 0, of_small);
-    }
-}
-
-/// Outside of what was shown, all bytes of the range are that one.
-fn unchanged(file: &File, range: Range<u64>, was: u8, shown: &[Range<u64>]) {
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut bytes, range.start).unwrap();
-    let is_shown = |at: u64| shown.iter().any(|range| range.contains(&at));
-    let written = range.zip(&bytes).find(|(at, byte)| **byte != was && !is_shown(*at));
-    assert_eq!(written, None, "memory that was never shown is written");
-}
-
 /// A region of memory, perhaps one that cannot be, and what it shows of its file.
 fn any_region(dish: &mut Dish<'_>) -> (Vec<u8>, Range<u64>) {
     let mut number = || match dish.below(4) {
@@ -761,40 +655,6 @@ mod tests {
         ] {
             let caught = std::panic::catch_unwind(|| in_order(&asked, replies));
             assert!(caught.is_err(), "{replies:?}");
-        }
-    }
-
-    fn write(file: &File, at: u64) {
-        file.write_all_at(&[7], at).unwrap();
-    }
-
-    #[test]
-    #[should_panic(expected = "memory that was never shown is written")]
-    fn memory_that_was_never_shown_is_watched() {
-        let mut files = Files::new();
-        files.shown[0].push(2 * REGION..2 * REGION + 100);
-        write(&files.memory, 2 * REGION + 99);
-        files.check();
-        write(&files.memory, 2 * REGION + 100);
-        files.check();
-    }
-
-    /// What is left of it, and the other file.
-    #[test]
-    fn memory_is_watched_where_it_was_cut_short() {
-        for behind in [true, false] {
-            let mut files = Files::new();
-            files.shown[0].push(0..2 * REGION);
-            files.shown[1].push(0..0x800);
-            files.cut_short(if behind { 2 * REGION + 0x3000 } else { 0x1000 });
-            write(&files.small, 0x7ff);
-            files.check();
-            match behind {
-                true => write(&files.memory, 2 * REGION + 0x2fff),
-                false => write(&files.small, 0x800),
-            }
-            let check = std::panic::AssertUnwindSafe(|| files.check());
-            assert!(std::panic::catch_unwind(check).is_err(), "{behind}");
         }
     }
 }
