@@ -1,8 +1,9 @@
 //! Messages to the control server over its real socket, and answers to the client that asks them.
 //!
 //! Promised: a message that has a number is answered with that number, once; a crash that waits for
-//! its trigger need not be. What comes back is understood by the client. The server ends with its
-//! clients, whatever they left half said. A client that is answered with nonsense gets an error.
+//! its trigger need not be. What comes back is understood by the client. The server hangs up on who
+//! cannot be understood any more, and on nobody else; it ends with its clients, whatever they left half
+//! said. A client that is answered with nonsense gets an error.
 
 use crate::dish::Dish;
 use crate::limits::open_files;
@@ -22,7 +23,7 @@ use tornblk_backend::store::{
 };
 use tornblk_model::crash::Profile;
 use tornblk_proto::codec::{self, Decoder};
-use tornblk_proto::{Answer, Client, Command, Trigger};
+use tornblk_proto::{Answer, Call, Client, Command, Trigger};
 
 static ANSWERED: Count = Count::new("commands carried out");
 static REFUSED: Count = Count::new("commands refused");
@@ -166,29 +167,22 @@ impl Said {
             if cut || after.len() < len {
                 break;
             }
-            messages.push(codec::decode_call(&after[..len]));
+            messages.push(after[..len].to_vec());
             rest.drain(..4 + len);
         }
-        let elsewhere = |command: &Command| match command {
-            Command::RecordHere { file } | Command::RecordedHere { file } => {
-                !Path::new(file).starts_with(place.dir.path())
-            }
+        let elsewhere = |message: &Vec<u8>| match codec::decode_call(message) {
+            Ok(Call {
+                command: Command::RecordHere { file } | Command::RecordedHere { file },
+                ..
+            }) => !Path::new(&file).starts_with(place.dir.path()),
             _ => false,
         };
-        if self.cut || messages.iter().flatten().any(|call| elsewhere(&call.command)) {
+        if self.cut || messages.iter().any(elsewhere) {
             return;
         }
         (self.begun, self.cut) = (rest, cut);
         for message in messages {
-            let (id, must) = match message {
-                Ok(call) => {
-                    let now = Trigger::Now;
-                    let waits = matches!(call.command, Command::Crash { at, .. } if at != now);
-                    (Some(call.id), !waits)
-                }
-                Err(answer) => (answer.id, true),
-            };
-            if let Some(id) = id {
+            if let Some((id, must)) = asked(&message) {
                 let open = self.open.entry(id).or_insert((0, true));
                 *open = (open.0 + 1, open.1 && must);
             }
@@ -220,8 +214,9 @@ impl Said {
 
     fn listen_to_the_end(&mut self, stream: &mut UnixStream) {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        // Where it could not be told everything, it need not answer everything.
-        let whole = !self.gone && !self.cut;
+        // What follows a message that is too long is not listened to, and nobody else is hung up on.
+        let whole = !self.cut;
+        assert!(!(self.gone && whole), "the server hung up");
         self.gone = false;
         while !self.gone {
             assert!(self.read(stream), "the connection does not end");
@@ -253,6 +248,17 @@ impl Said {
             other => panic!("neither one nor the other: {other:?}"),
         }
     }
+}
+
+/// The number of a message, told without the code that is tried, and whether it must be answered.
+fn asked(message: &[u8]) -> Option<(u64, bool)> {
+    let value: Value = serde_json::from_slice(message).ok()?;
+    let id = value.get("id")?.as_u64()?;
+    let now = Trigger::Now;
+    // Whether it waits is known only of one that is understood; who refuses it must say so.
+    let waits = codec::decode_call(message)
+        .is_ok_and(|call| matches!(call.command, Command::Crash { at, .. } if at != now));
+    Some((id, !waits))
 }
 
 const NAMES: [&str; 12] = [
@@ -426,14 +432,14 @@ fn client(dish: &mut Dish<'_>) {
 mod tests {
     use super::*;
 
-    fn asked() -> Said {
+    fn who_asked() -> Said {
         Said { open: HashMap::from([(7, (1, true))]), ..Said::default() }
     }
 
     #[test]
     #[should_panic(expected = "7 is answered, and was not asked")]
     fn a_second_answer_is_noticed() {
-        let mut said = asked();
+        let mut said = who_asked();
         said.answer(br#"{"id":7,"ok":{}}"#);
         said.answer(br#"{"id":7,"ok":{}}"#);
     }
@@ -442,12 +448,50 @@ mod tests {
     #[should_panic(expected = "a call without an answer")]
     fn an_answer_that_does_not_come_is_noticed() {
         let (mut ours, _) = UnixStream::pair().unwrap();
-        asked().listen_to_the_end(&mut ours);
+        who_asked().listen_to_the_end(&mut ours);
+    }
+
+    #[test]
+    #[should_panic(expected = "the server hung up")]
+    fn a_server_that_hangs_up_is_noticed() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (place, mut said) = (Place::new(), Said::default());
+        said.call(&mut ours, &json!({ "id": 7, "cmd": "status" }), &place);
+        drop(theirs);
+        said.listen(&mut ours);
+        said.listen_to_the_end(&mut ours);
+    }
+
+    /// Its answers may be lost with it.
+    #[test]
+    fn a_server_may_hang_up_on_a_message_that_is_too_long() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (place, mut said) = (Place::new(), Said::default());
+        said.call(&mut ours, &json!({ "id": 7, "cmd": "status" }), &place);
+        said.raw(&mut ours, &u32::MAX.to_le_bytes(), &place);
+        drop(theirs);
+        said.listen(&mut ours);
+        said.listen_to_the_end(&mut ours);
+    }
+
+    #[test]
+    fn a_number_is_read_without_the_code_that_is_tried() {
+        for (message, is) in [
+            (r#"{"id":7,"cmd":"status"}"#, Some((7, true))),
+            (r#"{"id":7}"#, Some((7, true))),
+            (r#"{"id":7,"cmd":"crash","at":{"mark":"m"}}"#, Some((7, false))),
+            (r#"{"id":7,"cmd":"crash","at":{"mark":""}}"#, Some((7, true))),
+            (r#"{"id":-7,"cmd":"status"}"#, None),
+            (r#"[7]"#, None),
+            (r#"{"id":7"#, None),
+        ] {
+            assert_eq!(asked(message.as_bytes()), is, "{message}");
+        }
     }
 
     #[test]
     #[should_panic(expected = "an answer is understood")]
     fn nonsense_is_noticed() {
-        asked().answer(br#"{"id":7,"good":{}}"#);
+        who_asked().answer(br#"{"id":7,"good":{}}"#);
     }
 }

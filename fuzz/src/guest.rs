@@ -105,7 +105,7 @@ impl Guest {
         let done = work();
         self.check_guards();
         let after = everything(&self.mem, END);
-        let changed = outside(driver, &before, &after, named);
+        let changed = outside(&before, &after, named);
         assert_eq!(changed, None, "a byte of the guest's memory that no chain names");
         done
     }
@@ -172,6 +172,21 @@ mod tests {
     #[should_panic(expected = "that no chain names")]
     fn a_descriptor_that_changes_is_noticed() {
         watched(|guest| write(guest, 3));
+    }
+
+    /// The available ring is the driver's: its index, an entry, and the event index.
+    #[test]
+    fn an_available_ring_that_changes_is_noticed() {
+        for offset in [2, 4, 4 + 2 * 8] {
+            let caught = std::panic::catch_unwind(|| {
+                watched(|guest| {
+                    let driver = Driver::new(guest.mem().clone(), 0, 8, GOOD.start);
+                    write(guest, driver.avail_ring() + offset);
+                });
+            });
+            let error = *caught.unwrap_err().downcast::<String>().unwrap();
+            assert!(error.contains("that no chain names"), "{offset}: {error}");
+        }
     }
 
     #[test]

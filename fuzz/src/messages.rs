@@ -1,9 +1,11 @@
 //! vhost-user messages, with bytes and descriptors, over a real socket to
 //! [`tornblk_backend::vhost::serve`], and kicks to the queues that they started.
 //!
-//! Promised: the connection ends when the front-end ends it; answers are whole messages; no byte of
-//! a file is written that no memory region shows; the next front-end is served; no descriptor is
+//! Promised: the connection ends when the front-end ends it; answers are whole messages, in the order
+//! of what was asked; no byte of a file is written that no memory region shows, whatever is cut short meanwhile; the next front-end is served; no descriptor is
 //! left open; and what [`crate::store`] looks at.
+
+mod files;
 
 use crate::common::driver::Driver;
 use crate::common::scsi as scsi_driver;
@@ -11,15 +13,12 @@ use crate::dish::Dish;
 use crate::limits::open_files;
 use crate::reach::{Count, Reached};
 use crate::store::{self, Disks, Kind};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use files::{Files, REGION};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -50,10 +49,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Without which it says nothing more.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// Bytes of the guest's memory, in two regions of one file; and of what lies behind them.
-const REGION: u64 = 0x4_0000;
-const BEHIND: u64 = 0x1_0000;
-const CANARY: u8 = 0x5c;
 /// Where the front-end has the guest's memory, as it says.
 const THERE: u64 = 0x7000_0000_0000;
 /// Each queue has this much memory, its rings first.
@@ -176,67 +171,12 @@ struct Hostile {
     mem: Arc<Memory>,
     scsi: bool,
     queues: Vec<Option<Driver>>,
-    /// What the device said.
+    /// What the front-end said, and what the device did.
+    asked: Vec<u8>,
     said: Vec<u8>,
     gone: bool,
     /// Something was said that a front-end does not say.
     odd: bool,
-}
-
-/// What descriptors may be of.
-struct Files {
-    memory: File,
-    /// Parts of it that were shown to the device.
-    shown: Vec<Range<u64>>,
-    small: OwnedFd,
-    sealed: OwnedFd,
-    kicks: Vec<OwnedFd>,
-    call: OwnedFd,
-    pipe: (OwnedFd, OwnedFd),
-    pair: (UnixStream, UnixStream),
-    null: File,
-}
-
-impl Files {
-    fn new() -> Files {
-        let memfd = |len: u64, flags| {
-            let fd = memfd_create("guest", MemfdFlags::CLOEXEC | flags).unwrap();
-            let file = File::from(fd);
-            file.set_len(len).unwrap();
-            file
-        };
-        let memory = memfd(2 * REGION + BEHIND, MemfdFlags::empty());
-        memory.write_all_at(&vec![CANARY; BEHIND as usize], 2 * REGION).unwrap();
-        let sealed = memfd(REGION, MemfdFlags::ALLOW_SEALING);
-        rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
-        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-        Files {
-            memory,
-            shown: Vec::new(),
-            small: memfd(0x2000, MemfdFlags::empty()).into(),
-            sealed: sealed.into(),
-            kicks: (0..3).map(|_| event()).collect(),
-            call: event(),
-            pipe: rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap(),
-            pair: UnixStream::pair().unwrap(),
-            null: File::open("/dev/null").unwrap(),
-        }
-    }
-
-    /// 0 is the guest's memory.
-    fn of(&self, n: u8) -> BorrowedFd<'_> {
-        match n % 12 {
-            0 => self.memory.as_fd(),
-            1 => self.small.as_fd(),
-            2 => self.sealed.as_fd(),
-            n @ 3..=5 => self.kicks[usize::from(n) - 3].as_fd(),
-            6 | 7 => self.call.as_fd(),
-            8 => self.pipe.0.as_fd(),
-            9 => self.pipe.1.as_fd(),
-            10 => self.pair.0.as_fd(),
-            _ => self.null.as_fd(),
-        }
-    }
 }
 
 fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
@@ -257,6 +197,7 @@ fn hostile(path: &Path, dish: &mut Dish<'_>, scsi: bool, disks: &Disks) {
         mem,
         scsi,
         queues: (0..3).map(|_| None).collect(),
+        asked: Vec::new(),
         said: Vec::new(),
         gone: false,
         odd: false,
@@ -306,7 +247,7 @@ impl Hostile {
             9 => {
                 self.odd = true;
                 let (bytes, fds) = (dish.bytes(40), dish.few(3));
-                self.show(0..u64::MAX);
+                self.files.show_all();
                 self.send(bytes, fds);
             }
             10 => {
@@ -335,7 +276,10 @@ impl Hostile {
             return;
         }
         let flags = SendFlags::NOSIGNAL;
-        self.gone |= sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags).is_err();
+        match sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags) {
+            Ok(sent) => self.asked.extend(&bytes[..sent]),
+            Err(_) => self.gone = true,
+        }
     }
 
     fn say(&mut self, request: u32, payload: &[u8], fds: &[u8]) {
@@ -388,7 +332,7 @@ impl Hostile {
         for at in [0, REGION] {
             payload.extend(region(at, REGION, at));
         }
-        self.show(0..2 * REGION);
+        self.files.show(0, 0..2 * REGION);
         self.say(SET_MEM_TABLE, &payload, &[0, 0]);
     }
 
@@ -469,10 +413,6 @@ impl Hostile {
         }
     }
 
-    fn show(&mut self, range: Range<u64>) {
-        self.files.shown.push(range);
-    }
-
     /// A message that may be anything.
     fn any(&mut self, dish: &mut Dish<'_>) {
         self.odd = true;
@@ -493,7 +433,7 @@ impl Hostile {
             1 => payload.extend(dish.bytes(16)),
             2 => {
                 fds = dish.few(33).to_vec();
-                self.show(0..u64::MAX);
+                self.files.show_all();
             }
             _ => {}
         }
@@ -531,15 +471,21 @@ impl Hostile {
                 payload.extend(u32::from(n).to_le_bytes());
                 payload.extend([0; 4]);
                 for _ in 0..n {
-                    payload.extend(self.region(dish));
-                    fds.push(dish.pick(&[0, 0, 0, 0, 1, 2, 3, 8, 10, 11]));
+                    let (region, range) = any_region(dish);
+                    payload.extend(region);
+                    let file = dish.pick(&[0, 0, 0, 0, 1, 2, 3, 8, 10, 11]);
+                    self.files.show(file, range);
+                    fds.push(file);
                 }
             }
             ADD_MEM_REG | REM_MEM_REG => {
                 payload.extend([0; 8]);
-                payload.extend(self.region(dish));
+                let (region, range) = any_region(dish);
+                payload.extend(region);
                 if request == ADD_MEM_REG {
-                    fds.push(dish.pick(&[0, 0, 0, 1, 2, 11]));
+                    let file = dish.pick(&[0, 0, 0, 1, 2, 11]);
+                    self.files.show(file, range);
+                    fds.push(file);
                 }
             }
             SET_VRING_NUM | SET_VRING_BASE | GET_VRING_BASE | SET_VRING_ENABLE => {
@@ -562,7 +508,12 @@ impl Hostile {
                 let index = u64::from(dish.below(4)) | u64::from(dish.byte() & 1) << 8;
                 payload.extend(index.to_le_bytes());
                 if index < 0x100 {
-                    fds.push(dish.byte());
+                    let file = dish.byte();
+                    // An interrupt is written to it, whatever it is.
+                    if request != SET_VRING_KICK {
+                        self.files.show(file, 0..u64::MAX);
+                    }
+                    fds.push(file);
                 }
             }
             GET_CONFIG | SET_CONFIG => {
@@ -579,9 +530,8 @@ impl Hostile {
                 payload.extend(dish.u16().to_le_bytes());
                 if request == SET_INFLIGHT_FD {
                     let n = dish.pick(&[0, 1, 2, 3, 11]);
-                    if n == 0 {
-                        self.show(0..2 * REGION + BEHIND);
-                    }
+                    // Its place in the file may still be changed.
+                    self.files.show(n, 0..u64::MAX);
                     fds.push(n);
                 }
             }
@@ -595,23 +545,10 @@ impl Hostile {
             _ => {
                 payload = dish.few(48).to_vec();
                 fds = dish.few(3).to_vec();
-                self.show(0..u64::MAX);
+                self.files.show_all();
             }
         }
         (payload, fds)
-    }
-
-    /// A region of memory, perhaps one that cannot be.
-    fn region(&mut self, dish: &mut Dish<'_>) -> Vec<u8> {
-        let mut number = || match dish.below(4) {
-            0 => dish.number(),
-            1 => u64::from(dish.byte()) * 0x1000 % REGION,
-            2 => REGION,
-            _ => 0,
-        };
-        let (at, len, offset) = (number(), number(), number());
-        self.show(offset..offset.saturating_add(len));
-        region(at, len, offset)
     }
 
     /// The front-end leaves, and the device lets it.
@@ -622,42 +559,59 @@ impl Hostile {
             self.listen();
             assert!(began.elapsed() < PATIENCE, "the connection does not end");
         }
-        // Answers are whole messages, of what was asked.
+        let mut replies = Vec::new();
         let mut rest = &self.said[..];
         while !rest.is_empty() {
             let (head, tail) = rest.split_at_checked(12).expect("a reply has a header");
             let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
             assert!(word(4) & 7 == VERSION | REPLY, "flags of a reply: {:#x}", word(4));
             (_, rest) = tail.split_at_checked(word(8) as usize).expect("a reply is whole");
+            replies.push(word(0));
             REPLIES.one();
         }
+        in_order(&requests(&self.asked), &replies);
         self.files.check();
     }
 }
 
-impl Files {
-    /// Takes away memory that the device has mapped.
-    fn cut_short(&self, len: u64) {
-        if len < self.memory.metadata().unwrap().len() {
-            self.memory.set_len(len).unwrap();
-            CUT_SHORT.one();
-        }
+/// What kinds of messages these are. What was not said to its end is none.
+fn requests(mut rest: &[u8]) -> Vec<u32> {
+    let mut all = Vec::new();
+    while let Some((head, tail)) = rest.split_at_checked(12) {
+        let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+        let Some((_, after)) = tail.split_at_checked(word(8) as usize) else { break };
+        all.push(word(0));
+        rest = after;
     }
+    all
+}
 
-    /// Is nothing written that was never shown?
-    fn check(&self) {
-        let len = self.memory.metadata().unwrap().len();
-        if len == 2 * REGION + BEHIND {
-            let mut behind = vec![0; BEHIND as usize];
-            self.memory.read_exact_at(&mut behind, 2 * REGION).unwrap();
-            if behind == vec![CANARY; BEHIND as usize] {
-                return;
+/// Each reply is to a message, and to one after that of the reply before. Most messages have none;
+/// who asks for the features is answered before whatever comes after.
+fn in_order(asked: &[u32], replies: &[u32]) {
+    let mut left = asked.iter();
+    for (n, reply) in replies.iter().enumerate() {
+        let is_next = loop {
+            match left.next() {
+                Some(request) if request == reply => break true,
+                Some(&GET_FEATURES) | None => break false,
+                Some(_) => {}
             }
-            let shown = |at: u64| self.shown.iter().any(|range| range.contains(&at));
-            let written = (2 * REGION..).zip(&behind).find(|(at, b)| **b != CANARY && !shown(*at));
-            assert_eq!(written, None, "memory that was never shown is written");
-        }
+        };
+        assert!(is_next, "reply {n} is out of order: {replies:?} to {asked:?}");
     }
+}
+
+/// A region of memory, perhaps one that cannot be, and what it shows of its file.
+fn any_region(dish: &mut Dish<'_>) -> (Vec<u8>, Range<u64>) {
+    let mut number = || match dish.below(4) {
+        0 => dish.number(),
+        1 => u64::from(dish.byte()) * 0x1000 % REGION,
+        2 => REGION,
+        _ => 0,
+    };
+    let (at, len, offset) = (number(), number(), number());
+    (region(at, len, offset), offset..offset.saturating_add(len))
 }
 
 /// A region as it is in a message.
@@ -671,13 +625,36 @@ mod tests {
     use super::*;
 
     #[test]
-    #[should_panic(expected = "memory that was never shown is written")]
-    fn memory_that_was_never_shown_is_watched() {
-        let mut files = Files::new();
-        files.shown.push(2 * REGION..2 * REGION + 100);
-        files.memory.write_all_at(&[7], 2 * REGION + 99).unwrap();
-        files.check();
-        files.memory.write_all_at(&[7], 2 * REGION + 100).unwrap();
-        files.check();
+    fn replies_that_are_out_of_order_are_noticed() {
+        let sent = [
+            message(GET_FEATURES, VERSION, &[]),
+            message(SET_FEATURES, VERSION, &[0; 8]),
+            message(GET_INFLIGHT_FD, VERSION, &[0; 20]),
+            message(GET_FEATURES, VERSION, &[]),
+            message(GET_QUEUE_NUM, VERSION, &[0; 8])[..19].to_vec(),
+        ];
+        let asked = requests(&sent.concat());
+        let (features, region) = (GET_FEATURES, GET_INFLIGHT_FD);
+        assert_eq!(asked, [features, SET_FEATURES, region, features]);
+        for replies in [
+            &[][..],
+            &[features],
+            &[features, SET_FEATURES, region],
+            &[features, region, features],
+            &[features, features],
+        ] {
+            in_order(&asked, replies);
+        }
+        for replies in [
+            &[region][..],
+            &[region, features],
+            &[features, region, SET_FEATURES],
+            &[features, features, region],
+            &[features, features, features],
+            &[features, GET_QUEUE_NUM],
+        ] {
+            let caught = std::panic::catch_unwind(|| in_order(&asked, replies));
+            assert!(caught.is_err(), "{replies:?}");
+        }
     }
 }

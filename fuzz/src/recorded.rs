@@ -12,7 +12,7 @@ use tornblk_model::event::{
 use tornblk_model::recording::{BaseImage, Completion, NewRecording, Writer};
 
 pub(crate) const CAPACITY: u64 = 256 << 10;
-const HEADER: usize = 64 << 10;
+pub(crate) const HEADER: usize = 64 << 10;
 pub(crate) const SEGMENT: usize = 64 << 10;
 const SEGMENT_HEADER: usize = 4096;
 const SLOT: usize = 48;

@@ -2,17 +2,20 @@
 //! states are built and shown, exported, and gone on with.
 //!
 //! Promised: an error that names the file, or what is told holds: what [`Reader::verify`] finds
-//! sound can be read from its beginning to its end.
+//! sound can be read from its beginning to its end, each payload whole; and who goes on with it adds
+//! to it, and changes nothing of it.
 
 use crate::dish::Dish;
 use crate::reach::{Count, Reached};
-use crate::recorded::{CAPACITY, Place, Recorded, set};
+#[cfg(test)]
+use crate::recorded::record;
+use crate::recorded::{CAPACITY, HEADER, Place, Recorded, set};
 use std::path::Path;
 use std::sync::Arc;
 use tornblk_backend::store::gate::AlwaysGo;
 use tornblk_backend::store::{RecordingOptions, RecordingStore};
 use tornblk_model::crash::{Fault, History, Profile, Source, StateName, Strategy, walk};
-use tornblk_model::event::{Event, Mark, Op, Seq, Submit};
+use tornblk_model::event::{Event, Mark, Op, ResetCause, Seq, Submit};
 use tornblk_model::recording::{Reader, RecordingError, StateReader, Trust, Writer, log_writes};
 
 static OPENED: Count = Count::new("recordings opened");
@@ -34,6 +37,9 @@ const CHANGES: usize = 24;
 const LOOKS: usize = 6;
 /// Of a file: no more than a case may take of the host's disk.
 const LONGEST: u64 = 8 << 20;
+/// Bytes of payloads that are read once more, for what a case may take of time: all of what a case
+/// has, unless many of its writes name the same bytes.
+const PAYLOADS: u64 = 16 << 20;
 
 const PROFILES: [&str; 12] = [
     "lb512",
@@ -213,19 +219,12 @@ fn look(place: &Place, path: &Path, dish: &mut Dish<'_>) -> Result<(), Recording
     let events: Result<Vec<_>, _> = reader.events().collect();
     assert!(events.is_ok() || sound.is_err(), "verified, and then: {events:?}");
     let events = events?;
-    for (_, event) in &events {
-        if let Event::Submit(Submit { op: Op::Write { offset, len, payload, .. }, .. }) = event
-            && sound.is_ok()
-        {
-            let mut one = [0];
-            assert!(
-                payload.position == 0
-                    || *len == 0
-                    || reader.read_payload(payload, 0, &mut one).is_ok()
-            );
-            assert!(offset + len <= reader.header().disk.capacity);
-        }
+    if sound.is_ok() {
+        read_payloads(&reader, &events);
     }
+    // What lies behind the last segment is taken for zeroes when one is added there, which a file
+    // that somebody made up need not have: that is not mended yet.
+    let before = (sound.is_ok() && !goes_on_behind(&reader)).then(|| events.clone());
     match History::new(reader.header().disk.clone(), events) {
         Ok(history) => {
             HISTORIES.one();
@@ -243,7 +242,50 @@ fn look(place: &Place, path: &Path, dish: &mut Dish<'_>) -> Result<(), Recording
         Err(error) => told(&error),
     }
     drop(reader);
-    go_on(place, path)
+    let gone_on = go_on(place, path);
+    if let Some(before) = before {
+        added_to(path, &before, gone_on.is_ok());
+    }
+    gone_on
+}
+
+/// Of what was verified, every byte of a payload is there.
+fn read_payloads(reader: &Reader, events: &[(Seq, Event)]) {
+    let mut left = PAYLOADS;
+    for (seq, event) in events {
+        let Event::Submit(Submit { op: Op::Write { offset, len, payload, .. }, .. }) = event else {
+            continue;
+        };
+        assert!(offset + len <= reader.header().disk.capacity);
+        let len = reader.payload_len(*offset, *len);
+        if payload.position == 0 || len > left {
+            continue;
+        }
+        left -= len;
+        if let Err(error) = reader.payload(payload, len as usize) {
+            panic!("verified, and then the payload of event {seq}: {error}");
+        }
+    }
+}
+
+/// Does the file have more than zeroes behind the last segment of which its header knows?
+fn goes_on_behind(reader: &Reader) -> bool {
+    let bytes = std::fs::read(reader.path()).unwrap();
+    let segments = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
+    let all = u64::from(segments).saturating_mul(reader.header().segment_size);
+    let end = all.saturating_add(HEADER as u64);
+    bytes.get(end as usize..).is_some_and(|behind| behind.iter().any(|byte| *byte != 0))
+}
+
+/// A sound recording that somebody went on with (`more`), or tried to: sound, and what it said.
+fn added_to(path: &Path, before: &[(Seq, Event)], more: bool) {
+    let reader = Reader::open(path).expect("a sound recording that was gone on with is readable");
+    reader.verify().expect("a sound recording that was gone on with is sound");
+    let after: Vec<_> = reader.events().collect::<Result<_, _>>().expect("verified");
+    let (old, new) = after.split_at(before.len().min(after.len()));
+    assert!(old == before, "a recording that was gone on with says something else: {old:?}");
+    let restart = Event::Reset { cause: ResetCause::Restart, queue: None };
+    assert!(!more || new.first().is_some_and(|(_, event)| *event == restart), "{new:?}");
 }
 
 /// Builds a state and shows it.
@@ -374,8 +416,59 @@ fn go_on(place: &Place, path: &Path) -> Result<(), RecordingError> {
         }
     }
     drop(store);
-    Reader::open(path)?;
     CONTINUED.one();
     assert!(std::fs::metadata(place.base()).unwrap().len() == CAPACITY, "the base image changed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sound recording, and its events.
+    fn sound() -> (Place, std::path::PathBuf, Vec<(Seq, Event)>) {
+        let place = Place::new();
+        let path = place.file("disk.rec");
+        record(0, &path, &place.base());
+        let events = Reader::open(&path).unwrap().events().map(Result::unwrap).collect();
+        (place, path, events)
+    }
+
+    #[test]
+    fn a_recording_that_is_gone_on_with_has_all_that_it_had() {
+        let (place, path, events) = sound();
+        go_on(&place, &path).unwrap();
+        added_to(&path, &events, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "is readable")]
+    fn a_recording_that_is_destroyed_is_noticed() {
+        let (_place, path, events) = sound();
+        std::fs::write(&path, b"nothing").unwrap();
+        added_to(&path, &events, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "says something else")]
+    fn a_recording_that_is_made_anew_is_noticed() {
+        let (place, path, events) = sound();
+        std::fs::remove_file(&path).unwrap();
+        record(1, &path, &place.base());
+        added_to(&path, &events, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "a sound recording that was gone on with is sound")]
+    fn a_payload_that_changes_is_noticed() {
+        let (place, path, events) = sound();
+        go_on(&place, &path).unwrap();
+        let position = events.iter().rev().find_map(|(_, event)| match event {
+            Event::Submit(Submit { op: Op::Write { payload, .. }, .. }) => Some(payload.position),
+            _ => None,
+        });
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0x3c], position.unwrap()).unwrap();
+        added_to(&path, &events, true);
+    }
 }

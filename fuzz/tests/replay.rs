@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
-use tornblk_fuzz::corpus::{inputs, one_at_a_time};
+use tornblk_fuzz::corpus::{inputs, names, one_at_a_time};
 use tornblk_fuzz::{TARGETS, run, target};
 
 /// After so long a case is taken to hang, and the process ends: no panic would end that.
@@ -60,9 +60,28 @@ fn corpus(name: &str, floors: &[(&str, u64)]) {
 
 #[test]
 fn what_was_found_stays_mended() {
-    for target in TARGETS {
-        replay("found", target.name);
+    for name in names("found") {
+        let (inputs, _) = replay("found", &name);
+        assert!(inputs > 0, "fuzz/found/{name} is empty");
     }
+}
+
+/// Nothing is left out because of its name.
+#[test]
+fn every_target_has_its_program_and_its_folders() {
+    let mut targets: Vec<String> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
+    targets.sort();
+    assert_eq!(names("libfuzzer/src/bin"), targets);
+    assert_eq!(names("corpus"), targets);
+    // Where nothing was found there is none.
+    let found = names("found");
+    assert!(found.iter().all(|name| targets.contains(name)), "{found:?}");
+}
+
+#[test]
+#[should_panic(expected = "cannot be read")]
+fn a_folder_that_is_missing_is_an_error() {
+    inputs("corpus", "mesages");
 }
 
 #[test]

@@ -102,9 +102,16 @@ impl Bench {
         self.device.connected().unwrap();
     }
 
+    /// The guest, asked for the last time, for its QEMU to be ended.
+    fn last_of_guest(&mut self) -> Guest {
+        let mut guest = self.guest.take().unwrap();
+        guest.no_complaints().unwrap();
+        guest
+    }
+
     /// What the recording says of it.
     fn history(mut self) -> history::Resumed {
-        self.guest.take().unwrap().vm.quit();
+        self.last_of_guest().vm.quit();
         self.device.stop().unwrap();
         self.device.verify().unwrap();
         self.device.history().unwrap()
@@ -162,8 +169,9 @@ fn qemu_quits_while_requests_are_held_and_another_one_goes_on() {
     let mut bench = Bench::new(Store::Recorded, &[]);
     bench.load(3);
     bench.hold_writes();
+    let guest = bench.last_of_guest();
     let start = Instant::now();
-    bench.guest.take().unwrap().vm.quit();
+    guest.vm.quit();
     // It is killed after five seconds.
     assert!(start.elapsed() < Duration::from_secs(4), "`quit` took {:?}", start.elapsed());
     bench.device.alive().unwrap();
@@ -183,12 +191,12 @@ fn qemu_is_killed_and_another_one_finds_the_disk_as_it_was() {
         let mut bench = Bench::new(store, &[]);
         let load = bench.load(5);
         let before = bench.all_is_well(&load);
-        bench.guest.take().unwrap().vm.kill();
+        bench.last_of_guest().vm.kill();
         bench.new_qemu();
         assert_eq!(bench.same(), before);
         // Under load: whatever the disk has now, both see it.
         bench.load(6);
-        bench.guest.take().unwrap().vm.kill();
+        bench.last_of_guest().vm.kill();
         bench.new_qemu();
         assert_ne!(bench.same(), before);
         let load = bench.load(7);
@@ -202,13 +210,17 @@ fn a_device_is_killed_under_load_again_and_again() {
     let mut dice = Dice(8);
     let mut bench = Bench::new(Store::Recorded, &["--hold-completions", "random"]);
     let load = bench.load(8);
-    for _ in 0..8 {
+    for n in 0..8 {
         std::thread::sleep(dice.millis(50, 700));
+        // Whether a kill at any moment leaves something behind is luck: these do.
+        if n % 4 == 3 {
+            bench.hold_writes();
+        }
         bench.again();
     }
     bench.all_is_well(&load);
     let told = bench.history();
-    assert_eq!(told.restarts, 8, "{told:?}");
+    assert!(told.restarts == 8 && told.resumed >= 2, "{told:?}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use sha2::Digest as _;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tornblk::splat::{self, Around};
 use tornblk::vm::{Accel, Disk, FrontEnd, NoHost, Qemu, Vm, VmConfig};
 use tornblk_agent::channel::{Command, Outcome};
 use tornblk_image::Image;
@@ -184,25 +185,69 @@ impl Guest {
         }
     }
 
-    /// What the guest's kernel said of I/O errors, tasks that hang, and bugs: nothing, where all is
-    /// well.
+    /// What the guest's kernel said of I/O errors, file systems, tasks that hang, and bugs: nothing,
+    /// where all is well.
     pub(crate) fn complaints(&mut self) -> Result<Vec<String>> {
         let value = self.ask(Command::Dmesg {})?;
-        let text = value["text"].as_str().unwrap_or_default();
-        let bad = [
-            "I/O error",
-            "Buffer I/O",
-            "BUG:",
-            "WARNING:",
-            "Oops",
-            "Corruption",
-            "corruption",
-            "EXT4-fs error",
-            "shutdown",
-        ];
-        let is_bad = |line: &&str| bad.iter().any(|b| line.contains(b));
-        Ok(text.lines().filter(is_bad).map(str::to_owned).collect())
+        match &value["text"] {
+            Value::String(text) if !text.is_empty() => Ok(complaints(text)),
+            // A kernel says what it is when it starts.
+            other => Err(format!("the guest's kernel said nothing at all: {other}")),
+        }
     }
+
+    pub(crate) fn no_complaints(&mut self) -> Result<()> {
+        none(&self.complaints()?)
+    }
+
+    /// As far as a guest that cannot be asked said it on its console.
+    pub(crate) fn console_has_no_complaints(&self) -> Result<()> {
+        let path = self.dir.join("console.log");
+        let text = std::fs::read(path).map_err(told("the guest's console cannot be read"))?;
+        none(&complaints(&String::from_utf8_lossy(&text)))
+    }
+}
+
+fn none(complaints: &[String]) -> Result<()> {
+    match complaints {
+        [] => Ok(()),
+        some => Err(format!("the guest's kernel complains: {}", some.join(" | "))),
+    }
+}
+
+/// In a kernel's log: what a run of the harness would call findings, and what virtio's drivers say
+/// of a device that breaks the rules.
+fn complaints(log: &str) -> Vec<String> {
+    let found = splat::find(log).into_iter();
+    let found = found.filter(|it| splat::harmless(it, Around::default()).is_none());
+    let rings = ["is not a head!", "out of range"];
+    let is_ring = |line: &&str| line.contains("virtio") && rings.iter().any(|r| line.contains(r));
+    let of_rings = log.lines().filter(is_ring).map(str::to_owned);
+    found.map(|it| it.lines.join(" / ")).chain(of_rings).collect()
+}
+
+#[test]
+fn what_a_kernel_complains_about_is_found() {
+    for line in [
+        "INFO: task fio:77 blocked for more than 120 seconds.",
+        "I/O error, dev vda, sector 2048 op 0x1:(WRITE) flags 0x8800 phys_seg 1 prio class 2",
+        "Buffer I/O error on dev vda, logical block 8, lost async page write",
+        "JBD2: I/O error when updating journal superblock for vda.",
+        "Aborting journal on device vda-8.",
+        "EXT4-fs error (device vda): ext4_lookup:1787: inode #12: comm ls: iget: checksum invalid",
+        "XFS (vda): Corruption detected. Unmount and run xfs_repair",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+        "WARNING: CPU: 0 PID: 9 at fs/a.c:1 f+0x1/0x2",
+        "virtio_blk virtio1: req.0:id 5 is not a head!",
+    ] {
+        let log = format!("[    1.000000] fine\n[   42.000001] {line}\n[   43.000000] fine\n");
+        let found = complaints(&log);
+        assert!(found.len() == 1 && found[0].contains(line), "{line}: {found:?}");
+    }
+    // Its own processors may be late: the machine is busy.
+    let late = "[   42.000001] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [fio:80]\n";
+    assert_eq!(complaints(late), Vec::<String>::new());
+    assert_eq!(complaints("[    1.0] XFS (vda): Ending clean mount\n"), Vec::<String>::new());
 }
 
 /// Of a disk, in bytes.

@@ -52,8 +52,11 @@ pub(crate) struct Spare {
 /// What came of a blow: counted under these names.
 pub(crate) type Told = Vec<(&'static str, u64)>;
 
+/// Found nothing to strike.
+pub(crate) const NOTHING: &str = "blows that found nothing";
+
 impl Blow {
-    /// Gives what is to be counted; nothing where it found nothing to strike.
+    /// Gives what is to be counted.
     pub(crate) fn strike(
         self,
         device: &mut Device,
@@ -77,10 +80,8 @@ impl Blow {
                 Ok(vec![("kills", 1)])
             }
             Blow::KillStalled(when) => {
-                let token = device.stall(which(dice, Some(1)), when)?;
-                if !held(device)? {
-                    device.release(token)?;
-                    return Ok(Vec::new());
+                if hold(device, which(dice, Some(1)), when)?.is_none() {
+                    return Ok(vec![(NOTHING, 1)]);
                 }
                 // The others go on, and overtake it.
                 std::thread::sleep(dice.millis(50, 600));
@@ -97,13 +98,12 @@ impl Blow {
             }
             Blow::Stall(when) => {
                 let nth = dice.one(&[None, Some(1), Some(3)]);
-                let token = device.stall(which(dice, nth), when)?;
-                let any = held(device)?;
-                if any {
-                    std::thread::sleep(dice.millis(100, 1500));
-                }
+                let Some(token) = hold(device, which(dice, nth), when)? else {
+                    return Ok(vec![(NOTHING, 1)]);
+                };
+                std::thread::sleep(dice.millis(100, 1500));
                 device.release(token)?;
-                Ok(if any { vec![("stalls", 1)] } else { Vec::new() })
+                Ok(vec![("stalls", 1)])
             }
             Blow::Freeze => {
                 device.freeze()?;
@@ -148,16 +148,22 @@ fn which(dice: &mut Dice, nth: Option<u64>) -> Match {
     Match { op, nth, ..Match::default() }
 }
 
-/// Whether a stall found something, soon.
-fn held(device: &Device) -> Result<bool> {
-    let held = wait_until("a request to hold", Duration::from_secs(4), || {
-        Ok((device.held()? > 0).then_some(()))
-    });
-    match held {
-        Ok(()) => Ok(true),
-        // fio may have nothing of that kind for so long.
-        Err(_) => device.status().map(|_| false),
+/// Holds requests: the token. fio may have none of that kind for long; then any will do, and `None`
+/// only where it has none at all.
+fn hold(device: &Device, which: Match, when: StallWhen) -> Result<Option<u64>> {
+    let any = Match { nth: Some(1), ..Match::default() };
+    for (which, seconds) in [(which, 4), (any, 40)] {
+        let token = device.stall(which, when)?;
+        let held = wait_until("a request to hold", Duration::from_secs(seconds), || {
+            Ok((device.held()? > 0).then_some(()))
+        });
+        if held.is_ok() {
+            return Ok(Some(token));
+        }
+        // Or the device does not answer any more, which is no matter of patience.
+        device.release(token)?;
     }
+    Ok(None)
 }
 
 /// What was there reads as zeroes, and what lies beside it is as it was.

@@ -4,20 +4,18 @@
 //! theirs is the memory that must not grow. Between their legs come others that are killed all the
 //! time, and are made anew for each leg, a recording among them.
 
-use super::blows::{HARD, MILD, Spare};
-use super::rest::RESTS;
+use super::blows::Spare;
+use super::plan::{self, Cycle};
 use super::rig::{
     Device, Dice, Ground, Guest, Load, Part, Result, Store, reconnects, sha256_of, told,
 };
-use super::tally::Tally;
+use super::tally::{Tally, WARM, due};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tornblk::vm::FrontEnd;
 
 /// XFS wants 300 MiB.
 const SIZE: u64 = 320 << 20;
-/// What fio uses where there is no file system.
-const ROOM: u64 = 64 << 20;
 const SPARE: Spare = Spare { offset: 128 << 20, len: 64 << 20 };
 /// Hashed at each look; all of it at the end of a leg.
 const LOOK: u64 = 32 << 20;
@@ -49,7 +47,8 @@ pub(crate) struct Soak {
     guest: Option<Guest>,
     guests: u32,
     legs: u32,
-    short: bool,
+    /// The shortest form, which is a part of every test run: a cycle each.
+    short: Option<std::array::IntoIter<Cycle, 2>>,
     steady: Vec<Seat>,
     killed: Option<Seat>,
 }
@@ -65,7 +64,7 @@ impl Soak {
             guest: None,
             guests: 0,
             legs: 0,
-            short: false,
+            short: None,
             steady: Vec::new(),
             killed: None,
         })
@@ -74,10 +73,10 @@ impl Soak {
     /// All kinds of legs once, and again until the time is over.
     pub(crate) fn run(&mut self, time: Duration) -> Result<()> {
         let killed = [Store::Recorded, Store::Raw].map(|s| Leg::Killed(s, FrontEnd::Blk));
-        // The shortest form is a part of every test run.
-        self.short = time.is_zero();
         let mut legs = killed.to_vec();
-        if !self.short {
+        if time.is_zero() {
+            self.short = Some(plan::shortest(&mut self.dice, &looks()).into_iter());
+        } else {
             for (n, (name, store)) in
                 [("steady, raw", Store::Raw), ("steady, recorded", Store::Recorded)]
                     .into_iter()
@@ -98,13 +97,7 @@ impl Soak {
         self.new_qemu(None)?;
         loop {
             for leg in &legs {
-                let cycles = match leg {
-                    _ if self.short => 1,
-                    Leg::Killed(..) => 4,
-                    // Two, or nothing can be said of its memory.
-                    Leg::Steady(_) => 2,
-                };
-                self.leg(*leg, cycles)?;
+                self.leg(*leg)?;
                 self.tally.grown()?;
                 if self.legs as usize >= legs.len() && self.tally.elapsed() >= time {
                     return self.finish();
@@ -113,22 +106,39 @@ impl Soak {
         }
     }
 
-    fn leg(&mut self, leg: Leg, cycles: u32) -> Result<()> {
+    /// What was to be done and was not: then it says nothing that all is well.
+    pub(crate) fn lacks(&self) -> Vec<String> {
+        self.tally.lacks(self.short.is_some())
+    }
+
+    fn leg(&mut self, leg: Leg) -> Result<()> {
         self.legs += 1;
         let mut seat = match leg {
             Leg::Steady(n) => self.steady.remove(n),
             Leg::Killed(store, front_end) => self.new_killed(store, front_end)?,
         };
-        let ended = self.cycles(&mut seat, cycles);
-        match leg {
-            Leg::Steady(n) => self.steady.insert(n, seat),
-            Leg::Killed(..) if ended.is_err() => self.killed = Some(seat),
-            Leg::Killed(..) => {
-                self.retire(&mut seat)?;
-                std::fs::remove_dir_all(&seat.dir).map_err(told("cannot tidy"))?;
-            }
+        let (recorded, scsi) =
+            (seat.device.store() == Store::Recorded, seat.device.front_end() == FrontEnd::Scsi);
+        self.tally.row(seat.name).due = due(seat.killed, recorded, scsi);
+        let plan = match &mut self.short {
+            Some(cycles) => cycles.take(1).collect(),
+            None if seat.killed => plan::leg(&mut self.dice, true, 4, &looks()),
+            // One until it is warm, or nothing can be said of its memory.
+            None => plan::leg(&mut self.dice, false, WARM as u32 + 2, &looks()),
+        };
+        let ended = self.cycles(&mut seat, plan);
+        if let Leg::Steady(n) = leg {
+            self.steady.insert(n, seat);
+            return ended;
         }
-        ended
+        // It stays there for `evidence` until nothing can go wrong any more.
+        let Soak { killed, tally, .. } = self;
+        let seat = killed.insert(seat);
+        ended?;
+        retire(tally, seat)?;
+        std::fs::remove_dir_all(&seat.dir).map_err(told("cannot tidy"))?;
+        *killed = None;
+        Ok(())
     }
 
     fn new_killed(&mut self, store: Store, front_end: FrontEnd) -> Result<Seat> {
@@ -146,13 +156,14 @@ impl Soak {
         Ok(Seat { name, device, dir, killed: true })
     }
 
-    fn cycles(&mut self, seat: &mut Seat, cycles: u32) -> Result<()> {
+    fn cycles(&mut self, seat: &mut Seat, plan: Vec<Cycle>) -> Result<()> {
         self.plug(seat)?;
-        for _ in 0..cycles {
-            self.cycle(seat)?;
-        }
         // All of it takes some seconds: not for one cycle.
-        if cycles > 1 {
+        let all = plan.len() > 1;
+        for cycle in plan {
+            self.cycle(seat, cycle)?;
+        }
+        if all {
             self.same(seat, Part { offset: 0, len: SIZE })?;
         }
         self.unplug(seat)
@@ -185,42 +196,29 @@ impl Soak {
         self.ground.may_crash() && error.contains("QEMU ended (signal 11)")
     }
 
-    fn cycle(&mut self, seat: &mut Seat) -> Result<()> {
+    fn cycle(&mut self, seat: &mut Seat, cycle: Cycle) -> Result<()> {
         let start = Instant::now();
-        let fs = self.dice.one(&[None, None, Some("ext4"), Some("xfs")]);
-        let load = Load::random(&mut self.dice, fs, ROOM);
-        let seed = self.dice.below(1 << 30);
+        let Cycle { fs, load, seed, blows, rests } = cycle;
         load.start(self.guest()?, seed)?;
-        let mut blows = MILD.to_vec();
-        if seat.killed {
-            blows.extend(HARD);
-            blows.extend(HARD);
-        }
-        self.dice.shuffle(&mut blows);
-        blows.truncate(4 + self.dice.below(3) as usize);
-        for blow in &blows {
-            std::thread::sleep(self.dice.millis(100, 1500));
+        let names: Vec<_> = blows.iter().map(|(_, blow, _)| *blow).collect();
+        let at_rest: Vec<_> = rests.iter().map(|(rest, _)| *rest).collect();
+        for (after, blow, mut dice) in blows {
+            std::thread::sleep(after);
             let guest = self.guest.as_mut().ok_or("no guest")?;
             let told = blow
-                .strike(&mut seat.device, guest, &mut self.dice, fs.is_some(), SPARE)
+                .strike(&mut seat.device, guest, &mut dice, fs.is_some(), SPARE)
                 .map_err(|e| format!("{blow:?}: {e}"))?;
             for (what, n) in told {
                 self.tally.count(seat.name, what, n);
             }
             seat.device.alive()?;
-            Load::look(guest).map_err(|e| format!("after {blow:?} of {blows:?}: {e}"))?;
+            Load::look(guest).map_err(|e| format!("after {blow:?} of {names:?}: {e}"))?;
         }
         let done =
-            load.end(self.guest()?, PASS).map_err(|e| format!("{e}; {blows:?}; {load:?}"))?;
-        let complaints = self.guest()?.complaints()?;
-        if !complaints.is_empty() {
-            return Err(format!("the guest's kernel complains: {}", complaints.join(" | ")));
-        }
-        let mut rests = RESTS.to_vec();
-        self.dice.shuffle(&mut rests);
-        rests.truncate(if self.short { 2 } else { 1 });
-        for rest in &rests {
-            self.rest(seat, *rest).map_err(|e| format!("{rest:?}: {e}"))?;
+            load.end(self.guest()?, PASS).map_err(|e| format!("{e}; {names:?}; {load:?}"))?;
+        self.guest()?.no_complaints()?;
+        for (rest, part) in &rests {
+            self.rest(seat, *rest, *part).map_err(|e| format!("{rest:?}: {e}"))?;
         }
         let memory = seat.device.memory()?;
         let row = self.tally.row(seat.name);
@@ -231,7 +229,7 @@ impl Soak {
             row.memory.push(memory);
         }
         println!(
-            "{:>4} s  {}: {} {} depth {}; {blows:?} {rests:?}; {} passes, {} MiB verified; RSS {} KiB, its own {}, {:.0} s",
+            "{:>4} s  {}: {} {} depth {}; {names:?} {at_rest:?}; {} passes, {} MiB verified; RSS {} KiB, its own {}, {:.0} s",
             self.tally.elapsed().as_secs(),
             seat.name,
             fs.unwrap_or("no fs"),
@@ -258,27 +256,11 @@ impl Soak {
         }
     }
 
-    pub(crate) fn any_part(&mut self) -> Part {
-        Part { offset: self.dice.below(SIZE / LOOK) * LOOK, len: LOOK }
-    }
-
-    /// Ends a device that was killed often enough, and looks at what it recorded.
-    fn retire(&mut self, seat: &mut Seat) -> Result<()> {
-        seat.device.stop()?;
-        seat.device.verify()?;
-        if seat.device.store() == Store::Recorded {
-            let told = seat.device.history()?;
-            self.tally.count(seat.name, "requests resumed", told.resumed);
-        }
-        Ok(())
-    }
-
     fn finish(&mut self) -> Result<()> {
-        if let Some(guest) = self.guest.take() {
-            guest.vm.quit();
-        }
-        for mut seat in std::mem::take(&mut self.steady) {
-            self.retire(&mut seat)?;
+        self.guest()?.no_complaints()?;
+        self.take_guest()?.vm.quit();
+        for seat in &mut self.steady {
+            retire(&mut self.tally, seat)?;
         }
         Ok(())
     }
@@ -303,6 +285,10 @@ impl Soak {
 
     /// Kills QEMU, if there is one, and starts another, which gets this disk.
     pub(crate) fn new_qemu(&mut self, disk: Option<&Device>) -> Result<()> {
+        if let Some(guest) = &self.guest {
+            // All there is where QEMU ended by itself.
+            guest.console_has_no_complaints()?;
+        }
         if let Some(guest) = self.guest.take() {
             guest.vm.kill();
         }
@@ -341,6 +327,22 @@ impl Soak {
             }
         }
     }
+}
+
+/// Ends a device, and looks at what it recorded.
+fn retire(tally: &mut Tally, seat: &mut Seat) -> Result<()> {
+    seat.device.stop()?;
+    seat.device.verify()?;
+    if seat.device.store() == Store::Recorded {
+        let told = seat.device.history()?;
+        tally.count(seat.name, "requests resumed", told.resumed);
+    }
+    Ok(())
+}
+
+/// Parts of the disk that are hashed at each look.
+fn looks() -> Vec<Part> {
+    (0..SIZE / LOOK).map(|n| Part { offset: n * LOOK, len: LOOK }).collect()
 }
 
 fn last_lines(path: &Path) -> String {

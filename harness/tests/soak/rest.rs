@@ -2,7 +2,7 @@
 //! the same after.
 
 use super::cycle::{Seat, Soak};
-use super::rig::Result;
+use super::rig::{Part, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rest {
@@ -18,8 +18,7 @@ pub(crate) const RESTS: [Rest; 3] = [Rest::Replug, Rest::Snapshot, Rest::QemuKil
 
 impl Soak {
     /// Does it; what is plugged in after it is the same disk.
-    pub(crate) fn rest(&mut self, seat: &Seat, what: Rest) -> Result<()> {
-        let part = self.any_part();
+    pub(crate) fn rest(&mut self, seat: &Seat, what: Rest, part: Part) -> Result<()> {
         let before = self.same(seat, part)?;
         match what {
             Rest::Replug => {
@@ -37,6 +36,7 @@ impl Soak {
                 self.tally.count(seat.name, "hot-plugs", 1);
             }
             Rest::QemuKilled => {
+                self.guest()?.no_complaints()?;
                 self.new_qemu(Some(&seat.device))?;
                 self.tally.count(seat.name, "QEMU kills", 1);
             }

@@ -1,5 +1,6 @@
 //! What was done, counted.
 
+use super::blows::NOTHING;
 use super::rig::device::Memory;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
@@ -11,9 +12,14 @@ use std::time::{Duration, Instant};
 /// the index of blocks that the first cycle did not touch.
 pub(crate) const FLAT: u64 = 6 << 10;
 
+/// The sample of a device's memory that later ones are compared with: before it, a device is cold.
+pub(crate) const WARM: usize = 1;
+
 /// Of one device, or of several one after another.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
+    /// Of what is counted, what must have happened.
+    pub(crate) due: Vec<&'static str>,
     pub(crate) cycles: u64,
     pub(crate) passes: u64,
     pub(crate) verified: u64,
@@ -37,7 +43,7 @@ pub(crate) const CRASHES: &str = "QEMU's own crashes";
 const CRASHES_MOST: u64 = 3;
 
 /// In the table, from left to right.
-pub(crate) const COUNTED: [&str; 12] = [
+pub(crate) const COUNTED: [&str; 13] = [
     "kills",
     "of them stalled",
     "requests resumed",
@@ -49,8 +55,22 @@ pub(crate) const COUNTED: [&str; 12] = [
     "VM snapshots",
     "QEMU kills",
     CRASHES,
+    NOTHING,
     "hashes",
 ];
+
+/// What must happen to a disk: all that is counted and can.
+pub(crate) fn due(killed: bool, recorded: bool, scsi: bool) -> Vec<&'static str> {
+    let can = |what: &&str| match *what {
+        "kills" | "of them stalled" => killed,
+        "requests resumed" => killed && recorded,
+        // Linux's driver of SCSI disks keeps that to itself.
+        "cache switches" => !scsi,
+        CRASHES | NOTHING => false,
+        _ => true,
+    };
+    COUNTED.into_iter().filter(can).collect()
+}
 
 impl Tally {
     pub(crate) fn new() -> Tally {
@@ -91,18 +111,42 @@ impl Tally {
     /// Grown since it was warm: after the first cycle.
     pub(crate) fn grown(&self) -> Result<(), String> {
         for (name, row) in &self.rows {
-            if let (Some(warm), Some(last)) = (row.memory.get(1), row.memory.last())
-                && last.anon > warm.anon + FLAT
-            {
+            let samples = row.memory.len();
+            let (warm, last) = match row.memory[..] {
+                // Of a device that is killed.
+                [] => continue,
+                [.., last] if samples >= WARM + 2 => (row.memory[WARM], last),
+                _ => return Err(format!("{name}: {samples} cycles tell nothing of its memory")),
+            };
+            if last.anon > warm.anon + FLAT {
                 return Err(format!(
                     "{name}: the device's own memory grew from {} KiB to {} KiB in {} cycles",
-                    warm.anon,
-                    last.anon,
-                    row.memory.len()
+                    warm.anon, last.anon, samples
                 ));
             }
         }
         Ok(())
+    }
+
+    /// What is due and did not happen: in each row, or in none of them all (`together`).
+    pub(crate) fn lacks(&self, together: bool) -> Vec<String> {
+        let done = |row: &Row, what| row.counts.get(what).is_some_and(|n| *n > 0);
+        let mut lacks = Vec::new();
+        for (name, row) in &self.rows {
+            if row.cycles == 0 || row.verified == 0 {
+                lacks.push(format!("{name}: nothing was verified"));
+            }
+            for what in &row.due {
+                let anywhere = together && self.rows.values().any(|row| done(row, what));
+                if !anywhere && !done(row, what) {
+                    lacks.push(format!("{name}: no {what}"));
+                }
+            }
+        }
+        if self.rows.values().all(|row| row.due.is_empty()) {
+            lacks.push("nothing was to be done".to_owned());
+        }
+        lacks
     }
 
     pub(crate) fn table(&self) -> String {
@@ -123,12 +167,12 @@ impl Tally {
         let kib = |memory: Option<&Memory>, of: fn(&Memory) -> u64| {
             memory.map_or("-".to_owned(), |memory| of(memory).to_string())
         };
-        add("own memory, warm (KiB)", &|row| kib(row.memory.get(1), |m| m.anon));
+        add("own memory, warm (KiB)", &|row| kib(row.memory.get(WARM), |m| m.anon));
         add("own memory, most (KiB)", &|row| {
             kib(row.memory.iter().max_by_key(|m| m.anon), |m| m.anon)
         });
         add("own memory, end (KiB)", &|row| kib(row.memory.last(), |m| m.anon));
-        add("RSS, warm (KiB)", &|row| kib(row.memory.get(1), |m| m.rss));
+        add("RSS, warm (KiB)", &|row| kib(row.memory.get(WARM), |m| m.rss));
         add("RSS, end (KiB)", &|row| kib(row.memory.last(), |m| m.rss));
         add("of it the recording and other files (KiB)", &|row| kib(row.memory.last(), |m| m.file));
         add("of it the guest's memory (KiB)", &|row| kib(row.memory.last(), |m| m.shared));
@@ -157,13 +201,55 @@ impl Tally {
     }
 }
 
-#[test]
-fn a_device_that_grows_is_told_of() {
-    let mut tally = Tally::new();
-    let memory = |anon| Memory { anon, ..Memory::default() };
-    // The first is not warm yet.
-    tally.row("it").memory.extend([100, 5000, 5000 + FLAT].map(memory));
-    assert_eq!(tally.grown(), Ok(()));
-    tally.row("it").memory.push(memory(5001 + FLAT));
-    assert!(tally.grown().unwrap_err().contains("grew from 5000 KiB"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grown(anon: &[u64]) -> Result<(), String> {
+        let mut tally = Tally::new();
+        let memory = |anon: &u64| Memory { anon: *anon, ..Memory::default() };
+        tally.row("it").memory.extend(anon.iter().map(memory));
+        tally.grown()
+    }
+
+    #[test]
+    fn a_device_that_grows_is_told_of() {
+        // The first is not warm yet.
+        assert_eq!(grown(&[100, 5000, 5000 + FLAT]), Ok(()));
+        for samples in [&[100, 5000, 5001 + FLAT][..], &[100, 100, 5000, 1_000_000]] {
+            assert!(grown(samples).unwrap_err().contains("grew from"), "{samples:?}");
+        }
+    }
+
+    #[test]
+    fn too_few_samples_are_no_proof() {
+        for samples in [&[100][..], &[100, 1_000_000], &[100, 100]] {
+            assert!(grown(samples).unwrap_err().contains("tell nothing"), "{samples:?}");
+        }
+        // A device that is killed has none.
+        assert_eq!(grown(&[]), Ok(()));
+    }
+
+    #[test]
+    fn what_was_not_done_is_told() {
+        let all = due(true, true, false);
+        assert_eq!(all.len(), COUNTED.len() - 2, "{all:?}");
+        let mut tally = Tally::new();
+        assert_eq!(tally.lacks(true), ["nothing was to be done"]);
+        let (raw, recorded) = (due(true, false, false), all.clone());
+        for (name, due) in [("raw", &raw), ("recorded", &recorded)] {
+            let row = tally.row(name);
+            (row.due, row.cycles, row.verified) = (due.clone(), 1, 1);
+        }
+        for what in &all {
+            let name = if *what == "requests resumed" { "recorded" } else { "raw" };
+            assert!(tally.lacks(true).iter().any(|lack| lack.ends_with(what)), "{what}");
+            tally.count(name, what, 1);
+        }
+        assert_eq!(tally.lacks(true), Vec::<String>::new());
+        // Each for itself.
+        assert_eq!(tally.lacks(false).len(), all.len() - 1);
+        tally.row("raw").verified = 0;
+        assert_eq!(tally.lacks(true), ["raw: nothing was verified"]);
+    }
 }
