@@ -9,7 +9,7 @@ use crate::dish::Dish;
 use crate::reach::{Count, Reached};
 #[cfg(test)]
 use crate::recorded::record;
-use crate::recorded::{CAPACITY, HEADER, Place, Recorded, set};
+use crate::recorded::{CAPACITY, Place, Recorded, set};
 use std::path::Path;
 use std::sync::Arc;
 use tornblk_backend::store::gate::AlwaysGo;
@@ -222,9 +222,7 @@ fn look(place: &Place, path: &Path, dish: &mut Dish<'_>) -> Result<(), Recording
     if sound.is_ok() {
         read_payloads(&reader, &events);
     }
-    // What lies behind the last segment is taken for zeroes when one is added there, which a file
-    // that somebody made up need not have: that is not mended yet.
-    let before = (sound.is_ok() && !goes_on_behind(&reader)).then(|| events.clone());
+    let before = sound.is_ok().then(|| events.clone());
     match History::new(reader.header().disk.clone(), events) {
         Ok(history) => {
             HISTORIES.one();
@@ -266,15 +264,6 @@ fn read_payloads(reader: &Reader, events: &[(Seq, Event)]) {
             panic!("verified, and then the payload of event {seq}: {error}");
         }
     }
-}
-
-/// Does the file have more than zeroes behind the last segment of which its header knows?
-fn goes_on_behind(reader: &Reader) -> bool {
-    let bytes = std::fs::read(reader.path()).unwrap();
-    let segments = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
-    let all = u64::from(segments).saturating_mul(reader.header().segment_size);
-    let end = all.saturating_add(HEADER as u64);
-    bytes.get(end as usize..).is_some_and(|behind| behind.iter().any(|byte| *byte != 0))
 }
 
 /// A sound recording that somebody went on with (`more`), or tried to: sound, and what it said.

@@ -194,6 +194,8 @@ impl Writer {
         let segments = reader.segments();
         // What the writer before gave back.
         let all = geometry.segment_at(segments.len() as u32) - slot::DATA_START;
+        // What lies behind is no part of it, and is taken for zeroes where a segment is added.
+        file.set_len(slot::DATA_START + all).map_err(RecordingError::io("cut", path))?;
         if all > 0 {
             allocate(&file, slot::DATA_START, all).map_err(|e| no_space(path, e))?;
         }
