@@ -371,7 +371,31 @@ impl Reader {
         if needs > has {
             return Err(RecordingError::Truncated { path: self.path.clone(), has, needs });
         }
+        // Where none is kept, who reads it says so.
+        if payload.position != 0 && !self.is_room(payload.position, needs) {
+            // A writer that lives may have added some.
+            self.refresh()?;
+            if !self.is_room(payload.position, needs) {
+                let what = format!("no data are kept at byte {}", payload.position);
+                return Err(RecordingError::corrupt(&self.path, what));
+            }
+        }
         Ok(())
+    }
+
+    /// Are these bytes of the file room for payload? Elsewhere slots lie, or will.
+    fn is_room(&self, from: u64, to: u64) -> bool {
+        let at = |n: usize| self.geometry.segment_at(u32::try_from(n).unwrap_or(u32::MAX));
+        let kinds = &self.read_segments().kinds;
+        let inside = from.saturating_sub(slot::DATA_START) / self.geometry.segment;
+        let Ok(inside) = usize::try_from(inside) else { return false };
+        let Some(before) = kinds.get(..=inside) else { return false };
+        match before.iter().rposition(Option::is_some).map(|first| (first, before[first])) {
+            Some((first, Some(SegmentKind::Payload { run }))) => {
+                from >= at(first) && to <= at(first.saturating_add(run as usize))
+            }
+            _ => false,
+        }
     }
 
     fn unsound(&self, payload: &Payload) -> RecordingError {
