@@ -28,7 +28,7 @@ use tornblk_backend::device::blk::{Blk, BlkOptions, seg_max};
 use tornblk_backend::device::limits::{LimitOptions, Limits};
 use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Scsi, ScsiOptions};
 use tornblk_backend::device::{Device, FrontEnd};
-use tornblk_backend::store::{Cache, HoldCompletions, Machine, Options, Store};
+use tornblk_backend::store::{Cache, HoldCompletions, IoEngine, Machine, Options, Store};
 use tornblk_backend::vhost::{Socket, serve};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vm_memory::{Bytes, GuestAddress};
@@ -102,6 +102,9 @@ impl Bench {
             cache: Cache::Writeback,
             seed: 0,
             faults: Vec::new(),
+            direct: false,
+            io_engine: IoEngine::Auto,
+            queues: 4,
             hold_completions: HoldCompletions::None,
             serial: "bench".to_owned(),
         });

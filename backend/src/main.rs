@@ -113,7 +113,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         machine.take_back();
     }
     let (device, _control, socket) = started?;
-    log::info!("{}", advertised(&options, &limits, &*device));
+    log::info!("{}", advertised(&options, &limits, &*device, &machine));
     socket.shows(&shown(&options));
     vhost::serve(&device, &socket, stop.as_fd())?;
     machine.look_back();
@@ -136,6 +136,9 @@ fn open(options: &Options, limits: &Limits) -> anyhow::Result<Arc<Machine>> {
         physical_block_size: limits.physical_block_size,
         read_only: options.read_only,
         cache: options.cache,
+        direct: options.direct,
+        io_engine: options.io_engine.into(),
+        queues: options.queues(),
         seed: options.seed,
         faults: options.fault.clone(),
         hold_completions: options.hold_completions.unwrap_or_default(),
@@ -187,7 +190,7 @@ fn policy(options: &Options, machine: &Machine) -> anyhow::Result<Policy> {
     // Both sockets, and what is kept beside that of the disk.
     let sockets = options.control.iter().chain([&options.socket]);
     let unlink = sockets.map(|path| folder_of(path).to_owned()).collect();
-    Ok(Policy { read: files.read, folders, unlink })
+    Ok(Policy { read: files.read, folders, unlink, rings: machine.has_rings() })
 }
 
 /// Readable when the program shall end.
@@ -232,12 +235,21 @@ fn shown(options: &Options) -> String {
 }
 
 /// What the guest is offered, in a line.
-fn advertised(options: &Options, limits: &Limits, device: &dyn Device) -> String {
+fn advertised(
+    options: &Options,
+    limits: &Limits,
+    device: &dyn Device,
+    machine: &Machine,
+) -> String {
     let size = |bytes: u64| Size(bytes).to_string();
     let store = match (&options.recording, &options.states) {
         (Some(file), _) => format!("recorded to {}", file.display()),
         (None, Some(file)) => format!("the states of {}", file.display()),
-        (None, None) => "raw".to_owned(),
+        (None, None) => format!(
+            "raw, by {}{}",
+            if machine.has_rings() { "io_uring" } else { "preadv and pwritev" },
+            if options.direct { ", direct" } else { "" }
+        ),
     };
     let atomic = if limits.profile.unit_max == 0 {
         "nothing atomic above the logical block".to_owned()

@@ -7,9 +7,9 @@ use std::str::FromStr;
 use tornblk_backend::device::FrontEnd;
 use tornblk_backend::device::blk::{QUEUE_SIZE, QUEUES, seg_max};
 use tornblk_backend::device::limits::LimitOptions;
-use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, REQUEST_QUEUES};
+use tornblk_backend::device::scsi::{FIXED_QUEUES, FRONT_END_SEG_MAX, REQUEST_QUEUES};
 use tornblk_backend::device::size::Size;
-use tornblk_backend::store::{Cache, HoldCompletions};
+use tornblk_backend::store::{Cache, HoldCompletions, IoEngine};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 
 const EXAMPLES: &str = "\
@@ -68,6 +68,16 @@ pub(crate) struct Options {
     /// guest sees no volatile cache), or unsafe (flushes do nothing)
     #[arg(long, value_name = "MODE", default_value = "writeback", help_heading = "Disk")]
     pub(crate) cache: Cache,
+
+    /// Read and write past the host's page cache (O_DIRECT), as QEMU's cache.direct=on; not with
+    /// --recording
+    #[arg(long, conflicts_with_all = ["recording", "states"], help_heading = "Disk")]
+    pub(crate) direct: bool,
+
+    /// How a raw disk's bytes are moved: io_uring, sync (preadv and pwritev), or auto (io_uring where
+    /// the kernel lets this process have it)
+    #[arg(long, value_name = "WHICH", default_value = "auto", help_heading = "Disk")]
+    pub(crate) io_engine: Engine,
 
     /// Serial number, of which the guest sees 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "tornblk", value_parser = serial, help_heading = "Disk")]
@@ -177,6 +187,24 @@ pub(crate) enum Which {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    Auto,
+    #[value(name = "io_uring")]
+    IoUring,
+    Sync,
+}
+
+impl From<Engine> for IoEngine {
+    fn from(engine: Engine) -> IoEngine {
+        match engine {
+            Engine::Auto => IoEngine::Auto,
+            Engine::IoUring => IoEngine::IoUring,
+            Engine::Sync => IoEngine::Sync,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     Implicit,
     Explicit,
@@ -208,6 +236,14 @@ impl Options {
             ));
         }
         Ok(())
+    }
+
+    /// Those of a SCSI disk for control and events included.
+    pub(crate) fn queues(&self) -> u16 {
+        match self.front_end {
+            Which::Blk => self.num_queues,
+            Which::Scsi => self.num_queues + FIXED_QUEUES,
+        }
     }
 
     pub(crate) fn limits(&self) -> LimitOptions {

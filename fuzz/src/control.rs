@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tornblk_backend::control::Server;
 use tornblk_backend::store::{
-    Buffers, Cache, Done, HoldCompletions, Machine, Op, Options, Origin, Request, Store, StoreQueue,
+    Buffers, Cache, Done, HoldCompletions, IoEngine, Machine, Op, Options, Origin, Request, Store,
+    StoreQueue,
 };
 use tornblk_model::crash::Profile;
 use tornblk_proto::codec::{self, Decoder};
@@ -72,6 +73,9 @@ fn machine(setup: u8, place: &Place) -> Arc<Machine> {
         cache: Cache::Unsafe,
         seed: 1,
         faults: Vec::new(),
+        direct: false,
+        io_engine: IoEngine::Auto,
+        queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "tornblk".to_owned(),
     })

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::store::testing::{ask, read, reap, write};
-use crate::store::{Cache, HoldCompletions, Machine, Options, Store};
+use crate::store::{Cache, HoldCompletions, IoEngine, Machine, Options, Store};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -34,6 +34,9 @@ fn machine(dir: &tempfile::TempDir, recording: bool) -> Arc<Machine> {
         cache: Cache::Writeback,
         seed: 1,
         faults: Vec::new(),
+        direct: false,
+        io_engine: IoEngine::Auto,
+        queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "tornblk".to_owned(),
     })

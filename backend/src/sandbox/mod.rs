@@ -12,12 +12,10 @@
 //!   processes, no executable memory, no sockets but UNIX stream sockets, no signals to others.
 //!   What is not on it ends the process, with a line that says which call it was.
 //!
-//! seccomp does not see what is done through an io_uring. The device has none, so
-//! `io_uring_setup`, `io_uring_enter` and `io_uring_register` are all forbidden, which is stricter
-//! than any restriction of a ring: one that was made before cannot be entered either. A store that
-//! uses rings has to make them before, without SQPOLL (its thread needs no system call to submit),
-//! register IORING_REGISTER_RESTRICTIONS and enable them; only then may `io_uring_enter`, and
-//! nothing else, be allowed.
+//! seccomp does not see what is done through an io_uring. A raw disk's are made before, without SQPOLL
+//! (its thread needs no system call to submit): each can read, write and flush the one file that is
+//! registered with it (IORING_REGISTER_RESTRICTIONS), and nothing can be registered any more. Then
+//! only `io_uring_enter` is allowed, and only where there are such rings: a recorded disk has none.
 //!
 //! What it cannot do: any file in a socket's folder, and in those beneath it, can be removed, since a
 //! socket has to be at the end. What /proc shows everybody of other processes (their command lines,
@@ -48,6 +46,8 @@ pub struct Policy {
     pub folders: Vec<PathBuf>,
     /// Folders in which files are only removed: a socket, at the end.
     pub unlink: Vec<PathBuf>,
+    /// There are rings that were made before, each restricted by itself: they may be entered.
+    pub rings: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +145,7 @@ pub fn enter(policy: &Policy) -> Result<Entered, SandboxError> {
     }
     let kept = privileges::drop_capabilities(policy)?;
     // Last: nothing of the above is allowed after it.
-    seccomp::restrict()?;
+    seccomp::restrict(policy.rings)?;
     Ok(Entered { landlock, kept })
 }
 

@@ -32,7 +32,7 @@ macro_rules! calls {
 const ALLOWED: &[Call] = calls! {
     // Files that are open, and what landlock lets be opened.
     SYS_openat SYS_close SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64
-    SYS_preadv SYS_pwritev SYS_lseek SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_ftruncate
+    SYS_preadv SYS_preadv2 SYS_pwritev SYS_lseek SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_ftruncate
     SYS_fallocate SYS_flock SYS_fstat SYS_newfstatat SYS_statx SYS_getdents64 SYS_readlinkat
     SYS_faccessat SYS_faccessat2
     SYS_linkat SYS_unlinkat SYS_getcwd SYS_memfd_create
@@ -110,15 +110,19 @@ const FCNTL: [c_int; 10] = [
 const SOCKET_OPTIONS: [c_int; 4] =
     [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, libc::SO_PEERCRED, libc::SO_ERROR];
 
+/// IORING_ENTER_GETEVENTS of linux/io_uring.h, and the bits that an argument of 32 has.
+const GETEVENTS: u64 = 1;
+const MASK: u64 = u32::MAX as u64;
+
 /// Lower bits of a socket's type; those above are flags.
 const SOCKET_TYPE: u64 = 0xf;
 /// `prctl` that gives memory a name (C libraries do): PR_SET_VMA of linux/prctl.h.
 const PR_SET_VMA: c_int = 0x5356_4d41;
 
 /// Restricts all threads.
-pub(super) fn restrict() -> Result<(), SandboxError> {
+pub(super) fn restrict(rings: bool) -> Result<(), SandboxError> {
     let refused = |e: &dyn std::fmt::Display| SandboxError::refused(LAYER, e);
-    let (allowed, absent) = programs().map_err(|e| refused(&e))?;
+    let (allowed, absent) = programs(rings).map_err(|e| refused(&e))?;
     tell_of_traps().map_err(|e| refused(&e))?;
     // The kernel heeds the strictest answer of all filters; what the first one says of `ABSENT` is
     // allowed. It goes last: it does not allow another one.
@@ -128,13 +132,18 @@ pub(super) fn restrict() -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn programs() -> Result<(BpfProgram, BpfProgram), seccompiler::BackendError> {
+fn programs(rings: bool) -> Result<(BpfProgram, BpfProgram), seccompiler::BackendError> {
     let arch = std::env::consts::ARCH.try_into()?;
     let named = |calls: &'static [Call]| calls.iter().map(|call| (call.number, Vec::new()));
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         named(ALLOWED).chain(named(OLD)).chain(named(ABSENT)).collect();
     for call in PARTLY {
         rules.insert(call.number, by_argument(call.number)?);
+    }
+    if rings {
+        // To submit and to wait, and nothing else: no other ring by its number in another table.
+        let flags = SeccompCondition::new(3, Len::Dword, Op::MaskedEq(!GETEVENTS & MASK), 0)?;
+        rules.insert(libc::SYS_io_uring_enter, vec![SeccompRule::new(vec![flags])?]);
     }
     let allow = SeccompAction::Allow;
     let allowed = SeccompFilter::new(rules, SeccompAction::Trap, allow.clone(), arch)?;
@@ -316,7 +325,8 @@ mod tests {
         assert_eq!(name(libc::SYS_read), Some("read"));
         assert_eq!(name(libc::SYS_clone3), Some("clone3"));
         assert_eq!(name(5000), None);
-        programs().unwrap();
+        programs(false).unwrap();
+        programs(true).unwrap();
     }
 
     #[test]

@@ -88,6 +88,14 @@ impl Buffers {
         })
     }
 
+    /// As [`Buffers::copy_from`] from the first byte on, of a request that is shared.
+    pub(crate) fn fill(&self, from: &[u8]) {
+        self.each(0, from.len(), |piece, at, n| {
+            // SAFETY: as in `copy_from`.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().add(at), piece, n) }
+        });
+    }
+
     fn each(&self, skip: usize, len: usize, mut f: impl FnMut(*mut u8, usize, usize)) -> usize {
         let (mut skip, mut at) = (skip, 0);
         for v in &self.iov {

@@ -6,7 +6,7 @@
 //! 1. [`Engine::begin`]: the request is taken (and recorded); it has a [`Seq`] where there is a
 //!    recording. Just before, [`Gate::cut_after`] may say that this event is the last one.
 //! 2. [`Gate::before_io`].
-//! 3. [`Engine::execute`]: the bytes move.
+//! 3. [`Engine::execute`]: the bytes move; where that takes its time, [`Engine::moved`] tells its end.
 //! 4. [`Gate::before_completion`].
 //! 5. [`Engine::finish`]: the completion is recorded. Just before, [`Gate::cut_after`] again.
 //! 6. [`StoreQueue::reap`] hands it out.
@@ -16,6 +16,7 @@
 
 use super::{Done, Failure, Op, Origin, Request, StoreQueue};
 use rustix::event::{EventfdFlags, eventfd};
+use slab::Slab;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -167,7 +168,7 @@ impl Gate for AlwaysGo {
 pub struct Waker(Arc<WakerInner>);
 
 struct WakerInner {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     woken: Flag,
 }
 
@@ -176,7 +177,12 @@ impl Waker {
     /// The process has too many open files.
     pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Waker(Arc::new(WakerInner { fd, woken: Flag::new() })))
+        Ok(Waker::ringing(Arc::new(fd)))
+    }
+
+    /// Rings this eventfd.
+    pub fn ringing(fd: Arc<OwnedFd>) -> Self {
+        Waker(Arc::new(WakerInner { fd, woken: Flag::new() }))
     }
 
     pub fn wake(&self) {
@@ -215,6 +221,20 @@ pub enum Step<T> {
     Off,
 }
 
+/// How far [`Engine::execute`] came.
+#[derive(Debug)]
+pub enum Moved {
+    Done(Result<(), Failure>),
+    /// The bytes are on their way, and the request has to stay: [`Engine::moved`] tells.
+    Later,
+}
+
+impl From<Result<(), Failure>> for Moved {
+    fn from(result: Result<(), Failure>) -> Moved {
+        Moved::Done(result)
+    }
+}
+
 /// One way of moving the bytes of one queue: what a store gives to a [`GatedQueue`].
 pub trait Engine: Send {
     /// What the engine remembers about a request between its steps.
@@ -241,16 +261,29 @@ pub trait Engine: Send {
         self.seq(ticket)
     }
 
-    /// Moves the bytes, unless they moved before ([`Past`](super::Past)). `stale`: a read shall show the version before the newest.
-    ///
-    /// # Errors
-    /// The request ends with it, by way of `finish`.
+    /// Moves the bytes, unless they moved before ([`Past`](super::Past)). `stale`: a read shall show
+    /// the version before the newest. `key`: under which [`Engine::moved`] tells the end, where that
+    /// comes later. An error ends the request, by way of `finish`.
     fn execute(
         &mut self,
         request: &mut Request,
         ticket: &mut Self::Ticket,
         stale: bool,
-    ) -> Result<(), Failure>;
+        key: usize,
+    ) -> Moved;
+
+    /// Sends on its way what `execute` left, and tells what ended, as the kernel says it. `wait`: at
+    /// least one. Without `wait` it sees to it that [`StoreQueue::wake_fd`] is readable when another
+    /// ends.
+    fn moved(&mut self, _wait: bool, _f: &mut dyn FnMut(usize, i32)) {}
+
+    /// What that means for the request; what is not done yet is done now.
+    ///
+    /// # Errors
+    /// As of `execute`.
+    fn outcome(&mut self, _request: &mut Request, _moved: i32) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Records how it ended. `last`: cut the power right after. The answer's value is the event;
     /// without a recording there is none.
@@ -308,6 +341,9 @@ pub struct GatedQueue<E: Engine> {
     profile: Option<Profile>,
     waker: Waker,
     held: Vec<Held<E::Ticket>>,
+    /// Those whose bytes are on their way.
+    moving: Slab<Held<E::Ticket>>,
+    ended: Vec<(usize, i32)>,
     done: Vec<Done>,
 }
 
@@ -331,9 +367,28 @@ impl<E: Engine> GatedQueue<E> {
         gate: Arc<dyn Gate>,
         profile: Option<Profile>,
     ) -> io::Result<Self> {
-        let waker = Waker::new()?;
+        Ok(GatedQueue::woken_by(n, Waker::new()?, engine, gate, profile))
+    }
+
+    /// The same with a waker that the engine rings, too.
+    pub fn woken_by(
+        n: u16,
+        waker: Waker,
+        engine: E,
+        gate: Arc<dyn Gate>,
+        profile: Option<Profile>,
+    ) -> Self {
         gate.attach(n, waker.clone());
-        Ok(GatedQueue { engine, gate, profile, waker, held: Vec::new(), done: Vec::new() })
+        GatedQueue {
+            engine,
+            gate,
+            profile,
+            waker,
+            held: Vec::new(),
+            moving: Slab::new(),
+            ended: Vec::new(),
+            done: Vec::new(),
+        }
     }
 
     pub fn engine(&mut self) -> &mut E {
@@ -357,37 +412,65 @@ impl<E: Engine> GatedQueue<E> {
     /// Takes a request as far as the gate lets it go. `asked`: it stands where the gate said
     /// `Hold` before. `decided`: the gate is not asked, this was its answer.
     fn advance(&mut self, mut held: Held<E::Ticket>, asked: bool, decided: Option<Verdict>) {
-        let seq = self.engine.seq(&held.ticket);
-        let mut again = asked;
-        if held.executed.is_none() {
-            let verdict = match decided {
-                Some(Verdict::Hold) => Verdict::Go,
-                Some(verdict) => verdict,
-                None => self.gate.before_io(&held.context(seq, again)),
-            };
-            // Asked after the gate, which may have cut the power.
-            if self.engine.off() {
-                return self.drop_it(held);
-            }
-            held.executed = Some(match verdict {
-                Verdict::Hold => return self.held.push(held),
-                Verdict::Drop => return self.drop_it(held),
-                Verdict::Fail => Err(Failure::Injected),
-                Verdict::Go | Verdict::Stale => {
-                    let stale = verdict == Verdict::Stale;
-                    let moved = self.engine.execute(&mut held.request, &mut held.ticket, stale);
-                    if !self.engine.records() {
-                        held.request.note.moved(moved.is_ok());
-                    }
-                    moved
-                }
-            });
-            again = false;
+        if held.executed.is_some() {
+            return self.complete(held, asked, decided.is_some());
         }
-        let verdict = if decided.is_some() {
+        let seq = self.engine.seq(&held.ticket);
+        let verdict = match decided {
+            Some(Verdict::Hold) => Verdict::Go,
+            Some(verdict) => verdict,
+            None => self.gate.before_io(&held.context(seq, asked)),
+        };
+        // Asked after the gate, which may have cut the power.
+        if self.engine.off() {
+            return self.drop_it(held);
+        }
+        match verdict {
+            Verdict::Hold => return self.held.push(held),
+            Verdict::Drop => return self.drop_it(held),
+            Verdict::Fail => held.executed = Some(Err(Failure::Injected)),
+            Verdict::Go | Verdict::Stale => {
+                let (stale, key) = (verdict == Verdict::Stale, self.moving.vacant_key());
+                match self.engine.execute(&mut held.request, &mut held.ticket, stale, key) {
+                    Moved::Done(result) => held.executed = Some(self.noted(&held, result)),
+                    Moved::Later => {
+                        self.moving.insert(held);
+                        return;
+                    }
+                }
+            }
+        }
+        self.complete(held, false, decided.is_some());
+    }
+
+    fn noted(&self, held: &Held<E::Ticket>, moved: Result<(), Failure>) -> Result<(), Failure> {
+        if !self.engine.records() {
+            held.request.note.moved(moved.is_ok());
+        }
+        moved
+    }
+
+    /// What ended of that whose bytes were on their way. `release`: no gate holds it any more.
+    fn settle(&mut self, wait: bool, release: bool) {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.engine.moved(wait, &mut |key, result| ended.push((key, result)));
+        for (key, result) in ended.drain(..) {
+            let mut held = self.moving.remove(key);
+            let moved = self.engine.outcome(&mut held.request, result);
+            held.executed = Some(self.noted(&held, moved));
+            self.complete(held, false, release);
+        }
+        self.ended = ended;
+    }
+
+    /// Takes a request that was executed to its end, if the gate lets it. `asked`: as above.
+    /// `release`: it is not asked.
+    fn complete(&mut self, mut held: Held<E::Ticket>, asked: bool, release: bool) {
+        let seq = self.engine.seq(&held.ticket);
+        let verdict = if release {
             Verdict::Go
         } else {
-            self.gate.before_completion(&held.context(seq, again))
+            self.gate.before_completion(&held.context(seq, asked))
         };
         if self.engine.off() {
             return self.drop_it(held);
@@ -420,6 +503,10 @@ impl<E: Engine> Drop for GatedQueue<E> {
     fn drop(&mut self) {
         for held in std::mem::take(&mut self.held) {
             self.drop_it(held);
+        }
+        // Their memory is in use until they end.
+        while !self.moving.is_empty() {
+            self.settle(true, true);
         }
     }
 }
@@ -469,6 +556,9 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
                 self.advance(held, true, None);
             }
         }
+        if !self.moving.is_empty() {
+            self.settle(false, false);
+        }
         for done in self.done.drain(..) {
             f(done);
         }
@@ -479,7 +569,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
     }
 
     fn in_flight(&self) -> usize {
-        self.held.len() + self.done.len()
+        self.held.len() + self.moving.len() + self.done.len()
     }
 
     fn drain(&mut self) {
@@ -487,6 +577,9 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
             let seq = self.engine.seq(&held.ticket);
             let decided = self.gate.released(&held.context(seq, true));
             self.advance(held, true, Some(decided));
+        }
+        while !self.moving.is_empty() {
+            self.settle(true, true);
         }
     }
 }

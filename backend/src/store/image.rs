@@ -1,13 +1,16 @@
 //! The file or block device that holds a disk: opened with checks, and read and written whole.
 
+use super::direct::{Direct, reopened};
+use super::ring::Ring;
 use super::{Buffers, Failure, ResizeError};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tornblk_model::event::Segment;
 use tornblk_model::lock::{Access, Holder, LockError, lock};
 
@@ -37,6 +40,16 @@ pub enum ImageError {
         "the image {path} is in use by {by}: end that one, or give this device an image of its own"
     )]
     InUse { path: PathBufText, by: Holder },
+    #[error(
+        "the image {path} cannot be read and written past the page cache: {source}; leave --direct \
+         out, or put the image on a file system that can"
+    )]
+    NoDirect { path: PathBufText, source: io::Error },
+    #[error(
+        "--direct on {path} needs logical blocks of {needs} bytes, and the disk has {block}: use \
+         --logical-block-size {needs}, or leave --direct out"
+    )]
+    DirectBlock { path: PathBufText, needs: u64, block: u32 },
     #[error("the image {path} failed: {source}")]
     Io { path: PathBufText, source: io::Error },
 }
@@ -57,6 +70,9 @@ impl From<&Path> for PathBufText {
     }
 }
 
+/// Pieces that the kernel takes at a time.
+const IOV_MAX: usize = 1024;
+
 /// An image that is a disk: no smaller than a logical block (VIRTIO sets no minimum, so a
 /// test may use a disk of one block), and a whole number of them.
 #[derive(Debug)]
@@ -66,6 +82,9 @@ pub struct Image {
     size: AtomicU64,
     /// A file, which can be cut short.
     can_shrink: bool,
+    read_only: bool,
+    /// Past the page cache, where that was asked for.
+    direct: Option<Direct>,
     lost: Lost,
 }
 
@@ -90,6 +109,10 @@ impl Lost {
             self.note();
             return Err(Failure::Io(e.into()));
         }
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), Failure> {
         if self.noted.load(Ordering::Relaxed) {
             let what = "an earlier flush failed or the image was cut short, so what was written \
                         before may be lost";
@@ -163,7 +186,55 @@ impl Image {
         }
         let (path, lost) = (path.to_owned(), Lost::default());
         let can_shrink = kind == FileType::RegularFile;
-        Ok(Image { file, path, size: AtomicU64::new(size), can_shrink, lost })
+        let (size, direct) = (AtomicU64::new(size), None);
+        Ok(Image { file, path, size, can_shrink, read_only, direct, lost })
+    }
+
+    /// From now on its bytes go past the host's page cache.
+    ///
+    /// # Errors
+    /// The file system cannot do it, or only for blocks that are larger than `block`.
+    pub fn go_direct(&mut self, block: u32) -> Result<(), ImageError> {
+        let path = || PathBufText::from(&*self.path);
+        let direct = Direct::open(&self.file, self.read_only)
+            .map_err(|source| ImageError::NoDirect { path: path(), source })?;
+        if direct.place() > u64::from(block) {
+            return Err(ImageError::DirectBlock { path: path(), needs: direct.place(), block });
+        }
+        self.direct = Some(direct);
+        Ok(())
+    }
+
+    /// Where requests go.
+    fn way(&self) -> &File {
+        self.direct.as_ref().map_or(&self.file, Direct::file)
+    }
+
+    /// A ring for it, which rings `bell`.
+    ///
+    /// # Errors
+    /// The kernel has none for this process.
+    pub(super) fn ring(&self, bell: Arc<OwnedFd>) -> io::Result<Ring> {
+        let access = if self.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        let direct = if self.direct.is_some() { OFlags::DIRECT } else { OFlags::empty() };
+        Ring::new(reopened(&self.file, access | direct)?.into(), bell)
+    }
+
+    /// Can a ring read or write these as they are?
+    pub(super) fn takes(&self, offset: u64, buffers: &Buffers) -> bool {
+        self.direct
+            .as_ref()
+            .is_none_or(|direct| direct.is_placed(offset, buffers.len()) && direct.fits(buffers))
+    }
+
+    /// A flush by way of a ring ended.
+    pub(super) fn synced(&self, failed: Option<io::Error>) -> Result<(), Failure> {
+        // Each ring is told of a loss by itself: nobody has to wait.
+        if let Some(error) = failed {
+            self.lost.note();
+            return Err(Failure::Io(error));
+        }
+        self.lost.check()
     }
 
     pub fn path(&self) -> &Path {
@@ -201,6 +272,17 @@ impl Image {
     /// Fills the buffers from `offset` on.
     pub fn read(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
         self.inside(offset, buffers.len() as u64)?;
+        if let Some(direct) = self.direct.as_ref().filter(|_| !self.takes(offset, buffers)) {
+            let mut bounce = direct.bounce(buffers.len());
+            self.by_way_of(direct, offset, buffers.len())
+                .read_exact_at(bounce.bytes(), offset)
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof => self.ended(),
+                    _ => Failure::Io(error),
+                })?;
+            buffers.fill(bounce.bytes());
+            return Ok(());
+        }
         self.each(offset, buffers, |fd, iov, n, at| {
             // SAFETY: the pieces are valid for writes while `buffers` lives (contract of
             // `Buffers::new`; the request is a read).
@@ -208,13 +290,42 @@ impl Image {
         })
     }
 
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Fills the buffers, if all of it is in the page cache; waits for nothing.
+    pub(super) fn read_cached(&self, offset: u64, buffers: &Buffers) -> bool {
+        let iov = buffers.iovecs();
+        if self.is_direct() || iov.len() > IOV_MAX {
+            return false;
+        }
+        let (fd, n) = (self.file.as_fd().as_raw_fd(), iov.len() as libc::c_int);
+        // SAFETY: as in `read`.
+        let got =
+            unsafe { libc::preadv2(fd, iov.as_ptr(), n, offset as libc::off_t, libc::RWF_NOWAIT) };
+        usize::try_from(got).is_ok_and(|got| got == buffers.len())
+    }
+
     /// Takes the buffers to `offset`.
     pub fn write(&self, offset: u64, buffers: &Buffers) -> Result<(), Failure> {
         self.there(offset, buffers.len() as u64)?;
+        if let Some(direct) = self.direct.as_ref().filter(|_| !self.takes(offset, buffers)) {
+            let mut bounce = direct.bounce(buffers.len());
+            buffers.copy_to(0, bounce.bytes());
+            self.by_way_of(direct, offset, buffers.len()).write_all_at(bounce.bytes(), offset)?;
+            return Ok(());
+        }
         self.each(offset, buffers, |fd, iov, n, at| {
             // SAFETY: the pieces are valid for reads while `buffers` lives.
             unsafe { libc::pwritev(fd, iov, n, at) }
         })
+    }
+
+    /// The file for a request whose memory is ours and aligned: parts of a block go through the page
+    /// cache, which the kernel keeps in step with what is written past it.
+    fn by_way_of<'a>(&'a self, direct: &'a Direct, offset: u64, len: usize) -> &'a File {
+        if direct.is_placed(offset, len) { direct.file() } else { &self.file }
     }
 
     /// Makes durable what was written.
@@ -266,14 +377,14 @@ impl Image {
         let (mut at, end) = (segment.offset, segment.offset + segment.len);
         while at < end {
             let n = (end - at).min(ZEROES.len() as u64) as usize;
-            std::os::unix::fs::FileExt::write_all_at(&self.file, &ZEROES[..n], at)?;
+            self.file.write_all_at(&ZEROES[..n], at)?;
             at += n as u64;
         }
         Ok(())
     }
 
     /// The device keeps requests inside the disk; this is the last line before the file would grow.
-    fn inside(&self, offset: u64, len: u64) -> Result<(), Failure> {
+    pub(super) fn inside(&self, offset: u64, len: u64) -> Result<(), Failure> {
         match offset.checked_add(len) {
             Some(end) if end <= self.size() => Ok(()),
             _ => Err(Failure::Io(io::Error::new(
@@ -285,7 +396,7 @@ impl Image {
 
     /// As [`Image::inside`], and inside of what is left of a file that somebody cut short: a write
     /// beyond its end would make it grow back, with zeroes where there was data.
-    fn there(&self, offset: u64, len: u64) -> Result<(), Failure> {
+    pub(super) fn there(&self, offset: u64, len: u64) -> Result<(), Failure> {
         self.inside(offset, len)?;
         if !self.can_shrink {
             return Ok(());
@@ -297,6 +408,15 @@ impl Image {
             return Err(self.cut_short(stat.st_size as u64));
         }
         Ok(())
+    }
+
+    /// It has an end where there should be bytes.
+    fn ended(&self) -> Failure {
+        match rustix::fs::fstat(&self.file) {
+            // Never negative.
+            Ok(stat) => self.cut_short(stat.st_size as u64),
+            Err(e) => Failure::Io(e.into()),
+        }
     }
 
     fn cut_short(&self, has: u64) -> Failure {
@@ -319,8 +439,7 @@ impl Image {
         buffers: &Buffers,
         io: impl Fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> isize,
     ) -> Result<(), Failure> {
-        const IOV_MAX: usize = 1024;
-        let fd = self.file.as_fd().as_raw_fd();
+        let fd = self.way().as_fd().as_raw_fd();
         let mut rest: smallvec::SmallVec<[libc::iovec; 16]> =
             buffers.iovecs().iter().copied().filter(|v| v.iov_len > 0).collect();
         let mut first = 0;
@@ -328,11 +447,7 @@ impl Image {
             let n = (rest.len() - first).min(IOV_MAX);
             let done = io(fd, rest[first..].as_ptr(), n as libc::c_int, offset as libc::off_t);
             let mut done = match done {
-                0 => {
-                    let stat = rustix::fs::fstat(&self.file).map_err(|e| Failure::Io(e.into()))?;
-                    // Never negative.
-                    return Err(self.cut_short(stat.st_size as u64));
-                }
+                0 => return Err(self.ended()),
                 d if d > 0 => d as usize,
                 _ => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => continue,

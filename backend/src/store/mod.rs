@@ -17,6 +17,7 @@
 
 mod broken;
 mod buffers;
+mod direct;
 pub mod gate;
 mod image;
 mod live;
@@ -24,6 +25,7 @@ mod machine;
 mod power;
 mod raw;
 mod recording;
+mod ring;
 mod state;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -33,12 +35,13 @@ pub use buffers::Buffers;
 pub use image::{Image, ImageError};
 pub use live::HoldCompletions;
 pub use machine::{Files, Machine, MachineError, OpenError, Options};
-pub use raw::{Cache, RawStore};
+pub use raw::{Cache, IoEngine, RawStore};
 pub use recording::{RecordingOptions, RecordingStore};
+pub use ring::restricted as restricted_ring;
 pub use state::StateStore;
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use tornblk_model::event::{Disk, Negotiation, ResetCause, Segment};
 
@@ -193,6 +196,12 @@ pub trait Store: Send + Sync {
     /// The store's side of queue `n`. May be asked for again after a reset; what the earlier one
     /// still held is then over.
     fn queue(&self, n: u16) -> Box<dyn StoreQueue>;
+
+    /// An eventfd that is rung where queue `n` has to be reaped, of whoever makes the queue: it may be
+    /// known outside of this process's memory, and stays the same. `None`: any will do.
+    fn bell(&self, _n: u16) -> Option<Arc<OwnedFd>> {
+        None
+    }
 
     /// A front-end is there. `rings` is asked from then on, until the next `connected`.
     fn connected(&self, rings: Arc<dyn Rings>);

@@ -9,7 +9,7 @@
 //! them, each differs from the last in a few blocks.
 
 use super::broken;
-use super::gate::{Engine, Gate, GatedQueue, Step};
+use super::gate::{Engine, Gate, GatedQueue, Moved, Step};
 use super::recording::RecordingOptions;
 use super::{Buffers, Failure, Op, Request, Rings, Store, StoreQueue};
 use crate::made::folder_of;
@@ -327,8 +327,8 @@ impl Engine for StateEngine {
         }
     }
 
-    fn execute(&mut self, request: &mut Request, (): &mut (), _: bool) -> Result<(), Failure> {
-        match &request.op {
+    fn execute(&mut self, request: &mut Request, (): &mut (), _: bool, _: usize) -> Moved {
+        let result = match &request.op {
             Op::Read { offset } => self.0.read(*offset, &mut request.buffers),
             Op::Write { offset, .. } => self.0.write(*offset, &request.buffers),
             // The overlay lives no longer than this process: there is nothing to make durable.
@@ -341,7 +341,8 @@ impl Engine for StateEngine {
                 self.0.zero(segments);
                 Ok(())
             }
-        }
+        };
+        result.into()
     }
 }
 

@@ -1,6 +1,7 @@
 //! For tests: requests made and answered without a guest.
 
 use super::{Buffers, Done, Failure, Op, Origin, Request, StoreQueue};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::path::PathBuf;
 use tornblk_model::event::Segment;
 
@@ -47,11 +48,25 @@ pub(crate) fn reap(queue: &mut dyn StoreQueue) -> Vec<Done> {
     all
 }
 
-/// Submits one and takes its answer, which must be there at once.
+/// Waits for so many answers.
+pub(crate) fn reap_all(queue: &mut dyn StoreQueue, n: usize) -> Vec<Done> {
+    let mut all = reap(queue);
+    while all.len() < n {
+        let fd = queue.wake_fd().unwrap();
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let second = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert!(poll(&mut polled, Some(&second)).unwrap() > 0, "{} of {n} answered", all.len());
+        rustix::io::read(fd, &mut [0u8; 8]).unwrap();
+        all.extend(reap(queue));
+    }
+    all
+}
+
+/// Submits one and waits for its answer.
 pub(crate) fn ask(queue: &mut dyn StoreQueue, request: Request) -> Result<Vec<u8>, Failure> {
     let origin = request.origin;
     queue.submit(request);
-    let mut done = reap(queue);
+    let mut done = reap_all(queue, 1);
     assert_eq!(done.len(), 1, "one request, one answer");
     let done = done.remove(0);
     assert_eq!(done.request.origin, origin);

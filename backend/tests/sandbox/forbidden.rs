@@ -12,6 +12,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::ptr::null;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) enum Ends {
     /// The process ends, and says that this call is forbidden.
@@ -27,16 +28,51 @@ pub(crate) struct Attempt {
     pub(crate) ends: Ends,
     /// Outside of the sandbox only root can do it.
     pub(crate) as_root: bool,
+    /// The device has rings.
+    pub(crate) rings: bool,
     /// Does what is to be done before the sandbox is entered: → what is tried after that.
     pub(crate) prepare: fn() -> Try,
 }
 
 const fn trapped(name: &'static str, call: &'static str, prepare: fn() -> Try) -> Attempt {
-    Attempt { name, ends: Ends::Trapped(call), as_root: false, prepare }
+    Attempt { name, ends: Ends::Trapped(call), as_root: false, rings: false, prepare }
+}
+
+/// Is this the process that enters the sandbox? Elsewhere a ring is as the kernel makes it.
+pub(crate) static INSIDE: AtomicBool = AtomicBool::new(false);
+
+/// As the store makes it.
+fn device_ring() -> IoUring {
+    if !INSIDE.load(Ordering::Relaxed) {
+        return IoUring::new(8).unwrap();
+    }
+    let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    tornblk_backend::store::restricted_ring(File::open("own/there").unwrap(), bell).unwrap()
+}
+
+/// What `entry` points to lives until it ended.
+fn through(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> io::Result<()> {
+    // SAFETY: by contract, and it is waited for.
+    unsafe { ring.submission().push(entry) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    match ring.completion().next().map_or(-libc::EIO, |entry| entry.result()) {
+        failed if failed < 0 => Err(io::Error::from_raw_os_error(-failed)),
+        _ => Ok(()),
+    }
+}
+
+const fn with_rings(attempt: Attempt) -> Attempt {
+    Attempt { rings: true, ..attempt }
 }
 
 const fn refused(name: &'static str, prepare: fn() -> Try) -> Attempt {
-    Attempt { name, ends: Ends::Refused(&[EACCES, EPERM, EXDEV]), as_root: false, prepare }
+    Attempt {
+        name,
+        ends: Ends::Refused(&[EACCES, EPERM, EXDEV]),
+        as_root: false,
+        rings: false,
+        prepare,
+    }
 }
 
 const fn as_root(attempt: Attempt) -> Attempt {
@@ -219,6 +255,39 @@ pub(crate) const ALL: &[Attempt] = &[
         let (ring, file) = (IoUring::new(8).unwrap(), File::open("own/there").unwrap());
         Box::new(move || ring.submitter().register_files(&[file.as_raw_fd()]))
     }),
+    // A ring of the device's own.
+    with_rings(refused("a_file_through_the_device_s_ring", || {
+        let mut ring = device_ring();
+        Box::new(move || {
+            let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"own/there".as_ptr());
+            through(&mut ring, &open.flags(libc::O_RDONLY).build())
+        })
+    })),
+    with_rings(refused("another_file_through_the_device_s_ring", || {
+        let (mut ring, file) = (device_ring(), File::open("other/secret").unwrap());
+        Box::new(move || {
+            let mut byte = [0];
+            let read = opcode::Read::new(types::Fd(file.as_raw_fd()), byte.as_mut_ptr(), 1);
+            through(&mut ring, &read.build())
+        })
+    })),
+    with_rings(refused("a_socket_through_the_device_s_ring", || {
+        let mut ring = device_ring();
+        Box::new(move || {
+            let socket = opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0);
+            through(&mut ring, &socket.build())
+        })
+    })),
+    with_rings(trapped("a_file_given_to_the_device_s_ring", "io_uring_register", || {
+        let (ring, file) = (device_ring(), File::open("own/there").unwrap());
+        Box::new(move || {
+            let _ = ring.submitter().unregister_files();
+            ring.submitter().register_files(&[file.as_raw_fd()])
+        })
+    })),
+    with_rings(trapped("another_ring", "io_uring_setup", || {
+        Box::new(|| IoUring::new(8).map(drop))
+    })),
     // The kernel.
     as_root(trapped("a_mount", "mount", || {
         // Of one's own, where the mount changes nothing for others.

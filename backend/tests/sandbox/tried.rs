@@ -48,6 +48,8 @@ pub(crate) fn run(name: &str, folder: &Path, sandboxed: bool) {
         tell(panic);
         std::process::abort();
     }));
+    forbidden::INSIDE.store(sandboxed, std::sync::atomic::Ordering::Relaxed);
+    let known = forbidden::ALL.iter().find(|attempt| attempt.name == name);
     let attempt: Box<dyn FnOnce() -> io::Result<()> + Send> = match name {
         "what-is-allowed" => crate::allowed::prepare(),
         "a-panic" => Box::new(|| panic!("as it was planned")),
@@ -60,10 +62,7 @@ pub(crate) fn run(name: &str, folder: &Path, sandboxed: bool) {
             absent(&[libc::SYS_seccomp], libc::EINVAL);
             Box::new(|| Ok(()))
         }
-        name => {
-            let attempt = forbidden::ALL.iter().find(|attempt| attempt.name == name);
-            (attempt.unwrap().prepare)()
-        }
+        _ => (known.unwrap().prepare)(),
     };
     if sandboxed {
         let folder = match name {
@@ -72,7 +71,8 @@ pub(crate) fn run(name: &str, folder: &Path, sandboxed: bool) {
             _ => OWN,
         };
         let (read, folders) = (vec![READ.into()], vec![folder.into()]);
-        let policy = Policy { read, folders, unlink: Vec::new() };
+        let policy =
+            Policy { read, folders, unlink: Vec::new(), rings: known.is_some_and(|k| k.rings) };
         match sandbox::enter(&policy) {
             Ok(entered) => println!("entered: {entered}"),
             Err(e) => return println!("not entered: {e}"),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tornblk_backend::device::limits::{LimitOptions, Limits};
 use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
 use tornblk_backend::device::{Device, FrontEnd};
-use tornblk_backend::store::{Cache, HoldCompletions, Machine, Options, Rings, Store};
+use tornblk_backend::store::{Cache, HoldCompletions, IoEngine, Machine, Options, Rings, Store};
 use tornblk_model::crash::{History, Profile};
 use tornblk_model::event::{Event, Op, Seq};
 use tornblk_model::recording::Reader;
@@ -49,6 +49,9 @@ fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
         cache: Cache::Writeback,
         seed: 0,
         faults: Vec::new(),
+        direct: false,
+        io_engine: IoEngine::Auto,
+        queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "disk".to_owned(),
     });

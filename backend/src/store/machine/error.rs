@@ -9,6 +9,8 @@ use tornblk_proto::{Refusal, RefusalKind};
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    #[error("no io_uring can be had: {0}; use --io-engine sync, or leave it out")]
+    NoRing(std::io::Error),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error("the logical block size {0} does not work: it is a power of two from 512 to 65536")]

@@ -19,7 +19,7 @@ pub use files::Files;
 
 use super::image::Image;
 use super::live::{HoldCompletions, Idler, LiveGate, lock};
-use super::raw::{Cache, RawStore};
+use super::raw::{Cache, IoEngine, RawStore};
 use super::{Rings, Store, StoreQueue};
 use queue::{Counts, MachineQueue};
 use recorded::{Recorded, Resolution};
@@ -61,6 +61,12 @@ pub struct Options {
     /// Without a recording. With one, nothing of the guest's is synced: what survives a power cut
     /// is up to the model, and what the guest sees of a cache is up to the device.
     pub cache: Cache,
+    /// Without a recording: past the host's page cache.
+    pub direct: bool,
+    /// Without a recording.
+    pub io_engine: IoEngine,
+    /// All that there will be: a ring is made for each before anybody is served.
+    pub queues: u16,
     /// Of every draw: crash states, faults with a probability, held completions.
     pub seed: u64,
     /// Armed from the start.
@@ -149,7 +155,10 @@ impl Machine {
         }
         // With a recording the image is only read.
         let only_read = options.read_only || options.recording.is_some();
-        let image = Image::open(&options.image, logical, only_read)?;
+        let mut image = Image::open(&options.image, logical, only_read)?;
+        if options.direct {
+            image.go_direct(logical)?;
+        }
         let disk = Disk { capacity: image.size(), lb_size: logical };
         let watch = Watch::default();
         watch.know(What::Image, image.path(), image.file());
@@ -167,7 +176,9 @@ impl Machine {
                 let (read_only, cache) = (options.read_only, options.cache);
                 let profile = profile.clone();
                 let gate = Arc::clone(&gate) as _;
-                (Arc::new(RawStore::new(image, logical, read_only, cache, gate, profile)), None)
+                let mut raw = RawStore::new(image, logical, read_only, cache, gate, profile);
+                add_rings(&mut raw, options.io_engine, options.queues)?;
+                (Arc::new(raw), None)
             }
         };
         let beneath = Beneath { store, epoch: 0 };
@@ -270,6 +281,11 @@ impl Machine {
         }
     }
 
+    /// Is anything done through io_uring?
+    pub fn has_rings(&self) -> bool {
+        self.shared.beneath().store.bell(0).is_some()
+    }
+
     /// The device has served, and ends: the last moment to say what became of its files.
     pub fn look_back(&self) {
         self.shared.look_now();
@@ -319,6 +335,19 @@ impl Machine {
                 None => shared.recorded.as_ref().map(Recorded::status),
             },
         }
+    }
+}
+
+fn add_rings(raw: &mut RawStore, engine: IoEngine, queues: u16) -> Result<(), OpenError> {
+    if engine == IoEngine::Sync {
+        return Ok(());
+    }
+    match raw.make_rings(queues) {
+        Err(e) if engine == IoEngine::Auto => {
+            log::info!("this process may have no io_uring ({e}): preadv and pwritev do its work");
+            Ok(())
+        }
+        made => made.map_err(OpenError::NoRing),
     }
 }
 

@@ -86,7 +86,11 @@ pub(super) struct MachineQueue {
 
 impl MachineQueue {
     pub(super) fn new(n: u16, shared: Arc<Shared>) -> io::Result<MachineQueue> {
-        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let own = shared.beneath().store.bell(n);
+        let bell = match own {
+            Some(bell) => bell,
+            None => Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+        };
         shared.gate.hang_bell(n, Arc::clone(&bell));
         let (inner, epoch) = {
             let beneath = shared.beneath();

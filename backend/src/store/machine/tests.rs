@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::store::Failure;
+use crate::store::IoEngine;
 use crate::store::testing::{ask, discard, flush, image, read, reap, write, zeroes};
 use proptest::prelude::*;
 use std::path::Path;
@@ -39,6 +40,9 @@ pub(super) fn options(dir: &Path, profile: &str) -> Options {
         cache: Cache::Writeback,
         seed: 1,
         faults: Vec::new(),
+        direct: false,
+        io_engine: IoEngine::Auto,
+        queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "tornblk".to_owned(),
     }

@@ -3,7 +3,7 @@
 use super::index::{Piece, Place};
 use super::open::Before;
 use super::{Shared, Work, failed};
-use crate::store::gate::{Engine, Step};
+use crate::store::gate::{Engine, Moved, Step};
 use crate::store::{Failure, Op, Origin, Past, Request};
 use smallvec::SmallVec;
 use std::io;
@@ -328,21 +328,23 @@ impl Engine for RecordingEngine {
         request: &mut Request,
         ticket: &mut Ticket,
         stale: bool,
-    ) -> Result<(), Failure> {
+        _: usize,
+    ) -> Moved {
         if let Op::Read { offset } = request.op {
-            return self.0.read(offset, &mut request.buffers, stale);
+            return self.0.read(offset, &mut request.buffers, stale).into();
         }
         for part in &ticket.parts {
             self.0.apply(part.seq, &part.work);
         }
         ticket.executed = true;
-        match ticket.ended {
+        let result = match ticket.ended {
             None | Some(Status::Ok) => Ok(()),
             Some(_) => {
                 let what = "it failed before the device was started again";
                 Err(Failure::Io(io::Error::other(what)))
             }
-        }
+        };
+        result.into()
     }
 
     fn finish(
