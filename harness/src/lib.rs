@@ -7,8 +7,10 @@
 //! - [`vm`]: a guest: QEMU, its console, and the agent in it.
 //! - [`oracle`]: what must hold after a crash. Pure.
 //! - [`explore`]: one recording, thousands of crash states.
+//! - [`bench`]: how fast the disk is, beside others.
 //! - [`report`]: what the user sees.
 
+pub mod bench;
 pub mod cli;
 pub mod device;
 pub mod explore;

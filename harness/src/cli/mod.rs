@@ -2,6 +2,7 @@
 //!
 //! Exits: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
 
+mod bench;
 mod control;
 mod develop;
 mod explore;
@@ -50,6 +51,7 @@ enum Command {
     /// Look into recordings, and take disks out of them
     #[command(subcommand)]
     Recording(recording::RecordingCommand),
+    Bench(bench::BenchArgs),
     #[command(flatten)]
     Control(control::ControlCommand),
 }
@@ -86,6 +88,7 @@ fn tornblk(cli: Result<Cli, clap::Error>) -> u8 {
         Command::Report(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Recording(command) => command.run(),
+        Command::Bench(args) => args.run(),
         Command::Control(command) => command.run(),
     };
     match result {
@@ -137,11 +140,13 @@ fn told(written: anyhow::Result<()>, exit: u8) -> anyhow::Result<u8> {
 }
 
 fn interrupted(error: &anyhow::Error) -> bool {
+    use crate::bench::BenchError;
     use {crate::explore::ExploreError, crate::run::RunError, tornblk_image::ImageError};
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(RunError::Interrupted))
             || matches!(cause.downcast_ref(), Some(ExploreError::Interrupted))
             || matches!(cause.downcast_ref(), Some(ImageError::Stopped))
+            || matches!(cause.downcast_ref(), Some(BenchError::Interrupted))
     })
 }
 

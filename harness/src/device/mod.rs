@@ -128,7 +128,7 @@ impl Device {
     }
 
     /// Starts it with these arguments and sockets of its own.
-    fn launch(
+    pub(crate) fn launch(
         program: &Path,
         mut arguments: Vec<std::ffi::OsString>,
         log: &Path,
@@ -202,7 +202,7 @@ fn of_writes(line: &str) -> Option<String> {
 
 /// Does somebody listen at this path? A socket has its name a moment before that. Connecting would
 /// tell, too, but the device would take it for its front-end.
-fn is_listening(path: &Path) -> bool {
+pub(crate) fn is_listening(path: &Path) -> bool {
     /// `__SO_ACCEPTCON`, as /proc/net/unix shows it (proc_net_unix(5)).
     const LISTENS: u64 = 1 << 16;
     let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
