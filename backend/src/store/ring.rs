@@ -13,6 +13,7 @@ use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Entries: more than that are sent in several batches.
@@ -196,7 +197,8 @@ impl Ring {
         self.take(f);
         if self.in_flight > 0 && !wait {
             self.ring.completion().enable_eventfd();
-            // What ended in between rang nobody.
+            // What ended in between rang nobody: looked for after the kernel can see that it has to.
+            fence(Ordering::SeqCst);
             self.take(f);
         }
     }
