@@ -318,7 +318,9 @@ impl Reader {
             },
             _ => return 0,
         };
-        at.saturating_add(len.max(1)).next_multiple_of(crate::event::SECTOR)
+        // As anything in a slot it may be made up: then no file reaches so far.
+        let end = at.saturating_add(len.max(1));
+        end.checked_next_multiple_of(crate::event::SECTOR).unwrap_or(u64::MAX)
     }
 
     /// Bytes of the payload of a write: the whole logical blocks that it touches.
