@@ -411,7 +411,7 @@ impl<E: Engine> GatedQueue<E> {
 
     /// Takes a request as far as the gate lets it go. `asked`: it stands where the gate said
     /// `Hold` before. `decided`: the gate is not asked, this was its answer.
-    fn advance(&mut self, mut held: Held<E::Ticket>, asked: bool, decided: Option<Verdict>) {
+    fn advance(&mut self, held: Held<E::Ticket>, asked: bool, decided: Option<Verdict>) {
         if held.executed.is_some() {
             return self.complete(held, asked, decided.is_some());
         }
@@ -421,26 +421,34 @@ impl<E: Engine> GatedQueue<E> {
             Some(verdict) => verdict,
             None => self.gate.before_io(&held.context(seq, asked)),
         };
-        // Asked after the gate, which may have cut the power.
-        if self.engine.off() {
-            return self.drop_it(held);
-        }
-        match verdict {
-            Verdict::Hold => return self.held.push(held),
-            Verdict::Drop => return self.drop_it(held),
-            Verdict::Fail => held.executed = Some(Err(Failure::Injected)),
-            Verdict::Go | Verdict::Stale => {
-                let (stale, key) = (verdict == Verdict::Stale, self.moving.vacant_key());
-                match self.engine.execute(&mut held.request, &mut held.ticket, stale, key) {
-                    Moved::Done(result) => held.executed = Some(self.noted(&held, result)),
-                    Moved::Later => {
-                        self.moving.insert(held);
-                        return;
-                    }
+        let Some(mut held) = self.judged(held, verdict) else { return };
+        if held.executed.is_none() {
+            let (stale, key) = (verdict == Verdict::Stale, self.moving.vacant_key());
+            match self.engine.execute(&mut held.request, &mut held.ticket, stale, key) {
+                Moved::Done(result) => held.executed = Some(self.noted(&held, result)),
+                Moved::Later => {
+                    self.moving.insert(held);
+                    return;
                 }
             }
         }
         self.complete(held, false, decided.is_some());
+    }
+
+    /// The request, if it goes on after this verdict; failed by now, where it is to fail.
+    fn judged(&mut self, mut held: Held<E::Ticket>, verdict: Verdict) -> Option<Held<E::Ticket>> {
+        match verdict {
+            // Asked after the gate, which may have cut the power.
+            _ if self.engine.off() => self.drop_it(held),
+            Verdict::Drop => self.drop_it(held),
+            Verdict::Hold => self.held.push(held),
+            Verdict::Fail => {
+                held.executed = Some(Err(Failure::Injected));
+                return Some(held);
+            }
+            Verdict::Go | Verdict::Stale => return Some(held),
+        }
+        None
     }
 
     fn noted(&self, held: &Held<E::Ticket>, moved: Result<(), Failure>) -> Result<(), Failure> {
@@ -465,22 +473,14 @@ impl<E: Engine> GatedQueue<E> {
 
     /// Takes a request that was executed to its end, if the gate lets it. `asked`: as above.
     /// `release`: it is not asked.
-    fn complete(&mut self, mut held: Held<E::Ticket>, asked: bool, release: bool) {
+    fn complete(&mut self, held: Held<E::Ticket>, asked: bool, release: bool) {
         let seq = self.engine.seq(&held.ticket);
         let verdict = if release {
             Verdict::Go
         } else {
             self.gate.before_completion(&held.context(seq, asked))
         };
-        if self.engine.off() {
-            return self.drop_it(held);
-        }
-        match verdict {
-            Verdict::Hold => return self.held.push(held),
-            Verdict::Drop => return self.drop_it(held),
-            Verdict::Fail => held.executed = Some(Err(Failure::Injected)),
-            Verdict::Go | Verdict::Stale => {}
-        }
+        let Some(held) = self.judged(held, verdict) else { return };
         let last = self.engine.records()
             && self.gate.cut_after(&held.context(seq, false), Point::Complete);
         let Held { id, request, ticket, executed, .. } = held;

@@ -122,11 +122,6 @@ impl RawStore {
         self.rings = Some(RingPool::new((0..queues).map(ring).collect::<io::Result<_>>()?));
         Ok(())
     }
-
-    /// Are there rings?
-    pub fn has_rings(&self) -> bool {
-        self.rings.is_some()
-    }
 }
 
 impl Store for RawStore {
@@ -148,10 +143,10 @@ impl Store for RawStore {
         // Where it is in use still, its queue is on its way out: calls do as well.
         if let Some(ring) = self.rings.as_ref().and_then(|rings| rings.lend(n)) {
             let waker = Waker::ringing(Arc::clone(ring.bell()));
-            let engine = RawEngine { shared, ring: Some(ring), checked: false };
+            let engine = RawEngine { shared, ring: Some(ring) };
             return Box::new(GatedQueue::woken_by(n, waker, engine, gate, profile));
         }
-        let engine = RawEngine { shared, ring: None, checked: false };
+        let engine = RawEngine { shared, ring: None };
         super::broken::or_broken(GatedQueue::new(n, engine, gate, profile))
     }
 
@@ -182,8 +177,6 @@ impl Store for RawStore {
 struct RawEngine {
     shared: Arc<Shared>,
     ring: Option<Lent>,
-    /// The image was seen to have its size since the last batch was sent.
-    checked: bool,
 }
 
 impl Shared {
@@ -244,7 +237,6 @@ impl Engine for RawEngine {
     }
 
     fn moved(&mut self, wait: bool, f: &mut dyn FnMut(usize, i32)) {
-        self.checked = false;
         if let Some(ring) = &mut self.ring {
             ring.ended(wait, f);
         }
@@ -290,7 +282,7 @@ fn refused(moved: i32) -> bool {
 impl RawEngine {
     /// Asks the ring for it, if it is for a ring.
     fn ask(&mut self, request: &Request, key: usize) -> Result<Asked, Failure> {
-        let RawEngine { shared, ring, checked } = self;
+        let RawEngine { shared, ring } = self;
         let Some(ring) = ring else { return Ok(Asked::No) };
         let len = request.buffers.len() as u64;
         let ask = match request.op {
@@ -307,11 +299,7 @@ impl RawEngine {
             // costs more than the write.
             Op::Write { .. } if !shared.image.is_direct() => return Ok(Asked::No),
             Op::Write { offset, fua, .. } => {
-                if !*checked {
-                    shared.image.there(0, shared.image.size())?;
-                    *checked = true;
-                }
-                shared.image.inside(offset, len)?;
+                shared.image.there(offset, len)?;
                 Ask::Write { offset, through: shared.through(fua) }
             }
             Op::Flush if shared.flushes() => {
@@ -565,6 +553,7 @@ mod tests {
                 assert!(failed.unwrap_err().to_string().contains("cut short"), "{at}");
             }
             assert!(ask(&mut *queue, write(2, 40 << 10, vec![1; 512])).is_err());
+            ask(&mut *queue, write(2, 0, bytes[..512].to_vec())).unwrap();
             assert!(ask(&mut *queue, flush(3)).is_err());
             assert_eq!(std::fs::metadata(&path).unwrap().len(), 32 << 10, "nothing grows back");
             std::fs::File::options().write(true).open(&path).unwrap().set_len(64 << 10).unwrap();

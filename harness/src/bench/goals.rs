@@ -42,6 +42,11 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The smallest and the largest.
+pub fn spread(values: &[f64]) -> (f64, f64) {
+    values.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)))
+}
+
 /// One figure of each round of a cell.
 fn figures(samples: &Samples, cell: Cell, figure: fn(&Sample) -> f64) -> Option<Vec<f64>> {
     let samples = samples.get(&cell)?;
@@ -57,7 +62,7 @@ fn ratio(
 ) -> Option<Goal> {
     let (one, other) = (figures(samples, one, figure)?, figures(samples, other, figure)?);
     let rounds: Vec<f64> = one.iter().zip(&other).map(|(a, b)| a / b).collect();
-    let spread = rounds.iter().fold((f64::MAX, f64::MIN), |(l, h), r| (l.min(*r), h.max(*r)));
+    let spread = spread(&rounds);
     Some(Goal { what, ratio: median(&one) / median(&other), spread, wanted })
 }
 

@@ -1,6 +1,6 @@
 //! What was measured, as people and as programs read it.
 
-use super::goals::{Goal, Wanted, median};
+use super::goals::{Goal, Wanted, median, spread};
 use super::session::{Options, Samples};
 use super::{Cell, Load, Sample};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -111,8 +111,7 @@ pub fn cells(options: &Options, samples: &Samples) -> String {
         let of = |figure: fn(&Sample) -> f64| samples.iter().map(figure).collect::<Vec<_>>();
         let speeds = of(|s| s.requests_per_second);
         let speed = median(&speeds);
-        let (low, high) =
-            speeds.iter().fold((f64::MAX, 0.0f64), |(l, h), s| (l.min(*s), h.max(*s)));
+        let (low, high) = spread(&speeds);
         table.add_row([
             cell.load.to_string(),
             cell.queues.to_string(),

@@ -1,6 +1,6 @@
 //! `tornblk bench`
 
-use crate::bench::goals::{self, Goal, Wanted, median};
+use crate::bench::goals::{self, Goal, Wanted, median, spread};
 use crate::bench::report::{self, Report};
 use crate::bench::server::Places;
 use crate::bench::session::{self, Options};
@@ -163,11 +163,10 @@ fn parse_size(text: &str) -> Result<u64, String> {
 fn startup_goal(started: &[Duration]) -> Option<Goal> {
     let ratios: Vec<f64> =
         started.iter().map(|took| took.as_secs_f64() / STARTUP.as_secs_f64()).collect();
-    let spread = ratios.iter().fold((f64::MAX, f64::MIN), |(l, h), r| (l.min(*r), h.max(*r)));
     (!ratios.is_empty()).then(|| Goal {
         what: format!("start to first answer, 1 TiB, 1e6 events, over {} s", STARTUP.as_secs_f64()),
         ratio: median(&ratios),
-        spread,
+        spread: spread(&ratios),
         wanted: Some(Wanted::AtMost(1.0)),
     })
 }

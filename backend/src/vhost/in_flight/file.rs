@@ -104,9 +104,7 @@ impl Beside {
         now.resize(SHOWN_MAX, 0);
         let mut before = vec![0; SHOWN_MAX];
         let told = self.file.read_exact_at(&mut before, SHOWN_AT).is_ok();
-        if let Err(error) = self.file.write_all_at(&now, SHOWN_AT) {
-            log::warn!("{} cannot be written: {error}", self.made.path().display());
-        }
+        self.put(&now, SHOWN_AT);
         (told && before != now).then(|| text(&before)).filter(|before| !before.is_empty())
     }
 
@@ -127,9 +125,7 @@ impl Beside {
         }
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.writeback.store(choice, Ordering::Release);
-        if let Err(error) = self.file.write_all_at(&[choice], WRITEBACK_AT) {
-            log::warn!("{} cannot be written: {error}", self.made.path().display());
-        }
+        self.put(&[choice], WRITEBACK_AT);
     }
 
     /// The notes of queue `n`, whose ring is `ring`: those of the device before, where they are
@@ -146,14 +142,18 @@ impl Beside {
             return noted;
         }
         let slot = self.region.queue(n, true);
-        if let Err(error) = self.file.write_all_at(&about, at) {
-            log::warn!("{} cannot be written: {error}", self.made.path().display());
-        }
+        self.put(&about, at);
         slot
     }
 }
 
 impl Beside {
+    fn put(&self, bytes: &[u8], at: u64) {
+        if let Err(error) = self.file.write_all_at(bytes, at) {
+            log::warn!("{} cannot be written: {error}", self.made.path().display());
+        }
+    }
+
     /// The program ends while a front-end is connected, which will go on with the next one.
     pub(in crate::vhost) fn keep(&self) {
         self.kept.store(true, Ordering::Release);
