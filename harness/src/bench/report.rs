@@ -17,6 +17,8 @@ pub struct Report {
     pub rounds: u32,
     pub seconds: f64,
     pub size: u64,
+    /// Bytes of a logical block.
+    pub block: u32,
     pub cells: Vec<CellReport>,
     /// Of each start.
     pub startup_seconds: Vec<f64>,
@@ -55,6 +57,7 @@ impl Report {
             rounds: options.rounds,
             seconds: options.time.as_secs_f64(),
             size: options.size,
+            block: options.places.block,
             cells: cells.map(|(cell, s)| CellReport { cell, samples: s.to_vec() }).collect(),
             startup_seconds: startup.iter().map(Duration::as_secs_f64).collect(),
             goals: goals.iter().map(|g| Judged { goal: g.clone(), met: g.met() }).collect(),

@@ -5,6 +5,7 @@ use crate::device::Device;
 use crate::vm::process::Process;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +23,20 @@ pub struct Places {
     pub against: Option<PathBuf>,
     /// Images, recordings and logs.
     pub folder: PathBuf,
+    /// Bytes of a logical block, the same for all: 512, or what direct I/O takes in the folder.
+    pub block: u32,
+}
+
+/// The smallest logical block with which an image can be used past the page cache: statx(2),
+/// STATX_DIOALIGN. `None`: it cannot.
+pub fn smallest_block(image: &Path) -> Option<u32> {
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    rustix::fs::open(image, flags, Mode::empty()).ok()?;
+    let told = statx(CWD, image, AtFlags::empty(), StatxFlags::DIOALIGN).ok();
+    let told = told.filter(|told| told.stx_mask & StatxFlags::DIOALIGN.bits() != 0);
+    // What is not told (tmpfs) is taken for a page, as `tornblkd --direct` does.
+    let align = told.map_or(4096, |told| told.stx_dio_offset_align);
+    (align > 0).then(|| align.max(512))
 }
 
 /// A device that runs.
@@ -44,6 +59,7 @@ impl Running {
         };
         option("--image", image.as_os_str());
         option("--num-queues", QUEUES.to_string().as_ref());
+        option("--logical-block-size", places.block.to_string().as_ref());
         match server {
             Server::Recording => {
                 let recording = places.folder.join("recording");
@@ -127,8 +143,9 @@ fn other(places: &Places, server: Server, image: &Path, log: &Path) -> Result<Ru
     );
     let export = format!(
         "type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={},writable=on,\
-         num-queues={QUEUES}",
-        text(&socket)
+         num-queues={QUEUES},logical-block-size={}",
+        text(&socket),
+        places.block
     );
     let arguments = ["--blockdev", &blockdev, "--export", &export].map(OsString::from).to_vec();
     let mut process = Process::spawn(&program, arguments, &[], log)

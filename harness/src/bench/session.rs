@@ -48,12 +48,17 @@ impl Options {
     }
 }
 
-/// Writes both images: nothing is allocated later, and no read finds a hole.
-pub fn prepare(options: &Options) -> Result<(), BenchError> {
+/// Writes both images: nothing is allocated later, and no read finds a hole. Where nothing goes past
+/// the page cache, the servers that would are left out.
+pub fn prepare(options: &mut Options) -> Result<(), BenchError> {
     for server in [Server::RawCached, Server::RawDirect] {
         if options.servers.iter().any(|s| s.direct() == server.direct()) {
             fill(&options.image(server), options.size)?;
         }
+    }
+    match server::smallest_block(&options.image(Server::RawDirect)) {
+        Some(block) => options.places.block = block,
+        None => options.servers.retain(|server| !server.direct()),
     }
     Ok(())
 }

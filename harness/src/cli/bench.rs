@@ -72,18 +72,21 @@ impl BenchArgs {
             .prefix("tornblk-bench-")
             .tempdir_in(&parent)
             .with_context(|| format!("cannot make a folder in {}", parent.display()))?;
-        let options = self.options(folder.path().to_owned())?;
+        let mut options = self.options(folder.path().to_owned())?;
         let interrupted = super::signals::watch()?;
+        let end = || {
+            if interrupted.load(Ordering::Relaxed) { Err(BenchError::Interrupted) } else { Ok(()) }
+        };
+        session::prepare(&mut options)?;
+        end()?;
+        if !options.servers.iter().any(|server| server.direct()) {
+            note!("tornblk: no direct I/O in {}: left out", parent.display());
+        }
         let cells = options.loads.len() * options.queues.len() * options.servers.len();
         let bar = ProgressBar::new(u64::from(options.rounds) * cells as u64);
         if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {msg} ({eta} left)") {
             bar.set_style(style);
         }
-        let end = || {
-            if interrupted.load(Ordering::Relaxed) { Err(BenchError::Interrupted) } else { Ok(()) }
-        };
-        bar.set_message("the disks are made");
-        session::prepare(&options)?;
         let samples = session::run(&options, &mut |round, cell: Cell| {
             let Cell { load, queues, server } = cell;
             bar.set_message(format!("round {}: {load}, {queues} queues, {server}", round + 1));
@@ -134,7 +137,12 @@ impl BenchArgs {
         servers.extend(self.against.is_some().then_some(Server::AgainstDirect));
         servers.extend([Server::Recording, Server::RawFault]);
         Ok(Options {
-            places: Places { tornblkd: find_tornblkd()?, against: self.against.clone(), folder },
+            places: Places {
+                tornblkd: find_tornblkd()?,
+                against: self.against.clone(),
+                folder,
+                block: 512,
+            },
             loads,
             queues: vec![1, 4],
             servers,

@@ -130,13 +130,18 @@ impl Mapping {
         // SAFETY: a call about a descriptor that is open.
         let failed = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, PAGE, flags) } != 0;
         let told = [Some(libc::EIO), Some(libc::ENOSPC)];
-        if failed && told.contains(&io::Error::last_os_error().raw_os_error()) {
-            if let Some(guard) = &self.guard {
-                guard.poison();
-            }
-            return true;
+        let lost = failed && told.contains(&io::Error::last_os_error().raw_os_error());
+        if lost {
+            self.poison();
         }
-        false
+        lost
+    }
+
+    /// The file is known to have failed.
+    pub(super) fn poison(&self) {
+        if let Some(guard) = &self.guard {
+            guard.poison();
+        }
     }
 
     fn word(&self, at: u64) -> &AtomicU64 {

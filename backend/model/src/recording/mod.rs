@@ -17,7 +17,7 @@
 //!   its crc32c is taken over the recording's own copy: the guest may change its memory while a
 //!   request is out.
 //!
-//! The writer works on a shared mapping. What it appended survives the death of its process
+//! The writer works on a shared mapping; large data it writes, into the same page cache. What it appended survives the death of its process
 //! (`kill -9` too), because it is in the kernel's page cache by then; it does **not** survive a
 //! power loss of the host: nothing is synced on the data path. A file that is cut short, or whose
 //! disk fails, beneath the mapping raises SIGBUS; a handler puts zeroes there and poisons the
@@ -31,14 +31,16 @@ pub mod log_writes;
 mod mapping;
 mod reader;
 mod slot;
+mod space;
 mod state;
 mod writer;
 
 pub use fresh::Fresh;
 pub use header::{BaseImage, Header, OuterState, Trust};
 pub use reader::{Counts, Events, Info, Reader, Verified};
+pub use space::Space;
 pub use state::{Exported, StateReader};
-pub use writer::{Completion, NewRecording, Space, Writer};
+pub use writer::{Completion, NewRecording, Writer};
 
 #[cfg(doc)]
 use crate::event::{Event, Seq};

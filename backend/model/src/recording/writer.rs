@@ -4,6 +4,7 @@ use super::header::{self, BaseImage, Header, OuterState};
 use super::mapping::Mapping;
 use super::reader::Reader;
 use super::slot::{self, Geometry, PAIRS, SEGMENT_HEADER, SLOT, SegmentKind, Words};
+use super::space::{Space, WRITTEN};
 use super::{MARK_MAX, RecordingError, SEGMENT_SIZE};
 use crate::event::{Disk, Event, Payload, ResetCause, SECTOR, Seq, Status, Submit};
 use crate::lock::{Access, LockError};
@@ -90,25 +91,6 @@ impl Completion {
     /// It ended with OK.
     pub fn ok(request: Seq) -> Completion {
         Completion { request, status: Status::Ok, executed: true, last: false }
-    }
-}
-
-/// Room for the data of one write, in the recording. Fill it, then [`Space::finish`].
-#[derive(Debug)]
-pub struct Space<'a> {
-    position: u64,
-    data: &'a mut [u8],
-}
-
-impl Space<'_> {
-    /// Zeroes, or what an unfinished write left: fill all of it.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.data
-    }
-
-    /// Takes the checksum; the data cannot be changed any more.
-    pub fn finish(self) -> Payload {
-        Payload { position: self.position, crc: crc32c::crc32c(self.data) }
     }
 }
 
@@ -293,7 +275,33 @@ impl Writer {
     pub fn reserve(&self, len: usize) -> Result<Space<'_>, RecordingError> {
         let align = u64::from(self.header.disk.lb_size).clamp(SECTOR, 4096);
         let position = self.take_room(len as u64, align)?;
-        Ok(Space { position, data: self.exclusive(position, len) })
+        Ok(if len < WRITTEN {
+            Space::mapped(position, self.exclusive(position, len))
+        } else {
+            Space::written(self, position, len)
+        })
+    }
+
+    /// Writes data into room that was taken for them.
+    pub(super) fn put_data(&self, position: u64, data: &[u8]) -> Result<(), RecordingError> {
+        // Beyond the end of a file that was cut short a write makes it grow again, with a hole where
+        // events were. Who cuts it between the two looks is found by the second.
+        self.is_whole()?;
+        let written = self.file.write_all_at(data, position);
+        written.map_err(RecordingError::io("write data to", &self.path))?;
+        self.is_whole()
+    }
+
+    /// The file has all that is mapped of it.
+    fn is_whole(&self) -> Result<(), RecordingError> {
+        // It grows before it is mapped.
+        let mapped = self.map.mapped();
+        let found = rustix::fs::fstat(&self.file).map_err(io::Error::from);
+        let found = found.map_err(RecordingError::io("read", &self.path))?;
+        if (found.st_size as u64) < mapped {
+            self.map.poison();
+        }
+        if self.map.poisoned() { Err(self.poisoned()) } else { Ok(()) }
     }
 
     #[allow(unsafe_code)]
@@ -311,7 +319,7 @@ impl Writer {
     pub fn payload(&self, data: &[u8]) -> Result<Payload, RecordingError> {
         let mut space = self.reserve(data.len())?;
         space.as_mut_slice().copy_from_slice(data);
-        Ok(space.finish())
+        space.finish()
     }
 
     /// Shows bytes of a finished payload.

@@ -112,7 +112,7 @@ impl RecordingEngine {
         }
         let op = |payload| event::Op::Write { offset, len, fua, atomic, payload };
         if skip == 0 && room == len as usize {
-            let payload = space.finish();
+            let payload = space.finish().map_err(failed)?;
             let work = shared.write_work(offset, len, payload);
             return self.record(request, op(payload), work, last, ticket);
         }
@@ -132,7 +132,7 @@ impl RecordingEngine {
             let from = end % lb as usize;
             bytes[end..].copy_from_slice(&block[from..]);
         }
-        let payload = space.finish();
+        let payload = space.finish().map_err(failed)?;
         let work = shared.write_work(offset, len, payload);
         let seq = match submit(shared, request, op(payload), last) {
             Ok(seq) => seq,

@@ -328,7 +328,7 @@ impl Input<'_> {
                     }
                     let mut space = to.reserve(bytes as usize)?;
                     self.bytes(space.as_mut_slice())?;
-                    space.finish()
+                    space.finish()?
                 };
                 Op::Write { offset, len, fua: flags & 1 != 0, atomic: flags & 2 != 0, payload }
             }

@@ -435,7 +435,7 @@ impl Importer<'_> {
         for (i, piece) in to.chunks_mut(PIECE as usize).enumerate() {
             log.read(piece, data + i as u64 * PIECE)?;
         }
-        Ok(space.finish())
+        space.finish()
     }
 
     /// What a block holds by now.
