@@ -45,7 +45,7 @@ use tornblk_model::event::{
     self, Disk, Event, Mark, Negotiation, Payload, ResetCause, SECTOR, Segment, Seq,
 };
 use tornblk_model::recording::{
-    BaseImage, NewRecording, Reader, RecordingError, StateReader, Trust, Writer,
+    BaseImage, NewRecording, Opening, RecordingError, StateReader, Trust, Writer,
 };
 
 /// Queues whose available index is remembered; those above are recorded at every completion.
@@ -156,8 +156,8 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
-        let reader = Reader::open(recording)?;
-        let header = reader.header();
+        let opening = Opening::new(recording)?;
+        let header = opening.header();
         header.base.check(Some(image), Trust::Unchanged)?;
         if header.disk.lb_size != lb_size {
             return Err(RecordingError::Invalid(format!(
@@ -169,27 +169,15 @@ impl RecordingStore {
             )));
         }
         // Before anything is written to it: the recording stays as the power cut left it.
-        let mut submitted = HashSet::new();
-        for event in reader.events() {
-            match event? {
-                (seq, Event::Reset { cause: ResetCause::PowerCut, .. }) => {
-                    return Err(over_for_good(recording, seq));
-                }
-                (seq, Event::Submit(_)) => {
-                    submitted.insert(seq);
-                }
-                // As whoever takes it for a history will find.
-                (seq, Event::Complete { request, .. }) if !submitted.remove(&request) => {
-                    return Err(RecordingError::Corrupt {
-                        path: recording.to_owned(),
-                        what: format!("event {seq} ends request {request}, which is none"),
-                    });
-                }
-                _ => {}
-            }
+        let survey = opening.survey();
+        if let Some(cut) = survey.power_cut {
+            return Err(over_for_good(recording, cut));
         }
-        drop(reader);
-        RecordingStore::over(Writer::open(recording)?, gate, options)
+        if let Some(what) = survey.nonsense.clone() {
+            return Err(RecordingError::Corrupt { path: recording.to_owned(), what });
+        }
+        let untouched = survey.not_executed.clone();
+        RecordingStore::resume(opening.go_on()?, untouched, gate, options)
     }
 
     /// A store over a writer that is open already. What was recorded before is shown.
@@ -201,9 +189,19 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
+        let untouched = writer.reader()?.not_executed()?;
+        RecordingStore::resume(writer, untouched, gate, options)
+    }
+
+    fn resume(
+        writer: Writer,
+        untouched: HashSet<Seq>,
+        gate: Arc<dyn Gate>,
+        options: RecordingOptions,
+    ) -> Result<RecordingStore, RecordingError> {
         if let Some(on) = &writer.header().on {
             let state = on.state_reader(None, Trust::Unchanged)?;
-            return RecordingStore::on_state(writer, state, gate, options);
+            return RecordingStore::on_base(writer, Base::State(state), untouched, gate, options);
         }
         let path = writer.header().base.path.clone();
         whole(writer.disk(), &path)?;
@@ -212,7 +210,7 @@ impl RecordingStore {
             path: path.clone(),
             source,
         })?;
-        RecordingStore::on_base(writer, Base::Image { file, path }, gate, options)
+        RecordingStore::on_base(writer, Base::Image { file, path }, untouched, gate, options)
     }
 
     /// A store over a writer, on a state of another recording.
@@ -225,12 +223,14 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
-        RecordingStore::on_base(writer, Base::State(state), gate, options)
+        let untouched = writer.reader()?.not_executed()?;
+        RecordingStore::on_base(writer, Base::State(state), untouched, gate, options)
     }
 
     fn on_base(
         writer: Writer,
         base: Base,
+        untouched: HashSet<Seq>,
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
@@ -249,7 +249,7 @@ impl RecordingStore {
             open: Open::default(),
             broken: AtomicBool::new(false),
         };
-        shared.replay()?;
+        shared.replay(&untouched)?;
         Ok(RecordingStore { shared: Arc::new(shared), gate })
     }
 
@@ -400,10 +400,9 @@ impl Shared {
         self.writer.is_frozen() || self.writer.thaws() != self.thaws
     }
 
-    /// Shows what the recording holds.
-    fn replay(&self) -> Result<(), RecordingError> {
-        let reader = Reader::open(self.writer.path())?;
-        let untouched: HashSet<Seq> = reader.not_executed()?;
+    /// Shows what the recording holds, but for requests that changed nothing.
+    fn replay(&self, untouched: &HashSet<Seq>) -> Result<(), RecordingError> {
+        let reader = self.writer.reader()?;
         for found in reader.events() {
             let (seq, event) = found?;
             match event {

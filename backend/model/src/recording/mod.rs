@@ -29,6 +29,7 @@ mod fresh;
 mod header;
 pub mod log_writes;
 mod mapping;
+mod opening;
 mod reader;
 mod slot;
 mod space;
@@ -37,6 +38,7 @@ mod writer;
 
 pub use fresh::Fresh;
 pub use header::{BaseImage, Header, OuterState, Trust};
+pub use opening::{Opening, Survey};
 pub use reader::{Counts, Events, Info, Reader, Verified};
 pub use space::Space;
 pub use state::{Exported, StateReader};

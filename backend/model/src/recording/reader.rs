@@ -2,12 +2,12 @@
 
 use super::RecordingError;
 use super::header::{self, Header};
-use super::slot::{self, DATA_START, Decoded, Geometry, Outside, SEGMENT_HEADER, SLOT};
+use super::slot::{self, DATA_START, Decoded, Geometry, Outside, PAIRS, SEGMENT_HEADER, SLOT};
 use super::slot::{SegmentKind, WORDS, Words};
 use crate::event::{Event, Mark, Op, Payload, ResetCause, Seq, Status, Submit};
 use rustix::fs::SeekFrom;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -210,7 +210,14 @@ impl Reader {
     /// The committed events, in order. Of a live recording, those that were committed when it got
     /// there; a slot still being filled then looks like a hole.
     pub fn events(&self) -> Events<'_> {
-        Events { scan: self.scan(), ready: VecDeque::new(), failed: false }
+        Events {
+            scan: self.scan(),
+            seq: Seq(0),
+            visible: smallvec::SmallVec::new().into_iter(),
+            event: None,
+            at_once: false,
+            failed: false,
+        }
     }
 
     /// The committed slots with their numbers.
@@ -218,24 +225,6 @@ impl Reader {
         let failed = self.refresh().err();
         let places = self.read_segments().slots.clone();
         Scan { reader: self, places, next: 0, batch: Vec::new(), at: 0, failed }
-    }
-
-    /// The requests that ended without having changed anything: they failed before their turn. A
-    /// device that is started again shows all others, in the order of their submission.
-    ///
-    /// # Errors
-    /// The recording is damaged.
-    pub fn not_executed(&self) -> Result<HashSet<Seq>, RecordingError> {
-        let mut out = HashSet::new();
-        for found in self.scan() {
-            if let (_, Decoded { event: Some(Event::Complete { request, .. }), not_executed, .. }) =
-                found?
-                && not_executed
-            {
-                out.insert(request);
-            }
-        }
-        Ok(out)
     }
 
     /// The event in slot `seq` (for a completion, without what became visible before it).
@@ -654,7 +643,11 @@ impl Iterator for Scan<'_> {
 #[derive(Debug)]
 pub struct Events<'a> {
     scan: Scan<'a>,
-    ready: VecDeque<(Seq, Event)>,
+    /// Of the slot that was read last: what was not given yet.
+    seq: Seq,
+    visible: smallvec::IntoIter<[(u16, u16); PAIRS]>,
+    event: Option<Event>,
+    at_once: bool,
     failed: bool,
 }
 
@@ -662,28 +655,33 @@ impl Iterator for Events<'_> {
     type Item = Result<(Seq, Event), RecordingError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.ready.is_empty() && !self.failed {
+        loop {
+            if let Some((queue, index)) = self.visible.next() {
+                return Some(Ok((self.seq, Event::Visible { queue, index })));
+            }
+            if let Some(event) = self.event.take() {
+                return Some(Ok((self.seq, event)));
+            }
+            if std::mem::take(&mut self.at_once) {
+                let ended = Event::Complete { request: self.seq, status: Status::Ok };
+                return Some(Ok((self.seq, ended)));
+            }
+            if self.failed {
+                return None;
+            }
             let found = self.scan.next()?;
-            let found = found.and_then(|(seq, d)| Ok((seq, self.scan.reader.whole(seq, d)?)));
-            match found {
+            match found.and_then(|(seq, d)| Ok((seq, self.scan.reader.whole(seq, d)?))) {
                 Err(e) => {
                     self.failed = true;
                     return Some(Err(e));
                 }
                 Ok((seq, decoded)) => {
-                    let seen = decoded.visible.iter();
-                    self.ready.extend(
-                        seen.map(|(queue, index)| Event::Visible { queue: *queue, index: *index })
-                            .chain(decoded.event)
-                            .chain(decoded.at_once.then_some(Event::Complete {
-                                request: Seq(seq),
-                                status: Status::Ok,
-                            }))
-                            .map(|event| (Seq(seq), event)),
-                    );
+                    self.seq = Seq(seq);
+                    self.visible = decoded.visible.into_iter();
+                    self.event = decoded.event;
+                    self.at_once = decoded.at_once;
                 }
             }
         }
-        self.ready.pop_front().map(Ok)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::header::{self, BaseImage, Header, OuterState};
 use super::mapping::Mapping;
+use super::opening::{Opening, Survey};
 use super::reader::Reader;
 use super::slot::{self, Geometry, PAIRS, SEGMENT_HEADER, SLOT, SegmentKind, Words};
 use super::space::{Space, WRITTEN};
@@ -157,21 +158,17 @@ impl Writer {
     /// No sound recording, or another process writes to it. The base image is not looked at: see
     /// [`BaseImage::check`].
     pub fn open(path: &Path) -> Result<Writer, RecordingError> {
-        super::is_file(path)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(RecordingError::io("open the recording", path))?;
-        lock(&file, path)?;
-        let reader = Reader::open(path)?;
-        let geometry = reader.geometry();
-        let (mut next, mut used) = (0, 0);
-        for found in reader.scan() {
-            let (seq, decoded) = found?;
-            next = seq + 1;
-            used = used.max(reader.payload_end(&decoded));
-        }
+        Opening::new(path)?.go_on()
+    }
+
+    /// As [`Writer::open`], of a file that is locked and was read.
+    pub(super) fn go_on(
+        file: File,
+        reader: &Reader,
+        survey: &Survey,
+    ) -> Result<Writer, RecordingError> {
+        let Survey { next, used, .. } = *survey;
+        let (path, geometry) = (reader.path(), reader.geometry());
         let header = reader.header().clone();
         let segments = reader.segments();
         // What the writer before gave back.
@@ -691,7 +688,7 @@ fn head(new: NewRecording) -> Result<(Header, Vec<u8>), RecordingError> {
     Ok((header, bytes))
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), RecordingError> {
+pub(super) fn lock(file: &File, path: &Path) -> Result<(), RecordingError> {
     crate::lock::lock(file, Access::Write).map_err(|e| match e {
         LockError::InUse(by) => RecordingError::Busy { path: path.to_owned(), by },
         LockError::Impossible(e) => RecordingError::io("lock", path)(e),

@@ -1,16 +1,18 @@
 //! Which bytes each logical block shows now: the newest version of each, and the one before.
 //!
-//! Blocks are kept by the 64; a chunk that was never written costs nothing, and neither do chunks
-//! that were only zeroed, in rows. A lock guards each 64th of the chunks, and a request takes the
+//! Blocks are kept by the 64, and those by the 8; what was never written costs nothing, and neither do
+//! chunks that were only zeroed, in rows. A lock guards each 64th of the chunks, and a request takes the
 //! locks of all its blocks at once, in order: so a read sees all of a write or nothing of it.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tornblk_model::event::{SECTOR, Seq};
 use tornblk_model::extents::{Extents, Run};
 
 const CHUNK: u64 = 64;
+/// Of a chunk, blocks that are kept together: a lone small write takes no more than that.
+const PART: usize = 8;
 const SHARDS: u64 = 64;
 
 /// Where a block's bytes are.
@@ -57,18 +59,52 @@ pub(super) struct Piece {
     pub place: Place,
 }
 
+#[derive(Default)]
 struct Chunk {
+    /// What blocks are whose part is not there.
+    zeroed: Option<Zeroed>,
+    parts: [Option<Box<Part>>; CHUNK as usize / PART],
+}
+
+struct Part {
     /// 1 + the submit event of what was executed here; 0: nothing was.
-    seq: [u64; CHUNK as usize],
-    place: [u32; CHUNK as usize],
+    seq: [u64; PART],
+    place: [u32; PART],
     /// The version before.
-    earlier: [u32; CHUNK as usize],
+    earlier: [u32; PART],
+}
+
+impl Chunk {
+    /// Of block `i`: as [`Part::seq`], its place, and the one before.
+    fn get(&self, i: usize) -> (u64, u32, u32) {
+        match &self.parts[i / PART] {
+            Some(part) => (part.seq[i % PART], part.place[i % PART], part.earlier[i % PART]),
+            None => Zeroed::block(self.zeroed),
+        }
+    }
+
+    /// Block `i` is at `place` since event `seq`, unless it is newer.
+    fn put(&mut self, i: usize, seq: u64, place: u32) {
+        let zeroed = self.zeroed;
+        let part = self.parts[i / PART].get_or_insert_with(|| {
+            let (seq, place, earlier) = Zeroed::block(zeroed);
+            Box::new(Part { seq: [seq; PART], place: [place; PART], earlier: [earlier; PART] })
+        });
+        let i = i % PART;
+        if part.seq[i] <= seq {
+            part.earlier[i] = part.place[i];
+            part.place[i] = place;
+            part.seq[i] = seq + 1;
+        } else {
+            part.earlier[i] = place;
+        }
+    }
 }
 
 /// All blocks of a chunk were zeroed at once, and nothing was written there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Zeroed {
-    /// As in [`Chunk`].
+    /// As in [`Part`].
     seq: u64,
     /// The version before was zeroes, too.
     earlier: bool,
@@ -81,11 +117,11 @@ impl Run for Zeroed {
 }
 
 impl Zeroed {
-    fn chunk(found: Option<Zeroed>) -> Chunk {
-        let zeroes = Place::Zeroes.pack();
-        let of = |yes: bool| [if yes { zeroes } else { 0 }; CHUNK as usize];
-        let seq = [found.map_or(0, |z| z.seq); CHUNK as usize];
-        Chunk { seq, place: of(found.is_some()), earlier: of(found.is_some_and(|z| z.earlier)) }
+    /// As [`Chunk::get`], of any block.
+    fn block(found: Option<Zeroed>) -> (u64, u32, u32) {
+        let zeroes = |yes: bool| if yes { Place::Zeroes } else { Place::Base }.pack();
+        let earlier = zeroes(found.is_some_and(|z| z.earlier));
+        (found.map_or(0, |z| z.seq), zeroes(found.is_some()), earlier)
     }
 
     /// What is zeroed by event `seq` where this was.
@@ -166,14 +202,10 @@ impl Locked<'_> {
             let shard = self.shard(chunk);
             let found = shard.chunks.get(&chunk);
             let zeroed = found.is_none().then(|| shard.zeroed.get(chunk / SHARDS)).flatten();
-            let zeroed = zeroed.is_some_and(|z| !stale || z.earlier);
+            let all = Zeroed::block(zeroed);
             for block in part {
-                let i = (block % CHUNK) as usize;
-                let place = match found {
-                    Some(c) => Place::unpack(if stale { c.earlier[i] } else { c.place[i] }),
-                    None if zeroed => Place::Zeroes,
-                    None => Place::Base,
-                };
+                let (_, place, earlier) = found.map_or(all, |c| c.get((block % CHUNK) as usize));
+                let place = Place::unpack(if stale { earlier } else { place });
                 match pieces.last_mut() {
                     Some(last)
                         if last.place.plus((block - last.blocks.start) * self.lb) == place =>
@@ -238,18 +270,11 @@ impl Locked<'_> {
                 let own = number / SHARDS;
                 let found = zeroed.get(own);
                 zeroed.clear(own..own + 1);
-                Box::new(Zeroed::chunk(found))
+                Box::new(Chunk { zeroed: found, ..Chunk::default() })
             });
             for block in part {
-                let i = (block % CHUNK) as usize;
                 let place = piece.place.plus((block - piece.blocks.start) * lb).pack();
-                if chunk.seq[i] <= seq.0 {
-                    chunk.earlier[i] = chunk.place[i];
-                    chunk.place[i] = place;
-                    chunk.seq[i] = seq.0 + 1;
-                } else {
-                    chunk.earlier[i] = place;
-                }
+                chunk.put((block % CHUNK) as usize, seq.0, place);
             }
         }
     }
@@ -275,22 +300,18 @@ impl Locked<'_> {
     pub(super) fn submitted(&self, block: u64) -> Place {
         let chunk = block / CHUNK;
         let shard = self.shard(chunk);
-        let i = (block % CHUNK) as usize;
-        let executed = match shard.chunks.get(&chunk) {
-            Some(c) => (c.seq[i], c.place[i]),
-            None => {
-                let zeroed = shard.zeroed.get(chunk / SHARDS);
-                zeroed.map_or((0, 0), |z| (z.seq, Place::Zeroes.pack()))
-            }
+        let (newest, place, _) = match shard.chunks.get(&chunk) {
+            Some(c) => c.get((block % CHUNK) as usize),
+            None => Zeroed::block(shard.zeroed.get(chunk / SHARDS)),
         };
-        let newest = shard
+        let pending = shard
             .pending
             .iter()
-            .filter(|p| p.piece.blocks.contains(&block) && p.seq.0 >= executed.0)
+            .filter(|p| p.piece.blocks.contains(&block) && p.seq.0 >= newest)
             .max_by_key(|p| p.seq);
-        match newest {
+        match pending {
             Some(p) => p.piece.place.plus((block - p.piece.blocks.start) * self.lb),
-            None => Place::unpack(executed.1),
+            None => Place::unpack(place),
         }
     }
 }

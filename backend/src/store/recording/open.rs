@@ -2,7 +2,9 @@
 //! the driver as far as anybody knows. Those that have not ended go on; those that have are only
 //! answered.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use foldhash::{HashMap, HashSet};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tornblk_model::event::{Op, ResetCause, Seq, Status, Submit};
@@ -37,7 +39,7 @@ struct State {
 struct Known {
     since: u64,
     /// More than one, where it was recorded in parts.
-    parts: Vec<Part>,
+    parts: SmallVec<[Part; 1]>,
 }
 
 #[derive(Debug)]
@@ -74,7 +76,7 @@ impl Open {
             if state.requests.get(&key).is_some_and(|known| !goes_on(known)) {
                 state.remove(key);
             }
-            let fresh = || Known { since, parts: Vec::new() };
+            let fresh = || Known { since, parts: SmallVec::new() };
             let known = state.requests.entry(key).or_insert_with(fresh);
             known.parts.push(Part { seq, op: submit.op.clone(), ended: None });
             state.of.insert(seq, key);

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use tornblk_model::crash::{Content, History, Source, StateName};
 use tornblk_model::event::{Status, Submit};
+use tornblk_model::recording::Reader;
 use tornblk_model::recording::StateReader;
 
 const SIZE: u64 = 64 << 10;

@@ -1,0 +1,121 @@
+//! Looks at a recording before it is gone on with, in one pass: a start should take no longer than it
+//! has to, and what is refused must be as it was.
+
+use super::RecordingError;
+use super::header::Header;
+use super::reader::Reader;
+use super::writer::{Writer, lock};
+use crate::event::{Event, ResetCause, Seq};
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+
+/// What [`Reader::survey`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// One more than the last committed slot.
+    pub(super) next: u64,
+    /// Where the payload ends.
+    pub(super) used: u64,
+    /// The requests that ended without having changed anything: they failed before their turn. A
+    /// device that is started again shows all others, in the order of their submission.
+    pub not_executed: HashSet<Seq>,
+    /// The first power cut: there is no live disk to go on with.
+    pub power_cut: Option<Seq>,
+    /// The events contradict each other.
+    pub nonsense: Option<String>,
+}
+
+impl Reader {
+    /// Goes over all slots once, before the recording is gone on with.
+    ///
+    /// # Errors
+    /// The recording is damaged.
+    pub fn survey(&self) -> Result<Survey, RecordingError> {
+        let mut out = Survey::default();
+        // A bit for each slot: a submission that has not ended.
+        let mut goes: Vec<u64> = Vec::new();
+        for found in self.scan() {
+            let (seq, decoded) = found?;
+            out.next = seq + 1;
+            out.used = out.used.max(self.payload_end(&decoded));
+            let (word, bit) = ((seq / 64) as usize, 1 << (seq % 64));
+            match decoded.event {
+                Some(Event::Submit(_)) if !decoded.at_once => {
+                    if goes.len() <= word {
+                        goes.resize(word + 1, 0);
+                    }
+                    goes[word] |= bit;
+                }
+                Some(Event::Complete { request, .. }) => {
+                    let (word, bit) = (request.0 / 64, 1 << (request.0 % 64));
+                    match usize::try_from(word).ok().and_then(|word| goes.get_mut(word)) {
+                        Some(bits) if *bits & bit != 0 => *bits &= !bit,
+                        // As whoever takes it for a history will find.
+                        _ => {
+                            let what = format!("event {seq} ends request {request}, which is none");
+                            out.nonsense.get_or_insert(what);
+                        }
+                    }
+                    if decoded.not_executed {
+                        out.not_executed.insert(request);
+                    }
+                }
+                Some(Event::Reset { cause: ResetCause::PowerCut, .. }) => {
+                    out.power_cut.get_or_insert(Seq(seq));
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    /// The requests that ended without having changed anything: see [`Survey::not_executed`].
+    ///
+    /// # Errors
+    /// The recording is damaged.
+    pub fn not_executed(&self) -> Result<HashSet<Seq>, RecordingError> {
+        Ok(self.survey()?.not_executed)
+    }
+}
+
+/// A recording that is to be gone on with: locked and read once, and not changed yet.
+#[derive(Debug)]
+pub struct Opening {
+    file: File,
+    reader: Reader,
+    survey: Survey,
+}
+
+impl Opening {
+    /// # Errors
+    /// No sound recording, or another process writes to it.
+    pub fn new(path: &Path) -> Result<Opening, RecordingError> {
+        super::is_file(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(RecordingError::io("open the recording", path))?;
+        lock(&file, path)?;
+        let reader = Reader::open(path)?;
+        let survey = reader.survey()?;
+        Ok(Opening { file, reader, survey })
+    }
+
+    pub fn header(&self) -> &Header {
+        self.reader.header()
+    }
+
+    pub fn survey(&self) -> &Survey {
+        &self.survey
+    }
+
+    /// From here on it is written to: see [`Writer::open`].
+    ///
+    /// # Errors
+    /// No space, or the file failed.
+    pub fn go_on(self) -> Result<Writer, RecordingError> {
+        Writer::go_on(self.file, &self.reader, &self.survey)
+    }
+}
