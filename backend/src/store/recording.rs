@@ -45,7 +45,7 @@ use tornblk_model::event::{
     self, Disk, Event, Mark, Negotiation, Payload, ResetCause, SECTOR, Segment, Seq,
 };
 use tornblk_model::recording::{
-    BaseImage, NewRecording, Opening, RecordingError, StateReader, Trust, Writer,
+    BaseImage, NewRecording, Opening, RecordingError, StateReader, Survey, Trust, Writer,
 };
 
 /// Queues whose available index is remembered; those above are recorded at every completion.
@@ -173,11 +173,9 @@ impl RecordingStore {
         if let Some(cut) = survey.power_cut {
             return Err(over_for_good(recording, cut));
         }
-        if let Some(what) = survey.nonsense.clone() {
-            return Err(RecordingError::Corrupt { path: recording.to_owned(), what });
-        }
-        let untouched = survey.not_executed.clone();
-        RecordingStore::resume(opening.go_on()?, untouched, gate, options)
+        makes_sense(survey, recording)?;
+        let survey = survey.clone();
+        RecordingStore::resume(opening.go_on()?, survey, gate, options)
     }
 
     /// A store over a writer that is open already. What was recorded before is shown.
@@ -189,19 +187,19 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
-        let untouched = writer.reader()?.not_executed()?;
-        RecordingStore::resume(writer, untouched, gate, options)
+        let survey = writer.reader()?.survey()?;
+        RecordingStore::resume(writer, survey, gate, options)
     }
 
     fn resume(
         writer: Writer,
-        untouched: HashSet<Seq>,
+        survey: Survey,
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
         if let Some(on) = &writer.header().on {
             let state = on.state_reader(None, Trust::Unchanged)?;
-            return RecordingStore::on_base(writer, Base::State(state), untouched, gate, options);
+            return RecordingStore::on_base(writer, Base::State(state), survey, gate, options);
         }
         let path = writer.header().base.path.clone();
         whole(writer.disk(), &path)?;
@@ -210,7 +208,7 @@ impl RecordingStore {
             path: path.clone(),
             source,
         })?;
-        RecordingStore::on_base(writer, Base::Image { file, path }, untouched, gate, options)
+        RecordingStore::on_base(writer, Base::Image { file, path }, survey, gate, options)
     }
 
     /// A store over a writer, on a state of another recording.
@@ -223,17 +221,18 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
-        let untouched = writer.reader()?.not_executed()?;
-        RecordingStore::on_base(writer, Base::State(state), untouched, gate, options)
+        let survey = writer.reader()?.survey()?;
+        RecordingStore::on_base(writer, Base::State(state), survey, gate, options)
     }
 
     fn on_base(
         writer: Writer,
         base: Base,
-        untouched: HashSet<Seq>,
+        survey: Survey,
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
+        makes_sense(&survey, writer.path())?;
         let disk = writer.disk().clone();
         let thaws = writer.thaws();
         let shared = Shared {
@@ -249,7 +248,7 @@ impl RecordingStore {
             open: Open::default(),
             broken: AtomicBool::new(false),
         };
-        shared.replay(&untouched)?;
+        shared.replay(&survey.not_executed)?;
         Ok(RecordingStore { shared: Arc::new(shared), gate })
     }
 
@@ -362,6 +361,13 @@ fn whole(disk: &Disk, image: &Path) -> Result<(), RecordingError> {
         )));
     }
     Ok(())
+}
+
+fn makes_sense(survey: &Survey, recording: &Path) -> Result<(), RecordingError> {
+    match survey.nonsense.clone() {
+        Some(what) => Err(RecordingError::Corrupt { path: recording.to_owned(), what }),
+        None => Ok(()),
+    }
 }
 
 fn over_for_good(recording: &Path, cut: Seq) -> RecordingError {

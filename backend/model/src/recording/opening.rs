@@ -4,8 +4,9 @@
 use super::RecordingError;
 use super::header::Header;
 use super::reader::Reader;
+use super::slot::Decoded;
 use super::writer::{Writer, lock};
-use crate::event::{Event, ResetCause, Seq};
+use crate::event::{Event, Op, ResetCause, SECTOR, Seq, Submit};
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -22,7 +23,7 @@ pub struct Survey {
     pub not_executed: HashSet<Seq>,
     /// The first power cut: there is no live disk to go on with.
     pub power_cut: Option<Seq>,
-    /// The events contradict each other.
+    /// The events contradict each other, or the file.
     pub nonsense: Option<String>,
 }
 
@@ -39,6 +40,9 @@ impl Reader {
             let (seq, decoded) = found?;
             out.next = seq + 1;
             out.used = out.used.max(self.payload_end(&decoded));
+            if let Some(what) = self.misplaced(seq, &decoded) {
+                out.nonsense.get_or_insert(what);
+            }
             let (word, bit) = ((seq / 64) as usize, 1 << (seq % 64));
             match decoded.event {
                 Some(Event::Submit(_)) if !decoded.at_once => {
@@ -68,6 +72,17 @@ impl Reader {
             }
         }
         Ok(out)
+    }
+
+    /// What is wrong with the place of a write's data, if anything is.
+    fn misplaced(&self, seq: u64, decoded: &Decoded) -> Option<String> {
+        let Some(Event::Submit(Submit { op: Op::Write { payload, .. }, .. })) = &decoded.event
+        else {
+            return None;
+        };
+        let (from, to) = (payload.position, self.payload_end(decoded));
+        let sound = from == 0 || from.is_multiple_of(SECTOR) && self.is_room(from, to);
+        (!sound).then(|| format!("event {seq}: no data are kept at byte {from}"))
     }
 
     /// The requests that ended without having changed anything: see [`Survey::not_executed`].

@@ -375,7 +375,7 @@ impl Reader {
     }
 
     /// Are these bytes of the file room for payload? Elsewhere slots lie, or will.
-    fn is_room(&self, from: u64, to: u64) -> bool {
+    pub(super) fn is_room(&self, from: u64, to: u64) -> bool {
         let at = |n: usize| self.geometry.segment_at(u32::try_from(n).unwrap_or(u32::MAX));
         let kinds = &self.read_segments().kinds;
         let inside = from.saturating_sub(slot::DATA_START) / self.geometry.segment;

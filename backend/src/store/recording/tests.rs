@@ -17,6 +17,20 @@ use tornblk_model::recording::StateReader;
 
 const SIZE: u64 = 64 << 10;
 
+/// Opens what is locked by nobody. A test beside this one starts a process, which has our descriptors,
+/// and so our locks, for a moment: until it runs its program.
+fn free<T>(open: impl Fn() -> Result<T, RecordingError>) -> Result<T, RecordingError> {
+    let start = std::time::Instant::now();
+    loop {
+        match open() {
+            Err(RecordingError::Busy { .. }) if start.elapsed().as_secs() < 10 => {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            other => return other,
+        }
+    }
+}
+
 /// A gate that a test tells what to do.
 #[derive(Default)]
 struct Told {
@@ -118,9 +132,12 @@ impl Setup {
     }
 
     fn reopen(&self, lb_size: u32, discard: DiscardReads) -> RecordingStore {
-        let gate = Arc::clone(&self.gate) as _;
-        RecordingStore::reopen(&self.recording(), &self.image, lb_size, gate, options(discard))
-            .unwrap()
+        let gate = || Arc::clone(&self.gate) as _;
+        let options = options(discard);
+        let again = || {
+            RecordingStore::reopen(&self.recording(), &self.image, lb_size, gate(), options.clone())
+        };
+        free(again).unwrap()
     }
 
     fn reader(&self) -> Reader {

@@ -108,8 +108,11 @@ fn a_read_only_disk_records_and_writes_nothing() {
     drop(place.store(512));
     let options = RecordingOptions { read_only: true, ..options(DiscardReads::Zeroes) };
     let gate = Arc::new(AlwaysGo);
-    let store =
-        RecordingStore::reopen(&place.recording(), &place.image, 512, gate, options).unwrap();
+    let again = || {
+        let (gate, options) = (gate.clone(), options.clone());
+        RecordingStore::reopen(&place.recording(), &place.image, 512, gate, options)
+    };
+    let store = free(again).unwrap();
     assert!(store.read_only());
     let mut queue = store.queue(0);
     for refused in [write(0, 0, vec![1; 512]), discard(0, 0, 512), zeroes(0, 0, 512, true)] {
@@ -127,11 +130,11 @@ fn what_cannot_be_gone_on_with_is_refused_with_a_sentence() {
     drop(store);
     let gate = || Arc::new(AlwaysGo) as Arc<dyn Gate>;
     let reopen = |image: &Path, lb_size| {
-        let options = options(DiscardReads::Zeroes);
-        RecordingStore::reopen(&place.recording(), image, lb_size, gate(), options)
-            .map(drop)
-            .unwrap_err()
-            .to_string()
+        let again = || {
+            let options = options(DiscardReads::Zeroes);
+            RecordingStore::reopen(&place.recording(), image, lb_size, gate(), options)
+        };
+        free(again).map(drop).unwrap_err().to_string()
     };
     assert!(reopen(&place.image, 4096).contains("--logical-block-size 512"));
     let other = place.dir.path().join("other.img");
@@ -152,7 +155,7 @@ fn what_cannot_be_gone_on_with_is_refused_with_a_sentence() {
     assert!(e.to_string().contains("resize it to 1024"), "{e}");
     assert!(!recording.exists(), "nothing is left behind");
     // After a power cut there is no live disk.
-    let writer = Writer::open(&place.recording()).unwrap();
+    let writer = free(|| Writer::open(&place.recording())).unwrap();
     writer.freeze();
     writer.thaw().unwrap();
     drop(writer);
