@@ -113,7 +113,9 @@ impl Bench {
         let path = dir.path().join("s");
         let socket = Socket::bind(&path).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
-        let thread = std::thread::spawn(move || serve(&device, &socket, stopped.as_fd()).unwrap());
+        let thread = std::thread::spawn(move || {
+            serve(&device, &socket, stopped.as_fd(), Duration::ZERO).unwrap()
+        });
         let mut bench = Bench {
             front_end,
             // The last one: SCSI has two before its requests.

@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tornblk_backend::control::{Bound, Server};
 use tornblk_backend::device::blk::{Blk, BlkOptions};
 use tornblk_backend::device::limits::{Limits, mode_name};
@@ -115,7 +116,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let (device, _control, socket) = started?;
     log::info!("{}", advertised(&options, &limits, &*device, &machine));
     socket.shows(&shown(&options));
-    vhost::serve(&device, &socket, stop.as_fd())?;
+    vhost::serve(&device, &socket, stop.as_fd(), Duration::from_micros(options.poll_us.into()))?;
     machine.look_back();
     log::info!("ended by a signal");
     Ok(())

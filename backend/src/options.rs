@@ -79,6 +79,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "WHICH", default_value = "auto", help_heading = "Disk")]
     pub(crate) io_engine: Engine,
 
+    /// A queue's thread that found something looks for more for so many microseconds before it sleeps,
+    /// 0 to 1000000: less latency, for a processor that each busy queue keeps
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000), help_heading = "Block sizes and queues")]
+    pub(crate) poll_us: u32,
+
     /// Serial number, of which the guest sees 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "tornblk", value_parser = serial, help_heading = "Disk")]
     pub(crate) serial: String,
@@ -337,6 +342,7 @@ mod tests {
             "--queue-size 100",
             "--queue-size 4",
             "--queue-size 2048",
+            "--poll-us 1000001",
             "--atomic-unit-max 16q",
             "--atomic-mode maybe",
             "--cache sometimes",

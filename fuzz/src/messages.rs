@@ -122,7 +122,8 @@ fn case(data: &[u8]) {
     let path = socket.path().to_owned();
     let (stop, stopped) = UnixStream::pair().unwrap();
     let served = device.clone();
-    let server = std::thread::spawn(move || serve(&served, &socket, stopped.as_fd()));
+    let server =
+        std::thread::spawn(move || serve(&served, &socket, stopped.as_fd(), Duration::ZERO));
     hostile(&path, &mut dish, scsi, &disks);
     disks.gate.release();
     well_behaved(&path, &device);

@@ -38,8 +38,8 @@ fn every_load_is_measured_on_every_device_of_its_own() {
     }
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let cells = report["cells"].as_array().unwrap();
-    // Three loads, one queue and four, four ways to serve them.
-    assert_eq!(cells.len(), 3 * 2 * 4);
+    // Three loads, one queue and four, five ways to serve them.
+    assert_eq!(cells.len(), 3 * 2 * 5);
     for cell in cells {
         let sample = &cell["samples"][0];
         assert!(sample["requests_per_second"].as_f64().unwrap() > 0.0, "{cell}");

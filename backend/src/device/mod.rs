@@ -88,6 +88,16 @@ pub trait Device: Send + Sync {
     fn reset(&self, cause: ResetCause, queue: Option<u16>);
 }
 
+/// What came of [`DeviceQueue::poll`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Polled {
+    /// The guest wants to be told.
+    pub tell: bool,
+    /// Something was taken or returned.
+    pub moved: bool,
+}
+
 /// A queue at work. Belongs to one thread at a time.
 pub trait DeviceQueue: Send {
     /// Takes again what `ledger` says was left by a device before this one, and notes in it from now
@@ -98,6 +108,10 @@ pub trait DeviceQueue: Send {
     /// guest wants to be told.
     #[must_use]
     fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool;
+
+    /// As [`DeviceQueue::pump`] of all there is, by who will look again at once: the driver is not asked
+    /// to kick. Before it is not looked any more, `pump` has to.
+    fn poll(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> Polled;
 
     /// Ends everything that is in flight, and returns it. Says whether the guest wants to be told.
     #[must_use]

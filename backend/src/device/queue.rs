@@ -3,7 +3,7 @@
 
 use super::chain::{self, Broken, Chain};
 use super::ledger::{Came, Ledger, Left};
-use super::{DeviceQueue, Memory};
+use super::{DeviceQueue, Memory, Polled};
 use crate::complaints;
 use crate::store::{Moves, Note, Past};
 use std::fmt;
@@ -171,6 +171,18 @@ impl<R: Requests> Worker<R> {
         self.ring.tell(ring, mem)
     }
 
+    /// See [`DeviceQueue::poll`].
+    pub fn poll(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> Polled {
+        let before = (ring.next_avail(), ring.next_used());
+        if ring.disable_notification(&**mem).is_ok() {
+            self.requests.listen();
+            self.take(ring, mem);
+            self.reap(ring, mem);
+        }
+        let moved = before != (ring.next_avail(), ring.next_used());
+        Polled { tell: self.ring.tell(ring, mem), moved }
+    }
+
     /// See [`DeviceQueue::drain`].
     #[must_use]
     pub fn drain(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {
@@ -285,6 +297,10 @@ impl<R: Requests> DeviceQueue for Worker<R> {
 
     fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool {
         Worker::pump(self, ring, mem, take)
+    }
+
+    fn poll(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> Polled {
+        Worker::poll(self, ring, mem)
     }
 
     fn drain(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> bool {

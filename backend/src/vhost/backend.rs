@@ -8,11 +8,13 @@ use super::in_flight::{Beside, Region};
 use super::notes::{Notes, Watch};
 use super::ring::{Indices, Space, Vring};
 use crate::complaints;
-use crate::device::{Device, DeviceQueue, Memory, RING_SIZE_MAX};
+use crate::device::{Device, DeviceQueue, Memory, Polled, RING_SIZE_MAX};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 use tornblk_model::event::ResetCause;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringState, VringT};
@@ -43,6 +45,12 @@ pub(super) struct Backend {
     in_flight: Mutex<Option<Arc<Region>>>,
     beside: Arc<Beside>,
     exits: Mutex<Vec<RawFd>>,
+    /// How long a queue's thread looks for more, after it found something, before it sleeps.
+    poll: Duration,
+    /// By queue: somebody waits for it, and its thread is not to look once more.
+    wanted: Vec<AtomicBool>,
+    /// The connection ends, and nobody is to look once more.
+    over: AtomicBool,
 }
 
 impl Backend {
@@ -50,9 +58,11 @@ impl Backend {
         device: Arc<dyn Device>,
         beside: Arc<Beside>,
         default_writeback: bool,
+        poll: Duration,
     ) -> io::Result<Arc<Backend>> {
         let watch = Watch::new(Arc::clone(&device), Arc::clone(&beside), default_writeback);
         let queues = (0..device.queues()).map(|_| Mutex::new(None)).collect();
+        let wanted = (0..device.queues()).map(|_| AtomicBool::new(false)).collect();
         Ok(Arc::new(Backend {
             device,
             mem: Space::new(Memory::new()),
@@ -65,6 +75,9 @@ impl Backend {
             in_flight: Mutex::default(),
             beside,
             exits: Mutex::new(Vec::new()),
+            poll,
+            wanted,
+            over: AtomicBool::new(false),
         }))
     }
 
@@ -98,6 +111,11 @@ impl Backend {
         let _ = self.handlers.set(handlers.iter().map(Arc::downgrade).collect());
     }
 
+    /// The threads of the queues end when they look at their events again: they do.
+    pub(super) fn ends(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
     /// After the daemon is gone, with its threads. What is in flight is ended and noted, not
     /// returned: the front-end has read the used index by now. The same one, come back, gets its
     /// answers; for any other the notes are void.
@@ -125,37 +143,62 @@ impl Backend {
         self.device.queues() + 1
     }
 
-    /// Takes what is there and returns what is done. Only on the queue's own thread.
-    fn pump(&self, n: usize, woken: bool) {
+    /// Takes what is there and returns what is done, and goes on looking for more for as long as
+    /// `poll` says. Only on the queue's own thread.
+    fn serve(&self, n: usize, woken: bool) {
         // At most 64 queues.
         if self.device.reaches_all(n as u16) {
             (0..self.queues.len()).filter(|other| *other != n).for_each(|other| self.make(other));
         }
-        let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
+        if !self.poll.is_zero() {
+            let mut woken = woken;
+            let mut moved = Instant::now();
+            // Whoever wants the queue for something else goes first: a lock knows no turns.
+            let may =
+                || !self.wanted[n].load(Ordering::Relaxed) && !self.over.load(Ordering::Relaxed);
+            while may() && moved.elapsed() < self.poll {
+                match self.pump(n, std::mem::take(&mut woken), true) {
+                    Some(true) => moved = Instant::now(),
+                    Some(false) => std::hint::spin_loop(),
+                    None => break,
+                }
+            }
+        }
+        self.pump(n, woken, false);
+    }
+
+    /// Does so once. With `again`, the driver need not kick: it is looked again. Was there something?
+    /// `None`: the queue does not run.
+    fn pump(&self, n: usize, woken: bool, again: bool) -> Option<bool> {
+        let ring = self.rings.get()?.get(n)?;
         let mut slot = whole(&self.queues[n]);
         let mut state = ring.get_mut();
         let runs = runs(&state);
         if slot.is_none() {
             if !runs {
-                return;
+                return None;
             }
             *slot = Some(self.start(n, &mut state));
         }
-        let Some(queue) = slot.as_mut() else { return };
+        let queue = slot.as_mut()?;
         if woken && let Some(fd) = queue.wake_fd() {
             // Only ever readable here; where it is not, there is nothing to clear.
             let _ = rustix::io::read(fd, &mut [0u8; 8]);
         }
         let mem = self.mem.memory().into_inner();
-        if queue.pump(state.get_queue_mut(), &mem, runs)
-            && let Err(error) = state.signal_used_queue()
-        {
+        let Polled { tell, moved } = if again && runs {
+            queue.poll(state.get_queue_mut(), &mem)
+        } else {
+            Polled { tell: queue.pump(state.get_queue_mut(), &mem, runs), moved: false }
+        };
+        if tell && let Err(error) = state.signal_used_queue() {
             log::warn!("queue {n}: the guest cannot be told: {error}");
         }
         if self.watch.is_cut_short() {
             // Fails only where the counter is full: then it is readable anyway.
             let _ = rustix::io::write(&self.trouble, &1u64.to_ne_bytes());
         }
+        runs.then_some(moved)
     }
 
     /// A queue that runs and was not kicked yet is made all the same. Its thread is not woken: what
@@ -207,7 +250,9 @@ impl Backend {
     /// Ends what is in flight on a queue and returns it; then the queue itself, if `end`.
     fn settle(&self, n: usize, why: &str, end: bool) {
         let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
+        self.wanted[n].store(true, Ordering::Relaxed);
         let mut slot = whole(&self.queues[n]);
+        self.wanted[n].store(false, Ordering::Relaxed);
         if let Some(queue) = slot.as_mut() {
             let held = queue.in_flight();
             if held > 0 {
@@ -356,7 +401,7 @@ impl VhostUserBackend for Backend {
         thread: usize,
     ) -> io::Result<()> {
         if thread < self.queues.len() {
-            self.pump(thread, event == self.wake_event());
+            self.serve(thread, event == self.wake_event());
         }
         // An error would end the thread.
         Ok(())

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 use vhost::vhost_user::Error as ProtocolError;
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 
@@ -38,7 +39,9 @@ fn needed(queues: u16) -> usize {
     usize::from(queues) * 8 + 32
 }
 
-/// Serves `device` to whoever connects to `socket`, one at a time, until `stop` is readable.
+/// Serves `device` to whoever connects to `socket`, one at a time, until `stop` is readable. A queue's
+/// thread that found something looks for more for as long as `poll` before it sleeps: that takes a
+/// processor, and spares both sides the waking.
 ///
 /// # Errors
 /// Only what makes further serving impossible; a front-end's errors, and what cannot be had for
@@ -47,6 +50,7 @@ pub fn serve(
     device: &Arc<dyn Device>,
     socket: &Socket,
     stop: BorrowedFd<'_>,
+    poll: Duration,
 ) -> Result<(), ServeError> {
     let lost = |source: io::Error| ServeError::Listen {
         path: socket.path().display().to_string(),
@@ -71,7 +75,8 @@ pub fn serve(
                 Ok(Ok((front, _))) => {
                     let who = told(Peer::of(&front).as_ref());
                     let watched = Watched { socket, stop, spare: &mut spare };
-                    if let Err(error) = one(device, watched, front, &who, default_writeback) {
+                    if let Err(error) = one(device, watched, front, &who, (default_writeback, poll))
+                    {
                         log::warn!("{who} cannot be served: {error}");
                     }
                 }
@@ -79,7 +84,7 @@ pub fn serve(
                 Ok(Err(error)) => {
                     log::warn!("a front-end could not be accepted: {error}");
                     // Out of descriptors, most likely: others may give some back.
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    std::thread::sleep(Duration::from_millis(100));
                 }
             },
             [false, false] => {}
@@ -93,12 +98,12 @@ fn one(
     watched: Watched<'_>,
     front: UnixStream,
     who: &str,
-    default_writeback: bool,
+    (default_writeback, poll): (bool, Duration),
 ) -> io::Result<()> {
     front.set_nonblocking(false)?;
     let socket = watched.socket;
     let beside = Arc::clone(socket.beside());
-    let backend = Backend::new(device.clone(), beside, default_writeback)?;
+    let backend = Backend::new(device.clone(), beside, default_writeback, poll)?;
     let mem = Space::new(Memory::new());
     let (daemon, rings) =
         collected(|| VhostUserDaemon::new("vhost-user".to_owned(), backend.clone(), mem));
@@ -132,6 +137,7 @@ fn one(
     daemon.request_shutdown();
     let _ = daemon.wait();
     // Ends the threads of the queues.
+    backend.ends();
     drop(daemon);
     backend.disconnect();
     complaints::rest_of_guests();

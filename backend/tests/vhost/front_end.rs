@@ -6,6 +6,7 @@ use std::io::Read;
 use std::mem::offset_of;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 use tornblk_backend::device::blk::VIRTIO_BLK_F_ATOMIC;
 use tornblk_backend::device::limits::LimitOptions;
 use tornblk_backend::vhost::{Socket, SocketError};
@@ -104,6 +105,30 @@ fn a_batch_in_one_kick_is_answered_whole() {
     for (i, sent) in (0..).zip(sent) {
         assert_eq!(guest.queues[0].driver.byte(sent.status), OK);
         assert_eq!(guest.queues[0].driver.bytes(sent.data, 512), [pattern(i); 512]);
+    }
+}
+
+#[test]
+fn a_queue_that_polls_finds_what_nobody_kicked_for() {
+    // Far longer than the test: what ends it is not the time.
+    let poll = Duration::from_secs(60);
+    for (server, found) in [(Server::polling(2, poll), true), (Server::new(2), false)] {
+        let mut guest = Guest::ready(&server.path(), 2);
+        assert_eq!(guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 4, 512)).1, OK);
+        let sent = guest.queues[0].driver.wants(VIRTIO_BLK_T_IN, 5, 512);
+        if !found {
+            std::thread::sleep(Duration::from_millis(100));
+            assert_eq!(guest.queues[0].driver.take_used(), []);
+            guest.kick(0);
+        }
+        assert_eq!(guest.wait(0)[0].0, sent.head);
+        // It lets go at once of a queue that is stopped, and of a front-end that goes.
+        let start = Instant::now();
+        guest.frontend.get_vring_base(0).unwrap();
+        assert_eq!(guest.ask(1, |driver| driver.wants(VIRTIO_BLK_T_IN, 6, 512)).1, OK);
+        drop(guest);
+        drop(server);
+        assert!(start.elapsed() < poll / 2, "{:?}", start.elapsed());
     }
 }
 

@@ -41,22 +41,28 @@ impl Server {
     pub(crate) fn with(queues: u16, limits: LimitOptions) -> Server {
         let store = MemStore::new(4096);
         let device = device_with(&store, queues, limits);
-        Server::of(device, store)
+        Server::of(device, store, Duration::ZERO)
+    }
+
+    /// One whose queues look for more for so long.
+    pub(crate) fn polling(queues: u16, poll: Duration) -> Server {
+        let store = MemStore::new(4096);
+        Server::of(device_with(&store, queues, LimitOptions::default()), store, poll)
     }
 
     /// Serves a SCSI disk.
     pub(crate) fn scsi(request_queues: u16, limits: LimitOptions) -> Server {
         let store = MemStore::new(4096);
-        Server::of(scsi_with(&store, request_queues, limits), store)
+        Server::of(scsi_with(&store, request_queues, limits), store, Duration::ZERO)
     }
 
-    fn of(device: Arc<dyn Device>, store: Arc<MemStore>) -> Server {
+    fn of(device: Arc<dyn Device>, store: Arc<MemStore>, poll: Duration) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&dir.path().join("blk.sock")).unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || {
             use std::os::fd::AsFd;
-            serve(&device, &socket, stopped.as_fd()).unwrap();
+            serve(&device, &socket, stopped.as_fd(), poll).unwrap();
         });
         Server { store, dir, stop: Some(stop), thread: Some(thread) }
     }

@@ -93,6 +93,8 @@ pub enum Server {
     Recording,
     /// As `RawCached`, with a fault armed that never strikes.
     RawFault,
+    /// As `RawCached`, with queues that look for more before they sleep.
+    RawPoll,
     /// The device of the comparison, through the page cache.
     AgainstCached,
     /// The same with O_DIRECT.
@@ -117,6 +119,7 @@ impl fmt::Display for Server {
             Server::RawDirect => "raw --direct",
             Server::Recording => "recording",
             Server::RawFault => "raw, fault armed",
+            Server::RawPoll => "raw --poll-us 50",
             Server::AgainstCached => "other",
             Server::AgainstDirect => "other, direct",
         })

@@ -68,6 +68,7 @@ impl Running {
             }
             // Looked for in every request; it strikes the first sector at some far time.
             Server::RawFault => option("--fault", "eio,range=0+512,nth=1000000000".as_ref()),
+            Server::RawPoll => option("--poll-us", "50".as_ref()),
             _ => {}
         }
         if server.direct() {

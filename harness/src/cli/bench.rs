@@ -135,7 +135,7 @@ impl BenchArgs {
         servers.extend(self.against.is_some().then_some(Server::AgainstCached));
         servers.push(Server::RawDirect);
         servers.extend(self.against.is_some().then_some(Server::AgainstDirect));
-        servers.extend([Server::Recording, Server::RawFault]);
+        servers.extend([Server::Recording, Server::RawFault, Server::RawPoll]);
         Ok(Options {
             places: Places {
                 tornblkd: find_tornblkd()?,

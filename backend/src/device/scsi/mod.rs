@@ -61,7 +61,7 @@ pub use queue::{ScsiQueue, ScsiRequests};
 use super::ledger::Ledger;
 use super::limits::Limits;
 use super::queue::Worker;
-use super::{Device, DeviceQueue, FrontEnd, Memory};
+use super::{Device, DeviceQueue, FrontEnd, Memory, Polled};
 use crate::complaints;
 use crate::store::Store;
 use sense::Sense;
@@ -366,6 +366,10 @@ impl DeviceQueue for EventQueue {
 
     fn pump(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>, _take: bool) -> bool {
         false
+    }
+
+    fn poll(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>) -> Polled {
+        Polled::default()
     }
 
     fn drain(&mut self, _ring: &mut Queue, _mem: &Arc<Memory>) -> bool {
