@@ -104,6 +104,7 @@ impl Bench {
             faults: Vec::new(),
             direct: false,
             io_engine: IoEngine::Auto,
+            record_payload: true,
             queues: 4,
             hold_completions: HoldCompletions::None,
             serial: "bench".to_owned(),

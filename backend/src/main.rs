@@ -132,6 +132,7 @@ fn open(options: &Options, limits: &Limits) -> anyhow::Result<Arc<Machine>> {
         image: options.image.clone().unwrap_or_default(),
         states: options.states.clone(),
         recording: options.recording.clone(),
+        record_payload: options.record_payload,
         profile: limits.profile.clone(),
         logical_block_size: limits.logical_block_size,
         physical_block_size: limits.physical_block_size,
@@ -243,13 +244,18 @@ fn advertised(
     machine: &Machine,
 ) -> String {
     let size = |bytes: u64| Size(bytes).to_string();
-    let store = match (&options.recording, &options.states) {
+    let recording = options.recording.as_ref().filter(|_| options.record_payload);
+    let store = match (recording, &options.states) {
         (Some(file), _) => format!("recorded to {}", file.display()),
         (None, Some(file)) => format!("the states of {}", file.display()),
         (None, None) => format!(
-            "raw, by {}{}",
+            "raw, by {}{}{}",
             if machine.has_rings() { "io_uring" } else { "preadv and pwritev" },
-            if options.direct { ", direct" } else { "" }
+            if options.direct { ", direct" } else { "" },
+            match &options.recording {
+                Some(file) => format!(", recorded without data to {}", file.display()),
+                None => String::new(),
+            }
         ),
     };
     let atomic = if limits.profile.unit_max == 0 {
@@ -259,7 +265,7 @@ fn advertised(
             0 => String::new(),
             boundary => format!(", boundary {}", size(boundary)),
         };
-        let recording = options.recording.as_ref().or(options.states.as_ref());
+        let recording = recording.or(options.states.as_ref());
         let caution = match (limits.atomic(), recording) {
             (false, _) => "; no virtio-blk write is eligible",
             (true, None) => "; on a raw image only as good as the host's own disk",

@@ -55,6 +55,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE", help_heading = "Disk")]
     pub(crate) recording: Option<PathBuf>,
 
+    /// Record the data of writes, too. With no, the requests and marks are recorded and the image is
+    /// written as without a recording: a trace, of which no state can be shown
+    #[arg(long, value_name = "yes|no", default_value = "yes", requires = "recording", action = ArgAction::Set, value_parser = yes_or_no, help_heading = "Disk")]
+    pub(crate) record_payload: bool,
+
     /// What the guest's driver sees: blk (virtio-blk, vda), or scsi (virtio-scsi, sda: target 0,
     /// LUN 0, for QEMU's vhost-user-scsi-pci)
     #[arg(long, value_name = "WHICH", default_value = "blk", help_heading = "Disk")]
@@ -70,8 +75,8 @@ pub(crate) struct Options {
     pub(crate) cache: Cache,
 
     /// Read and write past the host's page cache (O_DIRECT), as QEMU's cache.direct=on; not with
-    /// --recording
-    #[arg(long, conflicts_with_all = ["recording", "states"], help_heading = "Disk")]
+    /// --recording, unless without data
+    #[arg(long, conflicts_with = "states", help_heading = "Disk")]
     pub(crate) direct: bool,
 
     /// How a raw disk's bytes are moved: io_uring, sync (preadv and pwritev), or auto (io_uring where
@@ -234,6 +239,13 @@ impl Options {
                 self.num_queues
             ));
         }
+        if self.direct && self.recording.is_some() && self.record_payload {
+            return Err(
+                "--direct is about the image, which is only read with --recording: leave one of \
+                        them out, or record without data (--record-payload no)"
+                    .to_owned(),
+            );
+        }
         if self.control.as_ref() == Some(&self.socket) {
             return Err(format!(
                 "--socket and --control are both {}: they are two sockets, name two paths",
@@ -295,6 +307,14 @@ fn serial(text: &str) -> Result<String, String> {
     }
 }
 
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("write yes or no".to_owned()),
+    }
+}
+
 fn hold(text: &str) -> Result<HoldCompletions, String> {
     match text {
         "idle" => Ok(HoldCompletions::Idle),
@@ -343,6 +363,8 @@ mod tests {
             "--queue-size 4",
             "--queue-size 2048",
             "--poll-us 1000001",
+            "--record-payload maybe --recording r",
+            "--record-payload no",
             "--atomic-unit-max 16q",
             "--atomic-mode maybe",
             "--cache sometimes",

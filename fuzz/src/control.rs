@@ -75,6 +75,7 @@ fn machine(setup: u8, place: &Place) -> Arc<Machine> {
         faults: Vec::new(),
         direct: false,
         io_engine: IoEngine::Auto,
+        record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "tornblk".to_owned(),

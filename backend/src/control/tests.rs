@@ -36,6 +36,7 @@ fn machine(dir: &tempfile::TempDir, recording: bool) -> Arc<Machine> {
         faults: Vec::new(),
         direct: false,
         io_engine: IoEngine::Auto,
+        record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "tornblk".to_owned(),

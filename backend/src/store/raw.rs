@@ -124,6 +124,26 @@ impl RawStore {
     }
 }
 
+impl RawStore {
+    /// A queue whose engine is what `wrap` makes of the store's own.
+    pub(super) fn queue_of<E: Engine + 'static>(
+        &self,
+        n: u16,
+        wrap: impl FnOnce(RawEngine) -> E,
+    ) -> Box<dyn StoreQueue> {
+        let profile = Some(self.profile.clone()).filter(|p| p.mode != AtomicMode::None);
+        let (shared, gate) = (Arc::clone(&self.shared), Arc::clone(&self.gate));
+        // Where it is in use still, its queue is on its way out: calls do as well.
+        if let Some(ring) = self.rings.as_ref().and_then(|rings| rings.lend(n)) {
+            let waker = Waker::ringing(Arc::clone(ring.bell()));
+            let engine = wrap(RawEngine { shared, ring: Some(ring) });
+            return Box::new(GatedQueue::woken_by(n, waker, engine, gate, profile));
+        }
+        let engine = wrap(RawEngine { shared, ring: None });
+        super::broken::or_broken(GatedQueue::new(n, engine, gate, profile))
+    }
+}
+
 impl Store for RawStore {
     fn disk(&self) -> Disk {
         Disk { capacity: self.shared.image.size(), lb_size: self.lb_size }
@@ -138,16 +158,7 @@ impl Store for RawStore {
     }
 
     fn queue(&self, n: u16) -> Box<dyn StoreQueue> {
-        let profile = Some(self.profile.clone()).filter(|p| p.mode != AtomicMode::None);
-        let (shared, gate) = (Arc::clone(&self.shared), Arc::clone(&self.gate));
-        // Where it is in use still, its queue is on its way out: calls do as well.
-        if let Some(ring) = self.rings.as_ref().and_then(|rings| rings.lend(n)) {
-            let waker = Waker::ringing(Arc::clone(ring.bell()));
-            let engine = RawEngine { shared, ring: Some(ring) };
-            return Box::new(GatedQueue::woken_by(n, waker, engine, gate, profile));
-        }
-        let engine = RawEngine { shared, ring: None };
-        super::broken::or_broken(GatedQueue::new(n, engine, gate, profile))
+        self.queue_of(n, |engine| engine)
     }
 
     fn bell(&self, n: u16) -> Option<Arc<OwnedFd>> {
@@ -174,7 +185,7 @@ impl Store for RawStore {
 }
 
 /// Moves the bytes through a ring, where there is one and it can; else at once, in `execute`.
-struct RawEngine {
+pub(super) struct RawEngine {
     shared: Arc<Shared>,
     ring: Option<Lent>,
 }

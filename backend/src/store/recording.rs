@@ -11,6 +11,9 @@
 //! none loses the other's bytes. WRITE ZEROES of a part of a block is recorded as a write, as a
 //! request of its own.
 //!
+//! Without data ([`Header::data`](tornblk_model::recording::Header)) it is a *trace*: the requests are
+//! recorded all the same, and a raw store has the bytes.
+//!
 //! A request whose queue stops while it is held counts as executed: it may be old or new, and is
 //! new, also after the device was started again. One that comes again then ([`Past`](super::Past)) is
 //! the same request, with the place in the order that it has: it is completed, and not recorded or
@@ -24,9 +27,9 @@ mod open;
 mod tests;
 
 use super::gate::{Gate, GatedQueue};
-use super::{Buffers, Failure, Rings, Store, StoreQueue, broken};
+use super::{Buffers, Failure, RawStore, Rings, Store, StoreQueue, broken};
 use crate::made::Made;
-use engine::RecordingEngine;
+use engine::{RecordingEngine, TraceEngine};
 use index::{Index, Piece, Place};
 use open::Open;
 use smallvec::SmallVec;
@@ -35,6 +38,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -64,6 +68,8 @@ pub struct RecordingOptions {
 pub struct RecordingStore {
     shared: Arc<Shared>,
     gate: Arc<dyn Gate>,
+    /// Of a trace: who has the bytes.
+    raw: Option<RawStore>,
 }
 
 struct Shared {
@@ -93,6 +99,8 @@ enum Base {
     },
     /// In a state of another recording.
     State(StateReader),
+    /// Of a trace, which does not know.
+    Elsewhere,
 }
 
 impl Base {
@@ -106,6 +114,7 @@ impl Base {
                 io::Error::new(e.kind(), format!("cannot read the image {}: {why}", path.display()))
             }),
             Base::State(state) => state.read_at(offset, bytes).map_err(io::Error::other),
+            Base::Elsewhere => Err(io::Error::other("it was recorded without data")),
         }
     }
 }
@@ -144,6 +153,47 @@ impl RecordingStore {
         store
     }
 
+    /// Makes a trace of what is done to `raw`, whose image is at `image`, or goes on with one.
+    ///
+    /// # Errors
+    /// The recording has data, or cannot be made or gone on with; it is of another disk.
+    pub fn trace(
+        recording: &Path,
+        image: &Path,
+        raw: RawStore,
+        description: serde_json::Value,
+        gate: Arc<dyn Gate>,
+        options: RecordingOptions,
+    ) -> Result<RecordingStore, RecordingError> {
+        let disk = raw.disk();
+        let (writer, survey) = if recording.try_exists().unwrap_or(true) {
+            let opening = Opening::new(recording)?;
+            if opening.header().data {
+                return Err(RecordingError::Invalid(format!(
+                    "{} has the data of writes: leave out --record-payload no, or record to another \
+                     file",
+                    recording.display()
+                )));
+            }
+            if opening.header().disk != disk {
+                return Err(RecordingError::Invalid(format!(
+                    "{} is of another disk than {}: record to another file",
+                    recording.display(),
+                    image.display()
+                )));
+            }
+            let survey = sound(&opening, recording)?;
+            (opening.go_on()?, survey)
+        } else {
+            whole(&disk, image)?;
+            let base = BaseImage::identify(image)?;
+            let new = NewRecording { data: false, ..NewRecording::new(disk, base, description) };
+            (Writer::create(recording, new)?, Survey::default())
+        };
+        let store = RecordingStore::on_base(writer, Base::Elsewhere, survey, gate, options)?;
+        Ok(RecordingStore { raw: Some(raw), ..store })
+    }
+
     /// Goes on with a recording, after the device was started again.
     ///
     /// # Errors
@@ -158,6 +208,13 @@ impl RecordingStore {
     ) -> Result<RecordingStore, RecordingError> {
         let opening = Opening::new(recording)?;
         let header = opening.header();
+        if !header.data {
+            return Err(RecordingError::Invalid(format!(
+                "{} was recorded without data: go on with --record-payload no, or record to another \
+                 file",
+                recording.display()
+            )));
+        }
         header.base.check(Some(image), Trust::Unchanged)?;
         if header.disk.lb_size != lb_size {
             return Err(RecordingError::Invalid(format!(
@@ -168,13 +225,7 @@ impl RecordingStore {
                 header.disk.lb_size
             )));
         }
-        // Before anything is written to it: the recording stays as the power cut left it.
-        let survey = opening.survey();
-        if let Some(cut) = survey.power_cut {
-            return Err(over_for_good(recording, cut));
-        }
-        makes_sense(survey, recording)?;
-        let survey = survey.clone();
+        let survey = sound(&opening, recording)?;
         RecordingStore::resume(opening.go_on()?, survey, gate, options)
     }
 
@@ -197,6 +248,9 @@ impl RecordingStore {
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
+        if !writer.header().data {
+            return Err(RecordingError::NoPayload { path: writer.path().to_owned() });
+        }
         if let Some(on) = &writer.header().on {
             let state = on.state_reader(None, Trust::Unchanged)?;
             return RecordingStore::on_base(writer, Base::State(state), survey, gate, options);
@@ -249,7 +303,7 @@ impl RecordingStore {
             broken: AtomicBool::new(false),
         };
         shared.replay(&survey.not_executed)?;
-        Ok(RecordingStore { shared: Arc::new(shared), gate })
+        Ok(RecordingStore { shared: Arc::new(shared), gate, raw: None })
     }
 
     pub fn writer(&self) -> &Writer {
@@ -310,9 +364,16 @@ impl Store for RecordingStore {
 
     fn queue(&self, n: u16) -> Box<dyn StoreQueue> {
         let engine = RecordingEngine(Arc::clone(&self.shared));
+        if let Some(raw) = &self.raw {
+            return raw.queue_of(n, |raw| TraceEngine { trace: engine, raw });
+        }
         let profile =
             Some(self.shared.options.profile.clone()).filter(|p| p.mode != AtomicMode::None);
         broken::or_broken(GatedQueue::new(n, engine, Arc::clone(&self.gate), profile))
+    }
+
+    fn bell(&self, n: u16) -> Option<Arc<OwnedFd>> {
+        self.raw.as_ref()?.bell(n)
     }
 
     fn connected(&self, rings: Arc<dyn Rings>) {
@@ -322,10 +383,16 @@ impl Store for RecordingStore {
 
     fn negotiated(&self, what: Negotiation) {
         self.shared.must(&Event::Negotiate(what));
+        if let Some(raw) = &self.raw {
+            raw.negotiated(what);
+        }
     }
 
     fn set_writeback(&self, on: bool) {
         self.shared.must(&Event::SetWriteback { on });
+        if let Some(raw) = &self.raw {
+            raw.set_writeback(on);
+        }
     }
 
     /// A queue that begins anew after a reconnect or restart is another driver's, maybe: its requests
@@ -361,6 +428,16 @@ fn whole(disk: &Disk, image: &Path) -> Result<(), RecordingError> {
         )));
     }
     Ok(())
+}
+
+/// What is to be known before anything is written to it: a recording stays as a power cut left it.
+fn sound(opening: &Opening, recording: &Path) -> Result<Survey, RecordingError> {
+    let survey = opening.survey();
+    if let Some(cut) = survey.power_cut {
+        return Err(over_for_good(recording, cut));
+    }
+    makes_sense(survey, recording)?;
+    Ok(survey.clone())
 }
 
 fn makes_sense(survey: &Survey, recording: &Path) -> Result<(), RecordingError> {
@@ -426,7 +503,7 @@ impl Shared {
                     let what = format!("event {seq}: the request lies outside of the disk");
                     return Err(RecordingError::Corrupt { path: reader.path().to_owned(), what });
                 }
-                Event::Submit(submit) if !untouched.contains(&seq) => {
+                Event::Submit(submit) if self.keeps_data() && !untouched.contains(&seq) => {
                     let work = match submit.op {
                         event::Op::Write { offset, len, payload, .. } => {
                             if payload.position == 0 {
@@ -516,6 +593,11 @@ impl Shared {
             let blocks: SmallVec<[_; 1]> = pieces.iter().map(|p| p.blocks.clone()).collect();
             self.index.lock(&blocks).withdraw(seq);
         }
+    }
+
+    /// Otherwise it is a trace.
+    fn keeps_data(&self) -> bool {
+        self.writer.header().data
     }
 
     /// Can a request cover a part of a block?

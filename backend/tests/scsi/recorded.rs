@@ -51,6 +51,7 @@ fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
         faults: Vec::new(),
         direct: false,
         io_engine: IoEngine::Auto,
+        record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "disk".to_owned(),

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tornblk_model::crash::{Fault, Parsed, Profile, StateName, Strategy};
+use tornblk_model::recording::RecordingError;
 
 /// So that two people see the same.
 const DEFAULT_SEED: u64 = 1;
@@ -515,6 +516,10 @@ pub(super) fn means<'a>(
     needs: &GuestNeeds,
     note: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Box<dyn Means + 'a>> {
+    if !opened.reader.header().data {
+        let path = opened.reader.path().to_owned();
+        return Err(RecordingError::NoPayload { path }.into());
+    }
     let Some(subject) = &opened.subject else {
         bail!(
             "{} does not say what was written to it (no `tornblk run` made it), so its states cannot \

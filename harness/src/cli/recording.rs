@@ -235,6 +235,9 @@ fn info(path: &Path, marks: bool, json: bool) -> anyhow::Result<()> {
     );
     say!("profile    {}", profile(&reader).map_or("not said".into(), |p| p.to_string()));
     say!("base       {}", header.base.path.display());
+    if !header.data {
+        say!("trace      the data of writes are not kept: no state of it can be shown");
+    }
     if let Some(on) = &header.on {
         say!("on         state {} of {}", on.state, on.recording.display());
     }

@@ -28,12 +28,19 @@ pub struct Header {
     /// Where it began on a state of another recording (whose base image is `base`): which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<OuterState>,
+    /// Are the data of writes kept? Without them it is a trace: no state can be shown.
+    #[serde(default = "kept", skip_serializing_if = "Clone::clone")]
+    pub data: bool,
     /// The device's options as it was started with, for people and reports.
     pub options: serde_json::Value,
     /// Seconds since 1970-01-01 UTC.
     pub created: u64,
     /// Bytes in a segment.
     pub segment_size: u64,
+}
+
+fn kept() -> bool {
+    true
 }
 
 /// The image that a recording starts from, and how to know it again.

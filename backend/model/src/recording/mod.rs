@@ -118,7 +118,10 @@ pub enum RecordingError {
     #[error("{} has no event {seq}", path.display())]
     NoSuchEvent { path: PathBuf, seq: u64 },
 
-    #[error("{} was recorded without data: its states cannot be shown", path.display())]
+    #[error(
+        "{} was recorded without data (--record-payload no): its states cannot be shown; record with them",
+        path.display()
+    )]
     NoPayload { path: PathBuf },
 
     #[error("{} is no sound dm-log-writes log: {what}", path.display())]

@@ -45,6 +45,13 @@ struct Written {
     blocks: u64,
 }
 
+fn has_data(reader: &Reader) -> Result<(), RecordingError> {
+    if reader.header().data {
+        return Ok(());
+    }
+    Err(RecordingError::NoPayload { path: reader.path().to_owned() })
+}
+
 /// What [`StateReader::export`] wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exported {
@@ -68,6 +75,7 @@ impl StateReader {
         trust: Trust,
         content: Content,
     ) -> Result<StateReader, RecordingError> {
+        has_data(&reader)?;
         let image = &reader.header().base;
         image.check(base, trust)?;
         if let Some(on) = &reader.header().on {
@@ -90,6 +98,7 @@ impl StateReader {
         file: File,
         content: Content,
     ) -> Result<StateReader, RecordingError> {
+        has_data(&reader)?;
         let image = &reader.header().base;
         image.check_open(&file, &image.path, Trust::Unchanged)?;
         let base = Base::Image { file, path: image.path.clone() };
@@ -105,6 +114,7 @@ impl StateReader {
         base: StateReader,
         content: Content,
     ) -> Result<StateReader, RecordingError> {
+        has_data(&reader)?;
         if reader.header().disk != *base.disk() {
             return Err(RecordingError::Invalid(format!(
                 "{} was not made on a state of {}: their disks differ",

@@ -35,6 +35,8 @@ pub struct NewRecording {
     pub base: BaseImage,
     /// The state of another recording that it begins on; `None`: the base image itself.
     pub on: Option<OuterState>,
+    /// See [`Header::data`].
+    pub data: bool,
     /// The device's options, as JSON.
     pub options: serde_json::Value,
     /// Bytes; a multiple of 64 KiB. [`SEGMENT_SIZE`] is right for all but tests.
@@ -43,7 +45,7 @@ pub struct NewRecording {
 
 impl NewRecording {
     pub fn new(disk: Disk, base: BaseImage, options: serde_json::Value) -> NewRecording {
-        NewRecording { disk, base, on: None, options, segment_size: SEGMENT_SIZE }
+        NewRecording { disk, base, on: None, data: true, options, segment_size: SEGMENT_SIZE }
     }
 }
 
@@ -674,6 +676,7 @@ fn head(new: NewRecording) -> Result<(Header, Vec<u8>), RecordingError> {
         disk: new.disk,
         base: new.base,
         on: new.on,
+        data: new.data,
         options: new.options,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         segment_size: new.segment_size,

@@ -20,6 +20,9 @@ impl Machine {
     /// There is no recording, it cannot be written, or it does not go on: the power is cut, or a
     /// state is shown.
     pub fn mark(&self, name: &str) -> Result<u64, MachineError> {
+        if let Some(trace) = &self.shared.trace {
+            return Ok(trace.mark(name)?.0);
+        }
         let recorded = self.recorded("a mark")?;
         self.on_the_live_disk()?;
         let power = &self.shared.gate.power;
@@ -245,6 +248,9 @@ impl Machine {
     fn recorded(&self, what: &str) -> Result<&Recorded, MachineError> {
         if self.shared.states.is_some() {
             return Err(MachineError::OnlyStates(what.to_owned()));
+        }
+        if self.shared.trace.is_some() {
+            return Err(MachineError::NeedsData(what.to_owned()));
         }
         let recorded = self.shared.recorded.as_ref();
         recorded.ok_or_else(|| MachineError::NeedsRecording(what.to_owned()))

@@ -41,6 +41,8 @@ pub enum OpenError {
 pub enum MachineError {
     #[error("{0} needs a recording: start tornblkd with --recording FILE")]
     NeedsRecording(String),
+    #[error("{0} needs the data of writes: start tornblkd without --record-payload no")]
+    NeedsData(String),
     #[error("{0} is only there with --states FILE: start tornblkd so")]
     NeedsStates(&'static str),
     #[error("{0} is not there with --states FILE: no disk is live then")]
@@ -95,9 +97,11 @@ impl MachineError {
     pub fn kind(&self) -> RefusalKind {
         use MachineError::*;
         match self {
-            NeedsRecording(_) | NeedsStates(_) | OnlyStates(_) | Resize(ResizeError::Fixed) => {
-                RefusalKind::Unsupported
-            }
+            NeedsRecording(_)
+            | NeedsData(_)
+            | NeedsStates(_)
+            | OnlyStates(_)
+            | Resize(ResizeError::Fixed) => RefusalKind::Unsupported,
             Resize(ResizeError::Io(_)) => RefusalKind::Failed,
             Resize(_) => RefusalKind::Busy,
             Malformed(_) | BeyondTheEnd { .. } | Outside(..) => RefusalKind::Malformed,

@@ -21,6 +21,10 @@ impl Machine {
     /// The recording was made on a state of another one, which cannot be read.
     pub fn files(&self) -> Result<Files, OpenError> {
         let shared = &self.shared;
+        if let Some(trace) = &shared.trace {
+            // No overlay and no other recording is made; that it can be read again is of use.
+            return Ok(Files { read: vec![trace.file().to_owned()], folder: None });
+        }
         let (recording, header) = match (&shared.recorded, &shared.states) {
             (Some(recorded), _) => (recorded.file(), recorded.header().clone()),
             (None, Some(states)) => (states.file(), states.header().clone()),

@@ -12,6 +12,7 @@ mod recorded;
 mod states;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod watch;
 
 pub use error::{MachineError, OpenError};
@@ -21,6 +22,7 @@ use super::image::Image;
 use super::live::{HoldCompletions, Idler, LiveGate, lock};
 use super::raw::{Cache, IoEngine, RawStore};
 use super::{Rings, Store, StoreQueue};
+use crate::made::Made;
 use queue::{Counts, MachineQueue};
 use recorded::{Recorded, Resolution};
 use rustix::event::{EventfdFlags, eventfd};
@@ -33,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
+use trace::Trace;
 use watch::{Watch, What};
 
 /// What [`Status::state`] says of the disk as it is.
@@ -49,8 +52,11 @@ pub struct Options {
     pub image: PathBuf,
     /// Show the states of this recording, and no live disk; `recording` is `None` then.
     pub states: Option<PathBuf>,
-    /// Record to this file; the image is then never written.
+    /// Record to this file; the image is then never written, unless data are not recorded.
     pub recording: Option<PathBuf>,
+    /// With a recording: the data of writes, too. Without them the disk is a raw one, and no state
+    /// can be shown.
+    pub record_payload: bool,
     /// Which disk this is: what the guest is told, and what a crash may leave.
     pub profile: Profile,
     /// Bytes: a power of two, 512 to 64 KiB.
@@ -98,6 +104,7 @@ struct Shared {
     counts: Counts,
     front: Mutex<Front>,
     recorded: Option<Recorded>,
+    trace: Option<Trace>,
     states: Option<States>,
     watch: Watch,
     view: Mutex<View>,
@@ -117,6 +124,24 @@ struct View {
     nonce: Option<u64>,
     /// The power was cut, and a front-end has come since.
     restarted: bool,
+}
+
+/// What the disk is made on: at most one of them; none: an image alone.
+struct Over {
+    recorded: Option<Recorded>,
+    trace: Option<Trace>,
+    states: Option<States>,
+}
+
+impl Over {
+    fn made(&self) -> Option<Arc<Made>> {
+        made(self.recorded.as_ref(), self.trace.as_ref())
+    }
+}
+
+/// A recording that this process made.
+fn made(recorded: Option<&Recorded>, trace: Option<&Trace>) -> Option<Arc<Made>> {
+    recorded.and_then(Recorded::made).or_else(|| trace.and_then(Trace::made))
 }
 
 /// The store that gets the requests now.
@@ -154,7 +179,8 @@ impl Machine {
             return Machine::open_states(&file, options);
         }
         // With a recording the image is only read.
-        let only_read = options.read_only || options.recording.is_some();
+        let recorded = options.recording.clone().filter(|_| options.record_payload);
+        let only_read = options.read_only || recorded.is_some();
         let mut image = Image::open(&options.image, logical, only_read)?;
         if options.direct {
             image.go_direct(logical)?;
@@ -166,24 +192,29 @@ impl Machine {
         profile.check(&disk).map_err(OpenError::Profile)?;
         let (seed, hold) = (options.seed, options.hold_completions);
         let gate = Arc::new(LiveGate::new(seed, hold, profile.clone(), disk.clone()));
-        let (store, recorded): (Arc<dyn Store>, _) = match &options.recording {
-            Some(file) => {
-                let recorded = Recorded::open(file, image, &options, &gate)?;
-                watch.know(What::Recording, file, recorded.writer());
-                (recorded.live(), Some(recorded))
-            }
-            None => {
-                let (read_only, cache) = (options.read_only, options.cache);
-                let profile = profile.clone();
-                let gate = Arc::clone(&gate) as _;
-                let mut raw = RawStore::new(image, logical, read_only, cache, gate, profile);
-                add_rings(&mut raw, options.io_engine, options.queues)?;
-                (Arc::new(raw), None)
+        let over = Over { recorded: None, trace: None, states: None };
+        let (store, over): (Arc<dyn Store>, _) = if let Some(file) = recorded {
+            let recorded = Recorded::open(&file, image, &options, &gate)?;
+            watch.know(What::Recording, &file, recorded.writer());
+            (recorded.live(), Over { recorded: Some(recorded), ..over })
+        } else {
+            let (read_only, cache) = (options.read_only, options.cache);
+            let path = image.path().to_owned();
+            let (raw_gate, profile) = (Arc::clone(&gate) as _, profile.clone());
+            let mut raw = RawStore::new(image, logical, read_only, cache, raw_gate, profile);
+            add_rings(&mut raw, options.io_engine, options.queues)?;
+            match &options.recording {
+                Some(file) => {
+                    let trace = Trace::open(file, &path, raw, &options, &gate)?;
+                    watch.know(What::Recording, file, trace.writer());
+                    (trace.live(), Over { trace: Some(trace), ..over })
+                }
+                None => (Arc::new(raw), over),
             }
         };
         let beneath = Beneath { store, epoch: 0 };
-        let made = recorded.as_ref().and_then(Recorded::made);
-        let machine = Machine::over(options, disk, gate, beneath, recorded, None, watch);
+        let made = over.made();
+        let machine = Machine::over(options, disk, gate, beneath, over, watch);
         if let (Err(_), Some(made)) = (&machine, made) {
             made.take_back();
         }
@@ -201,7 +232,8 @@ impl Machine {
         let beneath = Beneath { store: states.store(), epoch: 0 };
         let watch = Watch::default();
         states.known(&watch);
-        Machine::over(options, disk, gate, beneath, None, Some(states), watch)
+        let over = Over { recorded: None, trace: None, states: Some(states) };
+        Machine::over(options, disk, gate, beneath, over, watch)
     }
 
     fn over(
@@ -209,8 +241,7 @@ impl Machine {
         disk: Disk,
         gate: Arc<LiveGate>,
         beneath: Beneath,
-        recorded: Option<Recorded>,
-        states: Option<States>,
+        Over { recorded, trace, states }: Over,
         watch: Watch,
     ) -> Result<Arc<Machine>, OpenError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -226,6 +257,7 @@ impl Machine {
             counts: Counts::default(),
             front: Mutex::default(),
             recorded,
+            trace,
             states,
             watch,
             view: Mutex::default(),
@@ -293,7 +325,7 @@ impl Machine {
 
     /// The device does not come to serve anybody: a recording that was made for it goes.
     pub fn take_back(&self) {
-        if let Some(made) = self.shared.recorded.as_ref().and_then(Recorded::made) {
+        if let Some(made) = made(self.shared.recorded.as_ref(), self.shared.trace.as_ref()) {
             made.take_back();
         }
     }
@@ -315,6 +347,7 @@ impl Machine {
             store: match (&shared.recorded, &shared.states) {
                 (Some(_), _) => "recording",
                 (None, Some(_)) => "states",
+                // With a trace, too: that is where the bytes are.
                 (None, None) => "raw",
             }
             .to_owned(),
@@ -332,7 +365,10 @@ impl Machine {
             named: shared.gate.named(),
             recording: match &shared.states {
                 Some(states) => Some(states.status()),
-                None => shared.recorded.as_ref().map(Recorded::status),
+                None => {
+                    let trace = shared.trace.as_ref().map(Trace::status);
+                    trace.or_else(|| shared.recorded.as_ref().map(Recorded::status))
+                }
             },
         }
     }
@@ -414,7 +450,9 @@ impl Shared {
 
     /// Looks whether the files are still what they were, not too often.
     fn look(&self) {
-        self.watch.look(self.disk().capacity, self.recorded.as_ref());
+        let trace = self.trace.as_ref().map(Trace::writer);
+        let writer = self.recorded.as_ref().map(Recorded::writer).or(trace);
+        self.watch.look(self.disk().capacity, writer);
     }
 
     /// The same, however long ago the last look was.

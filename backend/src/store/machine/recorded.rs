@@ -291,7 +291,7 @@ fn resolve(
 }
 
 /// What the recording says of the device that made it.
-fn description(options: &Options) -> serde_json::Value {
+pub(super) fn description(options: &Options) -> serde_json::Value {
     json!({
         "profile": options.profile.to_string(),
         "logical_block_size": options.logical_block_size,

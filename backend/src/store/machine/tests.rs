@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::path::Path;
 use tornblk_model::crash::{History, Source, StateName};
 use tornblk_model::event::Seq;
-use tornblk_model::recording::Reader;
+use tornblk_model::recording::{Reader, StateReader, Trust};
 use tornblk_proto::{
     Counters, Crashed, Match, OpKind, Range, RefusalKind, StallWhen, Trigger, nonce_of,
 };
@@ -42,6 +42,7 @@ pub(super) fn options(dir: &Path, profile: &str) -> Options {
         faults: Vec::new(),
         direct: false,
         io_engine: IoEngine::Auto,
+        record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
         serial: "tornblk".to_owned(),
@@ -544,6 +545,85 @@ fn a_raw_disk_says_what_needs_a_recording() {
         ..Counters::default()
     };
     assert_eq!(status.counters, counters);
+}
+
+#[test]
+fn without_data_the_image_is_written_and_the_requests_are_on_record() {
+    for engine in [IoEngine::Auto, IoEngine::Sync] {
+        let rig = rig("lb512", |o| (o.record_payload, o.io_engine) = (false, engine));
+        let mut queue = rig.machine.queue(0);
+        ask(&mut *queue, write(0, 4096, bytes(7))).unwrap();
+        assert_eq!(ask(&mut *queue, read(1, 4096, 4096)).unwrap(), bytes(7));
+        let marked = rig.machine.mark("half").unwrap();
+        ask(&mut *queue, zeroes(2, 0, 4096, false)).unwrap();
+        ask(&mut *queue, flush(3)).unwrap();
+        let status = rig.machine.status();
+        assert_eq!((status.store.as_str(), status.recording.is_some()), ("raw", true));
+        // What needs the data says so; so does who reads the recording.
+        for refused in [
+            Rig::kind(rig.machine.arm_crash(Trigger::Now, None, None, None)),
+            Rig::kind(rig.machine.use_state("live")),
+            Rig::kind(rig.machine.fault("stale-read")),
+        ] {
+            assert_eq!(refused, RefusalKind::Unsupported);
+        }
+        let mut disk = rig.base.clone();
+        disk[..4096].fill(0);
+        disk[4096..8192].fill(7);
+        drop(queue);
+        let Rig { machine, dir, .. } = rig;
+        let options = machine.options().clone();
+        drop(machine);
+        assert!(std::fs::read(dir.path().join("disk.img")).unwrap() == disk);
+        let reader = Reader::open(&dir.path().join("disk.rec")).unwrap();
+        reader.verify().unwrap();
+        let info = reader.info().unwrap();
+        let counts = &info.counts;
+        assert_eq!(
+            (counts.writes, counts.reads, counts.flushes, counts.write_zeroes),
+            (1, 1, 1, 1)
+        );
+        assert_eq!((info.payload_bytes, counts.unanswered, counts.failed), (0, 0, 0));
+        assert_eq!(info.marks[0].0, Seq(marked));
+        let events: Vec<_> = reader.events().map(Result::unwrap).collect();
+        let history = History::new(reader.header().disk.clone(), events).unwrap();
+        let content = history.build(&StateName(format!("lb512/p{marked}:all"))).unwrap();
+        let shown = StateReader::new(Arc::new(reader), None, Trust::SameContent, content);
+        let told = shown.map(drop).unwrap_err().to_string();
+        assert!(told.contains("without data"), "{told}");
+        // It goes on, with the image as it is now; as a recording with data it does not.
+        let with_data = Options { record_payload: true, ..options.clone() };
+        let told = Machine::open(with_data).map(drop).unwrap_err().to_string();
+        assert!(told.contains("--record-payload no"), "{told}");
+        let machine = Machine::open(options.clone()).unwrap();
+        ask(&mut *machine.queue(0), write(4, 0, bytes(9))).unwrap();
+        drop(machine);
+        let info = Reader::open(&dir.path().join("disk.rec")).unwrap().info().unwrap();
+        assert_eq!((info.counts.writes, info.counts.restarts), (2, 1));
+        // Nor does a recording with data go on without.
+        let other = Options { recording: Some(dir.path().join("other.rec")), ..options };
+        drop(Machine::open(Options { record_payload: true, ..other.clone() }).unwrap());
+        let told = Machine::open(other).map(drop).unwrap_err().to_string();
+        assert!(told.contains("leave out --record-payload no"), "{told}");
+    }
+}
+
+#[test]
+fn what_fails_without_data_is_on_record_as_failed() {
+    let rig = rig("lb512", |o| o.record_payload = false);
+    let mut queue = rig.machine.queue(0);
+    std::fs::File::options()
+        .write(true)
+        .open(rig.dir.path().join("disk.img"))
+        .unwrap()
+        .set_len(4096)
+        .unwrap();
+    assert!(ask(&mut *queue, write(0, 8192, bytes(7))).is_err());
+    ask(&mut *queue, write(1, 0, bytes(8))).unwrap();
+    drop(queue);
+    let reader = Reader::open(&rig.dir.path().join("disk.rec")).unwrap();
+    let counts = reader.info().unwrap().counts;
+    assert_eq!((counts.writes, counts.failed, counts.unanswered), (2, 1, 0));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Whether the files are still what they were when they were opened: somebody may delete one,
 //! replace it, or cut it short. The device goes on with what it has open, and says so, once.
 
-use super::Recorded;
 use rustix::fs::{fstat, stat};
 use rustix::io::Errno;
 use std::fmt;
@@ -9,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use tornblk_model::recording::RecordingError;
+use tornblk_model::recording::{RecordingError, Writer};
 
 /// Between two looks: a guest may flush a thousand times a second.
 const EACH: Duration = Duration::from_secs(1);
@@ -124,7 +123,7 @@ impl Watch {
     }
 
     /// Looks at them, not too often.
-    pub(super) fn look(&self, capacity: u64, recorded: Option<&Recorded>) {
+    pub(super) fn look(&self, capacity: u64, writer: Option<&Writer>) {
         // Whoever comes while another looks need not wait.
         let Ok(mut looks) = self.looks.try_lock() else { return };
         if looks.last.is_some_and(|last| last.elapsed() < EACH) {
@@ -132,7 +131,7 @@ impl Watch {
         }
         looks.last = Some(Instant::now());
         looks.files.iter_mut().for_each(|known| known.look(capacity));
-        if let Some(Err(e @ RecordingError::Poisoned { .. })) = recorded.map(|r| r.writer().look())
+        if let Some(Err(e @ RecordingError::Poisoned { .. })) = writer.map(Writer::look)
             && !looks.ended
         {
             looks.ended = true;

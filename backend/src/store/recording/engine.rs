@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use tornblk_model::event::{self, Event, Segment, Seq, Status, Submit};
+use tornblk_model::event::{self, Event, Payload, Segment, Seq, Status, Submit};
 use tornblk_model::guard;
 use tornblk_model::recording::{Completion, RecordingError};
 
@@ -27,6 +27,17 @@ pub(super) struct Ticket {
     executed: bool,
     /// It ended before the device was started again, so: that is on record.
     ended: Option<Status>,
+}
+
+impl Ticket {
+    /// How it ended before the device was started again, if it did.
+    fn ended(&self) -> Option<Result<(), Failure>> {
+        let what = "it failed before the device was started again";
+        self.ended.map(|status| match status {
+            Status::Ok => Ok(()),
+            _ => Err(Failure::Io(io::Error::other(what))),
+        })
+    }
 }
 
 /// Is `op` what the request asks for?
@@ -67,6 +78,8 @@ impl RecordingEngine {
         ticket: &mut Ticket,
     ) -> Result<Recorded, Failure> {
         let shared = &*self.0;
+        // Of a trace, the bytes are somebody else's.
+        let work = if shared.keeps_data() { work } else { Work::Nothing };
         let pieces = match &work {
             Work::Put(pieces) if shared.whole_needed() => pieces.as_slice(),
             _ => &[],
@@ -99,6 +112,10 @@ impl RecordingEngine {
         ticket: &mut Ticket,
     ) -> Result<Recorded, Failure> {
         let shared = &*self.0;
+        if !shared.keeps_data() {
+            let op = event::Op::Write { offset, len, fua, atomic, payload: Payload::default() };
+            return self.record(request, op, Work::Nothing, last, ticket);
+        }
         let lb = u64::from(shared.disk.lb_size);
         let blocks = shared.disk.touched(offset, len);
         let room = ((blocks.end - blocks.start) * lb) as usize;
@@ -337,14 +354,7 @@ impl Engine for RecordingEngine {
             self.0.apply(part.seq, &part.work);
         }
         ticket.executed = true;
-        let result = match ticket.ended {
-            None | Some(Status::Ok) => Ok(()),
-            Some(_) => {
-                let what = "it failed before the device was started again";
-                Err(Failure::Io(io::Error::other(what)))
-            }
-        };
-        result.into()
+        ticket.ended().unwrap_or(Ok(())).into()
     }
 
     fn finish(
@@ -420,5 +430,65 @@ impl RecordingEngine {
             seq = end(i, &[])?;
         }
         Ok(Some(seq))
+    }
+}
+
+/// A trace's: the requests are recorded, and a raw store moves the bytes.
+pub(super) struct TraceEngine<E> {
+    pub(super) trace: RecordingEngine,
+    pub(super) raw: E,
+}
+
+impl<E: Engine<Ticket = ()>> Engine for TraceEngine<E> {
+    type Ticket = Ticket;
+
+    fn begin(&mut self, request: &Request, last: bool) -> Result<Step<Ticket>, Failure> {
+        self.raw.begin(request, last)?;
+        self.trace.begin(request, last)
+    }
+
+    fn seq(&self, ticket: &Ticket) -> Option<Seq> {
+        self.trace.seq(ticket)
+    }
+
+    fn last_seq(&self, ticket: &Ticket) -> Option<Seq> {
+        self.trace.last_seq(ticket)
+    }
+
+    fn execute(
+        &mut self,
+        request: &mut Request,
+        ticket: &mut Ticket,
+        stale: bool,
+        key: usize,
+    ) -> Moved {
+        ticket.executed = true;
+        match ticket.ended() {
+            // Reading again harms nobody, and the guest's memory may have changed since.
+            Some(ended) if !matches!(request.op, Op::Read { .. }) => ended.into(),
+            _ => self.raw.execute(request, &mut (), stale, key),
+        }
+    }
+
+    fn moved(&mut self, wait: bool, f: &mut dyn FnMut(usize, i32)) {
+        self.raw.moved(wait, f);
+    }
+
+    fn outcome(&mut self, request: &mut Request, moved: i32) -> Result<(), Failure> {
+        self.raw.outcome(request, moved)
+    }
+
+    fn finish(
+        &mut self,
+        request: &Request,
+        ticket: Ticket,
+        result: &Result<(), Failure>,
+        last: bool,
+    ) -> Result<Step<Seq>, Failure> {
+        self.trace.finish(request, ticket, result, last)
+    }
+
+    fn off(&self) -> bool {
+        self.trace.off()
     }
 }
