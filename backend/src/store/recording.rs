@@ -29,6 +29,7 @@ mod tests;
 use super::gate::{Gate, GatedQueue};
 use super::{Buffers, Failure, RawStore, Rings, Store, StoreQueue, broken};
 use crate::made::Made;
+use crossbeam_utils::sync::ShardedLock;
 use engine::{RecordingEngine, TraceEngine};
 use index::{Index, Piece, Place};
 use open::Open;
@@ -42,7 +43,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use tornblk_lockfree::Seen;
 use tornblk_model::crash::{AtomicMode, DiscardReads, Profile, discard_reads_zeroes};
 use tornblk_model::event::{
@@ -78,7 +79,7 @@ struct Shared {
     options: RecordingOptions,
     base: Base,
     index: Index,
-    rings: RwLock<Option<Arc<dyn Rings>>>,
+    rings: ShardedLock<Option<Arc<dyn Rings>>>,
     /// The available index that was last recorded of each queue.
     seen: Seen,
     /// Power cuts that the writer came back from when this store was made: after one more this
@@ -295,7 +296,7 @@ impl RecordingStore {
             disk,
             options,
             base,
-            rings: RwLock::new(None),
+            rings: ShardedLock::new(None),
             seen: Seen::new(QUEUES),
             thaws,
             sub_block: AtomicU64::new(0),

@@ -23,7 +23,9 @@ use super::live::{HoldCompletions, Idler, LiveGate, lock};
 use super::raw::{Cache, IoEngine, RawStore};
 use super::{Rings, Store, StoreQueue};
 use crate::made::Made;
-use queue::{Counts, MachineQueue};
+use crossbeam_utils::CachePadded;
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard};
+use queue::{Counts, MachineQueue, Tally};
 use recorded::{Recorded, Resolution};
 use rustix::event::{EventfdFlags, eventfd};
 use states::States;
@@ -31,7 +33,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
@@ -98,10 +100,8 @@ struct Shared {
     /// Readable when it did.
     grown: OwnedFd,
     gate: Arc<LiveGate>,
-    beneath: RwLock<Beneath>,
-    /// Submitted and not reaped, over all queues.
-    in_flight: AtomicU64,
-    counts: Counts,
+    beneath: ShardedLock<Beneath>,
+    tallies: Vec<CachePadded<Tally>>,
     front: Mutex<Front>,
     recorded: Option<Recorded>,
     trace: Option<Trace>,
@@ -244,6 +244,7 @@ impl Machine {
         Over { recorded, trace, states }: Over,
         watch: Watch,
     ) -> Result<Arc<Machine>, OpenError> {
+        let tallies = (0..options.queues.max(1)).map(|_| CachePadded::default()).collect();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let grown = eventfd(0, flags).map_err(|e| OpenError::Host(e.into()))?;
         let shared = Shared {
@@ -252,9 +253,8 @@ impl Machine {
             grown,
             disk,
             gate,
-            beneath: RwLock::new(beneath),
-            in_flight: AtomicU64::new(0),
-            counts: Counts::default(),
+            beneath: ShardedLock::new(beneath),
+            tallies,
             front: Mutex::default(),
             recorded,
             trace,
@@ -358,10 +358,10 @@ impl Machine {
                 if shared.states.is_some() { states::BASE } else { LIVE }.to_owned()
             }),
             power_cut,
-            in_flight: shared.in_flight.load(Ordering::Acquire),
+            in_flight: shared.in_flight(),
             stalls: shared.gate.stalls(),
             faults: shared.gate.faults().iter().map(|(fault, _)| fault.to_string()).collect(),
-            counters: shared.counts.get(),
+            counters: Counts::sum(shared.tallies.iter().map(|tally| &tally.counts)),
             named: shared.gate.named(),
             recording: match &shared.states {
                 Some(states) => Some(states.status()),
@@ -403,9 +403,19 @@ impl Shared {
         self.options.profile.eligible(offset, len, atomic)
     }
 
+    fn tally(&self, n: u16) -> &Tally {
+        // Tests may make more queues than they say.
+        &self.tallies[usize::from(n) % self.tallies.len()]
+    }
+
+    /// Submitted and not reaped, over all queues.
+    fn in_flight(&self) -> u64 {
+        self.tallies.iter().map(|tally| tally.in_flight.load(Ordering::Acquire)).sum()
+    }
+
     /// Is nothing in flight?
     fn idle(&self) -> Result<(), MachineError> {
-        match self.in_flight.load(Ordering::Acquire) {
+        match self.in_flight() {
             0 => Ok(()),
             n => Err(MachineError::InFlight(n)),
         }
@@ -461,7 +471,7 @@ impl Shared {
         self.look();
     }
 
-    fn beneath(&self) -> RwLockReadGuard<'_, Beneath> {
+    fn beneath(&self) -> ShardedLockReadGuard<'_, Beneath> {
         self.beneath.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tornblk_proto::Counters;
 
-/// [`Counters`] that every queue adds to.
+/// What one queue did, on a cache line that is its own.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Submitted and not reaped.
+    pub(super) in_flight: AtomicU64,
+    pub(super) counts: Counts,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     reads: AtomicU64,
@@ -23,17 +30,20 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn get(&self) -> Counters {
-        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    /// Of all of them.
+    pub(super) fn sum<'a>(all: impl Iterator<Item = &'a Counts> + Clone) -> Counters {
+        let sum = |of: fn(&Counts) -> &AtomicU64| {
+            all.clone().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
+        };
         Counters {
-            reads: get(&self.reads),
-            writes: get(&self.writes),
-            flushes: get(&self.flushes),
-            discards: get(&self.discards),
-            write_zeroes: get(&self.write_zeroes),
-            failed: get(&self.failed),
-            eligible: get(&self.eligible),
-            sub_block: get(&self.sub_block),
+            reads: sum(|c| &c.reads),
+            writes: sum(|c| &c.writes),
+            flushes: sum(|c| &c.flushes),
+            discards: sum(|c| &c.discards),
+            write_zeroes: sum(|c| &c.write_zeroes),
+            failed: sum(|c| &c.failed),
+            eligible: sum(|c| &c.eligible),
+            sub_block: sum(|c| &c.sub_block),
         }
     }
 
@@ -101,7 +111,7 @@ impl MachineQueue {
 
     /// What was in flight is over.
     fn forget(&mut self) {
-        self.shared.in_flight.fetch_sub(self.in_flight, Ordering::AcqRel);
+        self.shared.tally(self.n).in_flight.fetch_sub(self.in_flight, Ordering::AcqRel);
         self.in_flight = 0;
     }
 }
@@ -118,27 +128,28 @@ impl StoreQueue for MachineQueue {
             self.inner = beneath.store.queue(self.n);
             self.epoch = beneath.epoch;
         }
-        shared.counts.submitted(&request, &shared);
+        let tally = shared.tally(self.n);
+        tally.counts.submitted(&request, &shared);
         if request.op == Op::Flush {
             shared.look();
         }
-        shared.in_flight.fetch_add(1, Ordering::AcqRel);
+        tally.in_flight.fetch_add(1, Ordering::AcqRel);
         self.in_flight += 1;
         self.inner.submit(request);
     }
 
     fn reap(&mut self, f: &mut dyn FnMut(Done)) {
         let mut reaped = 0;
-        let failed = &self.shared.counts.failed;
+        let tally = self.shared.tally(self.n);
         self.inner.reap(&mut |done| {
             reaped += 1;
             if done.result.is_err() {
-                failed.fetch_add(1, Ordering::Relaxed);
+                tally.counts.failed.fetch_add(1, Ordering::Relaxed);
             }
             f(done);
         });
         self.in_flight -= reaped;
-        self.shared.in_flight.fetch_sub(reaped, Ordering::AcqRel);
+        tally.in_flight.fetch_sub(reaped, Ordering::AcqRel);
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
