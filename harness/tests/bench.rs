@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 fn bench(arguments: &[&str]) -> Output {
-    let dir = tempfile::tempdir().unwrap();
+    bench_in(&std::env::temp_dir(), arguments)
+}
+
+fn bench_in(place: &Path, arguments: &[&str]) -> Output {
+    let dir = tempfile::tempdir_in(place).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_tornblk"))
         .arg("bench")
         .args(["--rounds", "1"])
@@ -49,6 +54,19 @@ fn every_load_is_measured_on_every_device_of_its_own() {
     assert_eq!(output.status.code() == Some(1), below > 0, "{text}");
     // Nothing to compare with but itself.
     assert!(report["goals"].as_array().unwrap().iter().all(|goal| goal["ratio"].is_number()));
+}
+
+#[test]
+fn in_memory_direct_io_has_larger_blocks_or_is_left_out() {
+    let shm = Path::new("/dev/shm");
+    if !shm.is_dir() {
+        return println!("there is no {}", shm.display());
+    }
+    let output = bench_in(shm, &["--load", "random read QD 1"]);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{}", told(&output));
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let left_out = told(&output).contains("no direct I/O in /dev/shm");
+    assert_ne!(text.contains("raw --direct"), left_out, "{text}");
 }
 
 #[test]
