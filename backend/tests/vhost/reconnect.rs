@@ -61,7 +61,9 @@ fn survive(
     mut guest: Guest,
     mut running: Running,
 ) -> (Load, Guest) {
-    let mut load = Load::new(&mut guest, SLOTS, 7, arguments.contains("--recording"));
+    // Without data it is a raw disk.
+    let whole = arguments.contains("--recording") && !arguments.contains("--record-payload no");
+    let mut load = Load::new(&mut guest, SLOTS, 7, whole);
     for kill in 0..kills {
         let control = Client::connect(place.path("c")).unwrap();
         let when = [StallWhen::BeforeIo, StallWhen::BeforeCompletion][kill as usize / 2 % 2];
@@ -103,16 +105,27 @@ fn a_raw_disk_survives_a_hundred_kills() {
 
 #[test]
 fn a_recorded_disk_survives_a_hundred_kills_and_goes_on_in_its_file() {
+    each_is_on_record_once("--control c --recording r", kills());
+}
+
+#[test]
+fn a_disk_recorded_without_data_survives_kills_and_polls_meanwhile() {
+    each_is_on_record_once(
+        "--control c --recording r --record-payload no --poll-us 500",
+        kills() / 4,
+    );
+}
+
+fn each_is_on_record_once(arguments: &str, kills: u32) {
     let place = place();
-    let arguments = "--control c --recording r";
     let running = place.start(arguments);
     let guest = Guest::ready(&place.path("s"), QUEUES);
-    let (load, _guest) = survive(&place, arguments, kills(), guest, running);
+    let (load, _guest) = survive(&place, arguments, kills, guest, running);
     let reader = Reader::open(&place.path("r")).unwrap();
     let events: Vec<_> = reader.events().collect::<Result<_, _>>().unwrap();
     let restarts =
         |(_, e): &&(_, Event)| matches!(e, Event::Reset { cause: ResetCause::Restart, .. });
-    assert_eq!(events.iter().filter(restarts).count(), kills() as usize);
+    assert_eq!(events.iter().filter(restarts).count(), kills as usize);
     let submitted = events.iter().filter(|(_, e)| matches!(e, Event::Submit(_))).count() as u64;
     let history = History::new(reader.header().disk.clone(), events).unwrap();
     // Each is on record once, however often it was taken, and each has ended.
