@@ -85,7 +85,17 @@ pub struct Image {
     read_only: bool,
     /// Past the page cache, where that was asked for.
     direct: Option<Direct>,
+    /// The file system can say that it would have to wait (not tmpfs).
+    tells_waits: bool,
     lost: Lost,
+}
+
+/// Does a read that is not to wait (RWF_NOWAIT of preadv2(2)) work at all?
+fn tells_waits(file: &File) -> bool {
+    let mut byte = [0];
+    let mut bytes = [io::IoSliceMut::new(&mut byte)];
+    let read = rustix::io::preadv2(file, &mut bytes, 0, rustix::io::ReadWriteFlags::NOWAIT);
+    read != Err(rustix::io::Errno::OPNOTSUPP)
 }
 
 /// Did the medium fail to keep what was written? The kernel tells that once and forgets, so it is
@@ -187,7 +197,8 @@ impl Image {
         let (path, lost) = (path.to_owned(), Lost::default());
         let can_shrink = kind == FileType::RegularFile;
         let (size, direct) = (AtomicU64::new(size), None);
-        Ok(Image { file, path, size, can_shrink, read_only, direct, lost })
+        let tells_waits = tells_waits(&file);
+        Ok(Image { file, path, size, can_shrink, read_only, direct, tells_waits, lost })
     }
 
     /// From now on its bytes go past the host's page cache.
@@ -292,6 +303,12 @@ impl Image {
 
     pub(super) fn is_direct(&self) -> bool {
         self.direct.is_some()
+    }
+
+    /// Where it cannot be told whether reads of the page cache wait, a ring gives each to a thread of the
+    /// kernel's: calls are faster.
+    pub(super) fn reads_by_ring(&self) -> bool {
+        self.is_direct() || self.tells_waits
     }
 
     /// Fills the buffers, if all of it is in the page cache; waits for nothing.

@@ -299,6 +299,9 @@ impl RawEngine {
         let ask = match request.op {
             Op::Read { offset } => {
                 shared.image.inside(offset, len)?;
+                if !shared.image.reads_by_ring() {
+                    return Ok(Asked::No);
+                }
                 // Alone it is as fast by a call, where it is in the page cache; where it is not, the
                 // call says so at once.
                 if ring.is_empty() && shared.image.read_cached(offset, &request.buffers) {
