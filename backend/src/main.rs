@@ -250,7 +250,11 @@ fn advertised(
         (None, Some(file)) => format!("the states of {}", file.display()),
         (None, None) => format!(
             "raw, by {}{}{}",
-            if machine.has_rings() { "io_uring" } else { "preadv and pwritev" },
+            match (machine.has_rings(), options.direct) {
+                (false, _) => "preadv and pwritev",
+                (true, true) => "io_uring",
+                (true, false) => "io_uring, and pwritev into the page cache",
+            },
             if options.direct { ", direct" } else { "" },
             match &options.recording {
                 Some(file) => format!(", recorded without data to {}", file.display()),

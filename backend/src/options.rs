@@ -85,7 +85,7 @@ pub(crate) struct Options {
     pub(crate) io_engine: Engine,
 
     /// A queue's thread that found something looks for more for so many microseconds before it sleeps,
-    /// 0 to 1000000: less latency, for a processor that each busy queue keeps
+    /// 0 to 1000000: less latency where there are processors to spare, since each busy queue keeps one
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000), help_heading = "Block sizes and queues")]
     pub(crate) poll_us: u32,
 

@@ -8,7 +8,7 @@
 //! least one sees it.
 //!
 //! Such a lock belongs to the open file: it goes when the last descriptor of it is closed, however
-//! its process ends.
+//! its process ends; and where the kernel has the file, too (io_uring), when it is done with it.
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{self, flock, off_t};
@@ -95,11 +95,16 @@ pub fn lock(file: &File, access: Access) -> Result<(), LockError> {
     let locked = take(file, access);
     if locked.is_err() {
         // Closed soon, but perhaps not at once.
-        for byte in [HAS + READ, HAS + WRITE, KEEPS + WRITE, KEEPS + RESIZE] {
-            let _ = set(file, libc::F_UNLCK, byte);
-        }
+        unlock(file);
     }
     locked
+}
+
+/// Gives back what [`lock`] took, though the file stays open for a while, here or in the kernel.
+pub fn unlock(file: &File) {
+    for byte in [HAS + READ, HAS + WRITE, KEEPS + WRITE, KEEPS + RESIZE] {
+        let _ = set(file, libc::F_UNLCK, byte);
+    }
 }
 
 fn take(file: &File, access: Access) -> Result<(), LockError> {

@@ -88,9 +88,10 @@ pub(super) struct Bounce {
 
 impl Bounce {
     fn new(len: usize, align: usize) -> Bounce {
-        // Alignments are powers of two, and a chain has at most 64 MiB.
-        let layout = Layout::from_size_align(len.max(1), align.next_power_of_two())
-            .unwrap_or_else(|_| Layout::new::<[u64; 512]>());
+        let layout = Layout::from_size_align(len.max(1), align.next_power_of_two());
+        let Ok(layout) = layout else {
+            unreachable!("alignments are powers of two, and a chain has at most 64 MiB")
+        };
         // SAFETY: the size is not 0.
         let base = unsafe { alloc_zeroed(layout) };
         if base.is_null() {

@@ -246,9 +246,15 @@ pub trait Engine: Send {
     /// The request ends with it; nothing was recorded, and `finish` is not called.
     fn begin(&mut self, request: &Request, last: bool) -> Result<Step<Self::Ticket>, Failure>;
 
-    /// Are requests recorded? Only then is [`Gate::cut_after`] asked.
-    fn records(&self) -> bool {
+    /// Can the power be cut between two events? Only then is [`Gate::cut_after`] asked.
+    fn can_cut(&self) -> bool {
         false
+    }
+
+    /// Is it to be noted that a request's bytes moved ([`Past::Moved`](super::Past))? Where they are of
+    /// a disk that executes a request again, not where the recording knows.
+    fn notes_moves(&self) -> bool {
+        true
     }
 
     /// Its submit event; the first, where it is recorded as several.
@@ -345,7 +351,12 @@ pub struct GatedQueue<E: Engine> {
     moving: Slab<Held<E::Ticket>>,
     ended: Vec<(usize, i32)>,
     done: Vec<Done>,
+    /// Names the next request: no other queue's, of whatever time.
+    next: u64,
 }
+
+/// Requests that one queue may name.
+const NAMES: u64 = 1 << 40;
 
 impl<E: Engine> fmt::Debug for GatedQueue<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -378,6 +389,7 @@ impl<E: Engine> GatedQueue<E> {
         gate: Arc<dyn Gate>,
         profile: Option<Profile>,
     ) -> Self {
+        static QUEUES: AtomicU64 = AtomicU64::new(0);
         gate.attach(n, waker.clone());
         GatedQueue {
             engine,
@@ -388,6 +400,7 @@ impl<E: Engine> GatedQueue<E> {
             moving: Slab::new(),
             ended: Vec::new(),
             done: Vec::new(),
+            next: QUEUES.fetch_add(1, Ordering::Relaxed) * NAMES,
         }
     }
 
@@ -452,7 +465,7 @@ impl<E: Engine> GatedQueue<E> {
     }
 
     fn noted(&self, held: &Held<E::Ticket>, moved: Result<(), Failure>) -> Result<(), Failure> {
-        if !self.engine.records() {
+        if self.engine.notes_moves() {
             held.request.note.moved(moved.is_ok());
         }
         moved
@@ -481,7 +494,7 @@ impl<E: Engine> GatedQueue<E> {
             self.gate.before_completion(&held.context(seq, asked))
         };
         let Some(held) = self.judged(held, verdict) else { return };
-        let last = self.engine.records()
+        let last = self.engine.can_cut()
             && self.gate.cut_after(&held.context(seq, false), Point::Complete);
         let Held { id, request, ticket, executed, .. } = held;
         let mut result = executed.unwrap_or(Ok(()));
@@ -513,8 +526,8 @@ impl<E: Engine> Drop for GatedQueue<E> {
 
 impl<E: Engine> StoreQueue for GatedQueue<E> {
     fn submit(&mut self, request: Request) {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = self.next;
+        self.next += 1;
         if self.engine.off() {
             return;
         }
@@ -530,7 +543,7 @@ impl<E: Engine> StoreQueue for GatedQueue<E> {
             again: false,
         };
         self.gate.arrived(&context);
-        let last = self.engine.records() && self.gate.cut_after(&context, Point::Submit);
+        let last = self.engine.can_cut() && self.gate.cut_after(&context, Point::Submit);
         match self.engine.begin(&request, last) {
             Ok(Step::Next(ticket)) => {
                 self.advance(Held { id, request, ticket, eligible, executed: None }, false, None);

@@ -11,8 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tornblk_model::event::Segment;
-use tornblk_model::lock::{Access, Holder, LockError, lock};
+use tornblk_model::lock::{Access, Holder, LockError, lock, unlock};
 
 /// Why an image cannot be a disk. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,17 @@ impl From<&Path> for PathBufText {
 /// Pieces that the kernel takes at a time.
 const IOV_MAX: usize = 1024;
 
+impl Drop for Image {
+    /// Nothing is on its way any more, and whoever comes next need not wait until the kernel has taken
+    /// the rings apart.
+    fn drop(&mut self) {
+        unlock(&self.file);
+    }
+}
+
+/// How long the requests of a device that was killed may take.
+const GONE: Duration = Duration::from_secs(10);
+
 /// An image that is a disk: no smaller than a logical block (VIRTIO sets no minimum, so a
 /// test may use a disk of one block), and a whole number of them.
 #[derive(Debug)]
@@ -96,6 +108,20 @@ fn tells_waits(file: &File) -> bool {
     let mut bytes = [io::IoSliceMut::new(&mut byte)];
     let read = rustix::io::preadv2(file, &mut bytes, 0, rustix::io::ReadWriteFlags::NOWAIT);
     read != Err(rustix::io::Errno::OPNOTSUPP)
+}
+
+/// A device that was killed has its lock for as long as the kernel still does what it asked for, which
+/// is what a lock is for; nobody is there then who has it.
+fn lock_soon(file: &File, access: Access) -> Result<(), LockError> {
+    let start = Instant::now();
+    loop {
+        match lock(file, access) {
+            Err(LockError::InUse(Holder::Hidden)) if start.elapsed() < GONE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Did the medium fail to keep what was written? The kernel tells that once and forgets, so it is
@@ -184,7 +210,7 @@ impl Image {
             let larger = size.next_multiple_of(u64::from(block));
             return Err(ImageError::Odd { path: text(), size, block, larger });
         }
-        match lock(&file, if read_only { Access::Read } else { Access::Write }) {
+        match lock_soon(&file, if read_only { Access::Read } else { Access::Write }) {
             Ok(()) => {}
             Err(LockError::InUse(by)) => return Err(ImageError::InUse { path: text(), by }),
             Err(LockError::Impossible(e)) => {
@@ -228,7 +254,7 @@ impl Image {
     pub(super) fn ring(&self, bell: Arc<OwnedFd>) -> io::Result<Ring> {
         let access = if self.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let direct = if self.direct.is_some() { OFlags::DIRECT } else { OFlags::empty() };
-        Ring::new(reopened(&self.file, access | direct)?.into(), bell)
+        Ring::new(reopened(&self.file, access | direct)?.into(), &self.file, bell)
     }
 
     /// Can a ring read or write these as they are?
@@ -274,10 +300,6 @@ impl Image {
 
     pub fn file(&self) -> &File {
         &self.file
-    }
-
-    pub fn into_file(self) -> File {
-        self.file
     }
 
     /// Fills the buffers from `offset` on.

@@ -171,6 +171,11 @@ pub enum ResizeError {
          tornblkd with a larger image, and another recording"
     )]
     Fixed,
+    #[error(
+        "a disk that is recorded keeps its size, which the recording says once: start tornblkd with a \
+         larger image, and another recording"
+    )]
+    Traced,
     #[error("the image has {now} bytes and had {before}: make it larger, and try again")]
     NotLarger { before: u64, now: u64 },
     #[error(

@@ -16,8 +16,8 @@ use tornblk_model::event::{Disk, Negotiation, ResetCause, Segment};
 
 /// What happens to a write on the host, by the names of QEMU's `-drive cache=`.
 ///
-/// All go through the host's page cache, so what they promise is about power loss of the host; a
-/// device that is killed loses nothing that it answered.
+/// What they promise is about power loss of the host: without `--direct` all go through its page cache.
+/// A device that is killed loses nothing that it answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
     /// The guest sees a volatile write cache; its FLUSH is an `fdatasync`.
@@ -259,11 +259,11 @@ impl Engine for RawEngine {
         match request.op {
             Op::Flush if !given_up(moved) => self.shared.image.synced(error),
             Op::Read { .. } | Op::Write { .. } if whole => Ok(()),
-            // The kernel says it once: what was written before may be lost.
-            Op::Write { fua, .. }
-                if moved < 0 && self.shared.through(fua) && !given_up(moved) && !refused(moved) =>
-            {
-                self.shared.image.synced(error)
+            // It may have been the sync that failed, after the write, which the kernel says once: all is
+            // well if both work now. What is wrong otherwise the calls tell.
+            Op::Write { .. } if moved < 0 && !given_up(moved) && !refused(moved) => {
+                self.shared.call(request)?;
+                if self.shared.flushes() { self.shared.image.sync() } else { Ok(()) }
             }
             // In part, or not at all: what is wrong, if anything is, a call tells as well.
             _ => self.shared.call(request),

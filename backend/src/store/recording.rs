@@ -27,7 +27,7 @@ mod open;
 mod tests;
 
 use super::gate::{Gate, GatedQueue};
-use super::{Buffers, Failure, RawStore, Rings, Store, StoreQueue, broken};
+use super::{Buffers, Failure, RawStore, ResizeError, Rings, Store, StoreQueue, broken};
 use crate::made::Made;
 use crossbeam_utils::sync::ShardedLock;
 use engine::{RecordingEngine, TraceEngine};
@@ -154,7 +154,8 @@ impl RecordingStore {
         store
     }
 
-    /// Makes a trace of what is done to `raw`, whose image is at `image`, or goes on with one.
+    /// Makes a trace of what is done to `raw`, whose image is at `image`, or goes on with one. Was it
+    /// made?
     ///
     /// # Errors
     /// The recording has data, or cannot be made or gone on with; it is of another disk.
@@ -165,34 +166,43 @@ impl RecordingStore {
         description: serde_json::Value,
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
-    ) -> Result<RecordingStore, RecordingError> {
+    ) -> Result<(RecordingStore, bool), RecordingError> {
         let disk = raw.disk();
-        let (writer, survey) = if recording.try_exists().unwrap_or(true) {
+        let base = BaseImage::identify(image)?;
+        let there = recording.try_exists().unwrap_or(true);
+        let (writer, survey) = if there {
             let opening = Opening::new(recording)?;
-            if opening.header().data {
+            let header = opening.header();
+            if header.data {
                 return Err(RecordingError::Invalid(format!(
                     "{} has the data of writes: leave out --record-payload no, or record to another \
                      file",
                     recording.display()
                 )));
             }
-            if opening.header().disk != disk {
+            // What is in the image is another thing each time.
+            if header.disk != disk || header.base.path != base.path {
                 return Err(RecordingError::Invalid(format!(
-                    "{} is of another disk than {}: record to another file",
+                    "{} is of the disk {} ({} bytes, logical blocks of {}), and not of {} ({} bytes, {}): \
+                     record to another file",
                     recording.display(),
-                    image.display()
+                    header.base.path.display(),
+                    header.disk.capacity,
+                    header.disk.lb_size,
+                    base.path.display(),
+                    disk.capacity,
+                    disk.lb_size
                 )));
             }
             let survey = sound(&opening, recording)?;
             (opening.go_on()?, survey)
         } else {
             whole(&disk, image)?;
-            let base = BaseImage::identify(image)?;
             let new = NewRecording { data: false, ..NewRecording::new(disk, base, description) };
             (Writer::create(recording, new)?, Survey::default())
         };
         let store = RecordingStore::on_base(writer, Base::Elsewhere, survey, gate, options)?;
-        Ok(RecordingStore { raw: Some(raw), ..store })
+        Ok((RecordingStore { raw: Some(raw), ..store }, !there))
     }
 
     /// Goes on with a recording, after the device was started again.
@@ -357,6 +367,10 @@ impl RecordingStore {
 impl Store for RecordingStore {
     fn disk(&self) -> Disk {
         self.shared.disk.clone()
+    }
+
+    fn resize(&self) -> Result<u64, ResizeError> {
+        Err(if self.raw.is_some() { ResizeError::Traced } else { ResizeError::Fixed })
     }
 
     fn read_only(&self) -> bool {
@@ -618,11 +632,13 @@ impl Shared {
             match piece.place.plus(start - piece.blocks.start * lb) {
                 Place::Zeroes => self.fill(buffers, at, end - start),
                 Place::Base => self.read_base(start, buffers, at, end - start)?,
-                Place::At(position) => self
-                    .writer
-                    .with_bytes(position, (end - start) as usize, |b| buffers.copy_from(at, b))
-                    .map(drop)
-                    .map_err(failed)?,
+                Place::At(position) => {
+                    let copy = |bytes: &[u8]| buffers.copy_from(at, bytes);
+                    // SAFETY: the index has only what was finished, or what a survey found sound.
+                    unsafe { self.writer.with_bytes(position, (end - start) as usize, copy) }
+                        .map(drop)
+                        .map_err(failed)?;
+                }
             }
         }
         Ok(())
@@ -660,10 +676,12 @@ impl Shared {
         match place {
             Place::Zeroes => to.fill(0),
             Place::Base => self.base.read(block * u64::from(self.disk.lb_size), to)?,
-            Place::At(position) => self
-                .writer
-                .with_bytes(position, to.len(), |bytes| to.copy_from_slice(bytes))
-                .map_err(failed)?,
+            Place::At(position) => {
+                let len = to.len();
+                // SAFETY: as in `read`.
+                unsafe { self.writer.with_bytes(position, len, |bytes| to.copy_from_slice(bytes)) }
+                    .map_err(failed)?;
+            }
         }
         Ok(())
     }

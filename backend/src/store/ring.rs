@@ -1,10 +1,11 @@
 //! An io_uring for one queue of a raw disk: reads and writes of one file that is registered with it,
 //! and flushes of that.
 //!
-//! RingPool are made before the sandbox is entered, which lets nobody make one: [`Ring::new`] takes away
+//! Rings are made before the sandbox is entered, which lets nobody make one: [`Ring::new`] takes away
 //! from each all that the disk does not need (IORING_REGISTER_RESTRICTIONS), since seccomp does not
 //! see what is done through it. Each has an open file of its own, so that the kernel tells each of
-//! them of a loss (it tells every open file once).
+//! them of a loss (it tells every open file once); and the one that is locked, too, which the kernel
+//! keeps until nothing is on its way any more: after a kill that is later than the process's end.
 
 #![allow(unsafe_code)]
 
@@ -22,6 +23,8 @@ const ENTRIES: u32 = 256;
 const COMPLETIONS: u32 = 2048;
 /// The one file that is registered.
 const FILE: types::Fixed = types::Fixed(0);
+/// Of io_uring_enter(2).
+const IORING_ENTER_GETEVENTS: u32 = 1;
 /// Pieces of one request that the kernel takes (UIO_MAXIOV).
 const IOV_MAX: usize = 1024;
 
@@ -65,15 +68,17 @@ impl std::fmt::Debug for Ring {
 ///
 /// # Errors
 /// The kernel has none, or lets this process have none.
-pub fn restricted(file: impl AsFd, bell: impl AsFd) -> io::Result<IoUring> {
+pub fn restricted(file: impl AsFd, locked: impl AsFd, bell: impl AsFd) -> io::Result<IoUring> {
     let ring: IoUring = IoUring::builder()
         .setup_cqsize(COMPLETIONS)
         // Completions are looked at when the queue's thread comes by: no need to interrupt it.
         .setup_coop_taskrun()
+        // Who never comes by (a queue that polls) can see that there are some.
+        .setup_taskrun_flag()
         .setup_r_disabled()
         .build(ENTRIES)?;
     let submitter = ring.submitter();
-    submitter.register_files(&[file.as_fd().as_raw_fd()])?;
+    submitter.register_files(&[file.as_fd().as_raw_fd(), locked.as_fd().as_raw_fd()])?;
     submitter.register_eventfd(bell.as_fd().as_raw_fd())?;
     let ops = [
         opcode::Read::CODE,
@@ -92,12 +97,13 @@ pub fn restricted(file: impl AsFd, bell: impl AsFd) -> io::Result<IoUring> {
 }
 
 impl Ring {
-    /// A ring for `file`, which rings `bell` where it has to.
+    /// A ring for `file`, which rings `bell` where it has to. `locked` stays open, and so locked, for as
+    /// long as the kernel has anything of the ring's to do.
     ///
     /// # Errors
     /// The kernel has none, or lets this process have none.
-    pub(super) fn new(file: OwnedFd, bell: Arc<OwnedFd>) -> io::Result<Ring> {
-        let ring = restricted(&file, &bell)?;
+    pub(super) fn new(file: OwnedFd, locked: impl AsFd, bell: Arc<OwnedFd>) -> io::Result<Ring> {
+        let ring = restricted(&file, locked, &bell)?;
         let (pieces, unsent, in_flight) = (Vec::new(), 0, 0);
         Ok(Ring { ring, bell, pieces, unsent, in_flight, _file: file })
     }
@@ -193,6 +199,15 @@ impl Ring {
         self.ring.completion().disable_eventfd();
         if self.unsent > 0 || (wait && self.in_flight > 0) {
             self.send(usize::from(wait));
+        } else if self.ring.submission().taskrun() {
+            // They come when this thread enters the kernel, which a thread that polls does not.
+            let wants = IORING_ENTER_GETEVENTS;
+            // SAFETY: nothing is submitted, and no signal mask given.
+            let entered =
+                unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, wants, None) };
+            if let Err(error) = entered {
+                log::debug!("a ring's completions are late: {error}");
+            }
         }
         self.take(f);
         if self.in_flight > 0 && !wait {

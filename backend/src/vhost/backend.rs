@@ -12,7 +12,7 @@ use crate::device::{Device, DeviceQueue, Memory, Polled, RING_SIZE_MAX};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tornblk_model::event::ResetCause;
@@ -24,6 +24,9 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
+
+/// Moments between two looks at a queue that is polled: about half a microsecond.
+const SPINS: usize = 16;
 
 /// The device, as one front-end is served with it.
 pub(super) struct Backend {
@@ -47,8 +50,8 @@ pub(super) struct Backend {
     exits: Mutex<Vec<RawFd>>,
     /// How long a queue's thread looks for more, after it found something, before it sleeps.
     poll: Duration,
-    /// By queue: somebody waits for it, and its thread is not to look once more.
-    wanted: Vec<AtomicBool>,
+    /// By queue: how many wait for it; its thread is not to look once more then.
+    wanted: Vec<AtomicUsize>,
     /// The connection ends, and nobody is to look once more.
     over: AtomicBool,
 }
@@ -62,7 +65,7 @@ impl Backend {
     ) -> io::Result<Arc<Backend>> {
         let watch = Watch::new(Arc::clone(&device), Arc::clone(&beside), default_writeback);
         let queues = (0..device.queues()).map(|_| Mutex::new(None)).collect();
-        let wanted = (0..device.queues()).map(|_| AtomicBool::new(false)).collect();
+        let wanted = (0..device.queues()).map(|_| AtomicUsize::new(0)).collect();
         Ok(Arc::new(Backend {
             device,
             mem: Space::new(Memory::new()),
@@ -147,24 +150,37 @@ impl Backend {
     /// `poll` says. Only on the queue's own thread.
     fn serve(&self, n: usize, woken: bool) {
         // At most 64 queues.
-        if self.device.reaches_all(n as u16) {
+        let reaches_all = self.device.reaches_all(n as u16);
+        if reaches_all {
             (0..self.queues.len()).filter(|other| *other != n).for_each(|other| self.make(other));
         }
-        if !self.poll.is_zero() {
-            let mut woken = woken;
-            let mut moved = Instant::now();
-            // Whoever wants the queue for something else goes first: a lock knows no turns.
-            let may =
-                || !self.wanted[n].load(Ordering::Relaxed) && !self.over.load(Ordering::Relaxed);
-            while may() && moved.elapsed() < self.poll {
-                match self.pump(n, std::mem::take(&mut woken), true) {
-                    Some(true) => moved = Instant::now(),
-                    Some(false) => std::hint::spin_loop(),
-                    None => break,
-                }
+        // What reaches all the others has to make them first, each time that it takes something.
+        let woken = if reaches_all || self.poll.is_zero() { woken } else { self.look(n, woken) };
+        self.pump(n, woken, false);
+    }
+
+    /// Serves the queue until nothing came for as long as `poll` says, or somebody wants it for
+    /// something else: a lock knows no turns. Is the wake still to be cleared?
+    fn look(&self, n: usize, woken: bool) -> bool {
+        let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return woken };
+        let wanted = || {
+            self.wanted[n].load(Ordering::Relaxed) > 0
+                || ring.is_wanted()
+                || self.over.load(Ordering::Relaxed)
+        };
+        if self.pump(n, woken, true) != Some(true) {
+            return false;
+        }
+        let mut moved = Instant::now();
+        while !wanted() && moved.elapsed() < self.poll {
+            match self.pump(n, false, true) {
+                Some(true) => moved = Instant::now(),
+                // Others poll, too: what is shared is left alone for a moment.
+                Some(false) => (0..SPINS).for_each(|_| std::hint::spin_loop()),
+                None => break,
             }
         }
-        self.pump(n, woken, false);
+        false
     }
 
     /// Does so once. With `again`, the driver need not kick: it is looked again. Was there something?
@@ -172,7 +188,7 @@ impl Backend {
     fn pump(&self, n: usize, woken: bool, again: bool) -> Option<bool> {
         let ring = self.rings.get()?.get(n)?;
         let mut slot = whole(&self.queues[n]);
-        let mut state = ring.get_mut();
+        let mut state = ring.own();
         let runs = runs(&state);
         if slot.is_none() {
             if !runs {
@@ -201,11 +217,19 @@ impl Backend {
         runs.then_some(moved)
     }
 
+    /// The queue, for another thread than its own.
+    fn wanting(&self, n: usize) -> MutexGuard<'_, Option<Box<dyn DeviceQueue>>> {
+        self.wanted[n].fetch_add(1, Ordering::Relaxed);
+        let slot = whole(&self.queues[n]);
+        self.wanted[n].fetch_sub(1, Ordering::Relaxed);
+        slot
+    }
+
     /// A queue that runs and was not kicked yet is made all the same. Its thread is not woken: what
     /// reaches the queue does that.
     fn make(&self, n: usize) {
         let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
-        let mut slot = whole(&self.queues[n]);
+        let mut slot = self.wanting(n);
         let mut state = ring.get_mut();
         if slot.is_none() && runs(&state) {
             *slot = Some(self.start(n, &mut state));
@@ -250,9 +274,7 @@ impl Backend {
     /// Ends what is in flight on a queue and returns it; then the queue itself, if `end`.
     fn settle(&self, n: usize, why: &str, end: bool) {
         let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return };
-        self.wanted[n].store(true, Ordering::Relaxed);
-        let mut slot = whole(&self.queues[n]);
-        self.wanted[n].store(false, Ordering::Relaxed);
+        let mut slot = self.wanting(n);
         if let Some(queue) = slot.as_mut() {
             let held = queue.in_flight();
             if held > 0 {

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
@@ -39,6 +39,8 @@ pub(super) struct Vring {
     inner: VringMutex<Space>,
     /// Guest address of the available index while the ring runs.
     avail_index: Arc<AtomicU64>,
+    /// How many wait for the ring, besides its own thread.
+    wanted: Arc<AtomicUsize>,
 }
 
 impl Vring {
@@ -50,6 +52,24 @@ impl Vring {
             NOWHERE
         };
         self.avail_index.store(at, Ordering::Release);
+    }
+
+    /// For the thread that serves the queue.
+    pub(super) fn own(&self) -> <Self as VringStateMutGuard<'_, Space>>::G {
+        self.inner.get_mut()
+    }
+
+    /// Does anybody else wait for it? Messages do: who polls a ring lets them in.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
+    }
+
+    /// Does something that locks the ring.
+    fn wanting<T>(&self, f: impl FnOnce(&VringMutex<Space>) -> T) -> T {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let result = f(&self.inner);
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        result
     }
 
     /// Nothing that the guest adds counts any more. Not at `set_queue_ready(false)`: what is in
@@ -72,17 +92,24 @@ impl VringT<Space> for Vring {
         let ring = Vring {
             inner: VringMutex::new(mem, max_queue_size)?,
             avail_index: Arc::new(AtomicU64::new(NOWHERE)),
+            wanted: Arc::default(),
         };
         MADE.with(|made| made.borrow_mut().push(ring.clone()));
         Ok(ring)
     }
 
     fn get_ref(&self) -> <Self as VringStateGuard<'_, Space>>::G {
-        self.inner.get_ref()
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let guard = self.inner.get_ref();
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        guard
     }
 
     fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Space>>::G {
-        self.inner.get_mut()
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let guard = self.inner.get_mut();
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        guard
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
@@ -106,14 +133,14 @@ impl VringT<Space> for Vring {
     }
 
     fn set_enabled(&self, enabled: bool) {
-        self.inner.set_enabled(enabled);
+        self.wanting(|ring| ring.set_enabled(enabled));
         if enabled && self.inner.get_ref().get_queue().ready() {
             self.watch(true);
         }
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), Error> {
-        self.inner.set_queue_info(desc, avail, used)?;
+        self.wanting(|ring| ring.set_queue_info(desc, avail, used))?;
         if self.inner.get_ref().get_queue().ready() {
             self.watch(true);
         }
@@ -121,38 +148,38 @@ impl VringT<Space> for Vring {
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.inner.queue_next_avail()
+        self.wanting(|ring| ring.queue_next_avail())
     }
 
     fn set_queue_next_avail(&self, base: u16) {
-        self.inner.set_queue_next_avail(base);
+        self.wanting(|ring| ring.set_queue_next_avail(base));
     }
 
     fn set_queue_next_used(&self, idx: u16) {
-        self.inner.set_queue_next_used(idx);
+        self.wanting(|ring| ring.set_queue_next_used(idx));
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
-        self.inner.queue_used_idx()
+        self.wanting(|ring| ring.queue_used_idx())
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.inner.set_queue_size(num);
+        self.wanting(|ring| ring.set_queue_size(num));
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        self.inner.set_queue_event_idx(enabled);
+        self.wanting(|ring| ring.set_queue_event_idx(enabled));
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        self.inner.set_queue_ready(ready);
+        self.wanting(|ring| ring.set_queue_ready(ready));
         if ready {
             self.watch(true);
         }
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.inner.set_kick(file);
+        self.wanting(|ring| ring.set_kick(file));
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -174,7 +201,7 @@ impl VringT<Space> for Vring {
     /// until now may be lost, as QEMU unmasks its interrupts right after it has enabled the rings.
     /// So the guest is told once more, and looks at its used ring; at worst in vain.
     fn set_call(&self, file: Option<File>) {
-        self.inner.set_call(file);
+        self.wanting(|ring| ring.set_call(file));
         let runs = self.inner.get_ref().get_queue().ready();
         if runs && let Err(error) = self.inner.signal_used_queue() {
             log::warn!("the guest cannot be told where it has just asked for it: {error}");
@@ -182,7 +209,7 @@ impl VringT<Space> for Vring {
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.inner.set_err(file);
+        self.wanting(|ring| ring.set_err(file));
     }
 }
 

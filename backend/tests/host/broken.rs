@@ -102,10 +102,15 @@ fn child_has_a_broken_recording() {
     let (daemon, mut guest) = start(&place, "--image disk.img --recording bad/r");
     assert_eq!(guest.write(0, &[1; 4096]), OK);
     let events = place.recorded("bad/r").len();
+    // Data of pages are written: what fails is that request alone, and nothing is on record of it.
+    set(&bad.failing.writes, true);
+    assert_eq!(guest.write(8, &[2; 128 << 10]), IOERR);
+    set(&bad.failing.writes, false);
+    assert_eq!(guest.write(8, &[3; 128 << 10]), OK);
+    assert_eq!(guest.read(8, 512).unwrap(), [3; 512]);
     // The next page of the mapping cannot be had: SIGBUS, if nobody caught it.
     set(&bad.failing.reads, true);
-    let data = vec![2; 128 << 10];
-    let ended = (0..64).find(|_| guest.write(8, &data) == IOERR);
+    let ended = (0..64).find(|_| guest.write(8, &[2; 512]) == IOERR);
     assert!(ended.is_some(), "nothing was read");
     assert_eq!(guest.read(0, 512).unwrap_err(), IOERR);
     assert!(place.client().status().unwrap().connected);

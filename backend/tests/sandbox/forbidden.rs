@@ -47,7 +47,8 @@ fn device_ring() -> IoUring {
         return IoUring::new(8).unwrap();
     }
     let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
-    tornblk_backend::store::restricted_ring(File::open("own/there").unwrap(), bell).unwrap()
+    let file = File::open("own/there").unwrap();
+    tornblk_backend::store::restricted_ring(&file, &file, bell).unwrap()
 }
 
 /// What `entry` points to lives until it ended.

@@ -122,6 +122,9 @@ fn a_queue_that_polls_finds_what_nobody_kicked_for() {
             guest.kick(0);
         }
         assert_eq!(guest.wait(0)[0].0, sent.head);
+        // Messages get in.
+        guest.replace_call(0);
+        assert_eq!(guest.ask(0, |driver| driver.wants(VIRTIO_BLK_T_IN, 7, 512)).1, OK);
         // It lets go at once of a queue that is stopped, and of a front-end that goes.
         let start = Instant::now();
         guest.frontend.get_vring_base(0).unwrap();

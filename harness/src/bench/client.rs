@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::Load;
-use blkio::{Blkio, Blkioq, Completion, ReqFlags};
+use blkio::{Blkio, Blkioq, Completion, Errno, ReqFlags};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Barrier;
@@ -15,6 +15,8 @@ const QUEUE_SIZE: i32 = 256;
 const WARM: Duration = Duration::from_millis(50);
 /// How long the first request may fail.
 const SETTLE: Duration = Duration::from_secs(5);
+/// For the next answer, whatever the load.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Completions taken at once.
 const BATCH: usize = 64;
 
@@ -197,7 +199,13 @@ fn busy(
     let mut ran = Ran::default();
     let mut over = false;
     while in_flight > 0 {
-        let n = queue.do_io(&mut taken, 1, None, None).map_err(|e| e.message().to_owned())?;
+        let n =
+            queue.do_io(&mut taken, 1, Some(&mut PATIENCE.clone()), None).map_err(|e| {
+                match e.errno() {
+                    Errno::TIME => format!("nothing was answered for {} s", PATIENCE.as_secs()),
+                    _ => e.message().to_owned(),
+                }
+            })?;
         ran.answered += n as u64;
         let passed = start.elapsed();
         over |= passed.saturating_sub(warm) >= time;

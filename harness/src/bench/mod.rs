@@ -2,9 +2,10 @@
 //! another vhost-user-blk device, in turns.
 //!
 //! A [`Load`] is what the driver asks for; a [`Server`] is who answers, and how it keeps the bytes;
-//! a [`Cell`] is one load on one server over some queues. Rounds go through all cells, those that
-//! are compared next to each other, so that what else the machine does meets both alike. Figures are
-//! medians of rounds; what is judged are their ratios ([`goals`]), never one figure by itself.
+//! a [`Cell`] is one load on one server over some queues. A round goes through all cells, all servers
+//! of a load one after another, and every other round backwards, so that what else the machine does
+//! meets all alike; what one leaves to be written is written before the next. Figures are medians of
+//! rounds; what is judged are their ratios ([`goals`]), never one figure by itself.
 //!
 //! - [`client`]: the driver.
 //! - [`server`]: the devices, as processes.

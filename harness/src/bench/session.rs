@@ -56,6 +56,11 @@ pub fn prepare(options: &mut Options) -> Result<(), BenchError> {
             fill(&options.image(server), options.size)?;
         }
     }
+    // Where it is not used, it is in nobody's way.
+    let direct = options.image(Server::RawDirect);
+    if let Ok(file) = std::fs::File::open(&direct) {
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    }
     match server::smallest_block(&options.image(Server::RawDirect)) {
         Some(block) => options.places.block = block,
         None => options.servers.retain(|server| !server.direct()),
@@ -74,6 +79,13 @@ fn fill(path: &Path, size: u64) -> Result<(), BenchError> {
         left -= n;
     }
     file.sync_all().map_err(failed)
+}
+
+/// Has all that was written before reach the disk: who comes next does not pay for it.
+fn settle(folder: &Path) -> Result<(), BenchError> {
+    let failed = |source| BenchError::Io { what: "write back", path: folder.to_owned(), source };
+    let file = std::fs::File::open(folder).map_err(failed)?;
+    rustix::fs::syncfs(&file).map_err(|e| failed(e.into()))
 }
 
 /// All into the page cache.
@@ -103,6 +115,7 @@ pub fn run(
 fn sample(options: &Options, cell: Cell, round: u32) -> Result<Sample, BenchError> {
     let Cell { load, queues, server } = cell;
     let image = options.image(server);
+    settle(&options.places.folder)?;
     if !server.direct() {
         warm(&image)?;
     }
@@ -112,7 +125,7 @@ fn sample(options: &Options, cell: Cell, round: u32) -> Result<Sample, BenchErro
     let before = running.cpu();
     let ran = driver.run(load, End::After(options.time), u64::from(round) << 32 | 0x5bd1_e995);
     let ran = ran.map_err(client("ask"))?;
-    let cpu = running.cpu() - before;
+    let cpu = running.cpu().saturating_sub(before);
     let anonymous_kib = running.anonymous_kib();
     drop(driver);
     running.stop()?;

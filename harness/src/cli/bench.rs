@@ -40,8 +40,8 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Rounds through everything
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Rounds through everything; every other one goes backwards
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
     /// Of one load on one device in one round, such as 1s or 200ms

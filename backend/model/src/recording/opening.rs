@@ -7,7 +7,7 @@ use super::reader::Reader;
 use super::slot::Decoded;
 use super::writer::{Writer, lock};
 use crate::event::{Event, Op, ResetCause, SECTOR, Seq, Submit};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::path::Path;
 
@@ -34,8 +34,9 @@ impl Reader {
     /// The recording is damaged.
     pub fn survey(&self) -> Result<Survey, RecordingError> {
         let mut out = Survey::default();
-        // A bit for each slot: a submission that has not ended.
-        let mut goes: Vec<u64> = Vec::new();
+        // A bit for each slot: a submission that has not ended. Only words with bits, since slots may be
+        // far apart, and few requests are open at a time.
+        let mut goes: BTreeMap<u64, u64> = BTreeMap::new();
         for found in self.scan() {
             let (seq, decoded) = found?;
             out.next = seq + 1;
@@ -43,18 +44,20 @@ impl Reader {
             if let Some(what) = self.misplaced(seq, &decoded) {
                 out.nonsense.get_or_insert(what);
             }
-            let (word, bit) = ((seq / 64) as usize, 1 << (seq % 64));
+            let (word, bit) = (seq / 64, 1 << (seq % 64));
             match decoded.event {
                 Some(Event::Submit(_)) if !decoded.at_once => {
-                    if goes.len() <= word {
-                        goes.resize(word + 1, 0);
-                    }
-                    goes[word] |= bit;
+                    *goes.entry(word).or_default() |= bit;
                 }
                 Some(Event::Complete { request, .. }) => {
                     let (word, bit) = (request.0 / 64, 1 << (request.0 % 64));
-                    match usize::try_from(word).ok().and_then(|word| goes.get_mut(word)) {
-                        Some(bits) if *bits & bit != 0 => *bits &= !bit,
+                    match goes.get_mut(&word) {
+                        Some(bits) if *bits & bit != 0 => {
+                            *bits &= !bit;
+                            if *bits == 0 {
+                                goes.remove(&word);
+                            }
+                        }
                         // As whoever takes it for a history will find.
                         _ => {
                             let what = format!("event {seq} ends request {request}, which is none");
@@ -113,7 +116,10 @@ impl Opening {
             .open(path)
             .map_err(RecordingError::io("open the recording", path))?;
         lock(&file, path)?;
-        let reader = Reader::open(path)?;
+        // This file, whatever is at its path by now.
+        let same =
+            file.try_clone().map_err(RecordingError::io("open the recording once more", path))?;
+        let reader = Reader::of(same, path)?;
         let survey = reader.survey()?;
         Ok(Opening { file, reader, survey })
     }

@@ -30,8 +30,8 @@ pub struct Reader {
     header: Header,
     geometry: Geometry,
     segments: RwLock<Segments>,
-    /// A bit for each event whose data was found to fit its checksum.
-    sound: Mutex<Vec<u64>>,
+    /// A bit for each event whose data was found to fit its checksum, by words of 64.
+    sound: Mutex<HashMap<u64, u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -422,17 +422,13 @@ impl Reader {
         payload: &Payload,
         len: u64,
     ) -> Result<(), RecordingError> {
-        let (word, bit) = ((seq.0 / 64) as usize, 1 << (seq.0 % 64));
+        let (word, bit) = (seq.0 / 64, 1 << (seq.0 % 64));
         let sound = || self.sound.lock().unwrap_or_else(PoisonError::into_inner);
-        if sound().get(word).is_some_and(|bits| bits & bit != 0) {
+        if sound().get(&word).is_some_and(|bits| bits & bit != 0) {
             return Ok(());
         }
         self.check(payload, len)?;
-        let mut sound = sound();
-        if sound.len() <= word {
-            sound.resize(word + 1, 0);
-        }
-        sound[word] |= bit;
+        *sound().entry(word).or_default() |= bit;
         Ok(())
     }
 

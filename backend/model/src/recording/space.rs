@@ -1,16 +1,18 @@
-//! Room for the data of one write: small data are stored through the mapping, large data written.
+//! Room for the data of one write: what is less than a page is stored through the mapping, the rest written.
 //!
 //! A page of the mapping that is touched for the first time is cleared by the kernel, by itself, to
 //! be overwritten a moment later: for 128 KiB that took seven tenths of the time of a write. A
-//! write(2) of whole pages fills them at once. For a few pages the call costs more than it saves.
+//! write(2) of whole pages fills them at once.
 
 use super::RecordingError;
 use super::writer::Writer;
 use crate::event::Payload;
 use std::cell::Cell;
 
-/// Bytes from which data are written.
-pub(super) const WRITTEN: usize = 32 << 10;
+/// Bytes from which data are written: a page.
+pub(super) const WRITTEN: usize = 4 << 10;
+/// Bytes that are copied, summed up and written at a time: they stay in a processor's own cache.
+const PIECE: usize = 256 << 10;
 /// The largest buffer that a thread keeps for the next write.
 const KEPT: usize = 1 << 20;
 
@@ -28,7 +30,8 @@ pub struct Space<'a> {
 #[derive(Debug)]
 enum Data<'a> {
     Mapped(&'a mut [u8]),
-    Written(&'a Writer, Buffer),
+    /// How long; and a buffer for all of it, where somebody wants that.
+    Written(&'a Writer, usize, Option<Buffer>),
 }
 
 /// This thread's, while it is in use.
@@ -57,29 +60,52 @@ impl<'a> Space<'a> {
     }
 
     pub(super) fn written(writer: &'a Writer, position: u64, len: usize) -> Space<'a> {
-        Space { position, data: Data::Written(writer, Buffer::new(len)) }
+        Space { position, data: Data::Written(writer, len, None) }
     }
 
     /// Zeroes, or what another write left: fill all of it.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         match &mut self.data {
             Data::Mapped(data) => data,
-            Data::Written(_, buffer) => &mut buffer.0,
+            Data::Written(_, len, buffer) => &mut buffer.get_or_insert_with(|| Buffer::new(*len)).0,
         }
+    }
+
+    /// Has `fill` give the data, which takes little memory however many they are: it is told from which
+    /// byte on, and fills all that it is given. Instead of [`Space::as_mut_slice`].
+    ///
+    /// # Errors
+    /// As of [`Space::finish`].
+    pub fn fill(self, mut fill: impl FnMut(usize, &mut [u8])) -> Result<Payload, RecordingError> {
+        let position = self.position;
+        let mut crc = 0;
+        match self.data {
+            Data::Mapped(data) => {
+                fill(0, data);
+                crc = crc32c::crc32c(data);
+            }
+            Data::Written(writer, len, _) => {
+                let mut buffer = Buffer::new(len.min(PIECE));
+                for at in (0..len).step_by(PIECE) {
+                    let piece = &mut buffer.0[..PIECE.min(len - at)];
+                    fill(at, piece);
+                    crc = crc32c::crc32c_append(crc, piece);
+                    writer.put_data(position + at as u64, piece)?;
+                }
+            }
+        }
+        Ok(Payload { position, crc })
     }
 
     /// Takes the checksum; the data cannot be changed any more.
     ///
     /// # Errors
     /// The file failed, or was cut short.
-    pub fn finish(self) -> Result<Payload, RecordingError> {
-        let data = match &self.data {
-            Data::Mapped(data) => &**data,
-            Data::Written(writer, buffer) => {
-                writer.put_data(self.position, &buffer.0)?;
-                &buffer.0
-            }
-        };
-        Ok(Payload { position: self.position, crc: crc32c::crc32c(data) })
+    pub fn finish(mut self) -> Result<Payload, RecordingError> {
+        let crc = crc32c::crc32c(self.as_mut_slice());
+        if let Data::Written(writer, _, Some(buffer)) = &self.data {
+            writer.put_data(self.position, &buffer.0)?;
+        }
+        Ok(Payload { position: self.position, crc })
     }
 }

@@ -284,7 +284,8 @@ impl Writer {
     /// Writes data into room that was taken for them.
     pub(super) fn put_data(&self, position: u64, data: &[u8]) -> Result<(), RecordingError> {
         // Beyond the end of a file that was cut short a write makes it grow again, with a hole where
-        // events were. Who cuts it between the two looks is found by the second.
+        // events were. Who cuts it between the two looks is found by the second, unless these data end
+        // where the file does: then by whoever touches what is gone.
         self.is_whole()?;
         let written = self.file.write_all_at(data, position);
         written.map_err(RecordingError::io("write data to", &self.path))?;
@@ -323,10 +324,14 @@ impl Writer {
 
     /// Shows bytes of a finished payload.
     ///
+    /// # Safety
+    /// They are that: of [`Space::finish`], or of a recording that [`Reader::survey`] found sound. Others
+    /// may change meanwhile.
+    ///
     /// # Errors
     /// The position is none of this recording's, or its file failed.
     #[allow(unsafe_code)]
-    pub fn with_bytes<T>(
+    pub unsafe fn with_bytes<T>(
         &self,
         position: u64,
         len: usize,
@@ -340,8 +345,8 @@ impl Writer {
                 self.path.display()
             )));
         }
-        // SAFETY: payload is never written again after its `Space` is finished, and only then is
-        // its position known.
+        // SAFETY: mapped (checked), and by contract payload, which is never written again after its
+        // `Space` is finished, by way of the mapping or of the file.
         let out = f(unsafe { self.map.bytes(position, len) });
         if self.map.poisoned() { Err(self.poisoned()) } else { Ok(out) }
     }

@@ -101,7 +101,7 @@ impl MachineError {
             | NeedsData(_)
             | NeedsStates(_)
             | OnlyStates(_)
-            | Resize(ResizeError::Fixed) => RefusalKind::Unsupported,
+            | Resize(ResizeError::Fixed | ResizeError::Traced) => RefusalKind::Unsupported,
             Resize(ResizeError::Io(_)) => RefusalKind::Failed,
             Resize(_) => RefusalKind::Busy,
             Malformed(_) | BeyondTheEnd { .. } | Outside(..) => RefusalKind::Malformed,

@@ -22,8 +22,8 @@ impl Machine {
     pub fn files(&self) -> Result<Files, OpenError> {
         let shared = &self.shared;
         if let Some(trace) = &shared.trace {
-            // No overlay and no other recording is made; that it can be read again is of use.
-            return Ok(Files { read: vec![trace.file().to_owned()], folder: None });
+            // Nothing is made there; but a start that fails removes what it made.
+            return Ok(Files { read: Vec::new(), folder: Some(trace.folder()) });
         }
         let (recording, header) = match (&shared.recorded, &shared.states) {
             (Some(recorded), _) => (recorded.file(), recorded.header().clone()),

@@ -66,12 +66,12 @@ pub struct Options {
     /// Bytes: a power of two, not below the logical block size.
     pub physical_block_size: u32,
     pub read_only: bool,
-    /// Without a recording. With one, nothing of the guest's is synced: what survives a power cut
+    /// Of a raw disk. With recorded data, nothing of the guest's is synced: what survives a power cut
     /// is up to the model, and what the guest sees of a cache is up to the device.
     pub cache: Cache,
-    /// Without a recording: past the host's page cache.
+    /// Of a raw disk: past the host's page cache.
     pub direct: bool,
-    /// Without a recording.
+    /// Of a raw disk.
     pub io_engine: IoEngine,
     /// All that there will be: a ring is made for each before anybody is served.
     pub queues: u16,

@@ -108,34 +108,29 @@ impl MachineQueue {
         };
         Ok(MachineQueue { n, shared, inner, epoch, in_flight: 0, bell })
     }
-
-    /// What was in flight is over.
-    fn forget(&mut self) {
-        self.shared.tally(self.n).in_flight.fetch_sub(self.in_flight, Ordering::AcqRel);
-        self.in_flight = 0;
-    }
 }
 
 impl StoreQueue for MachineQueue {
     fn submit(&mut self, request: Request) {
         // Held to the end: the store is not exchanged beneath a request.
-        let shared = Arc::clone(&self.shared);
+        let MachineQueue { n, shared, inner, epoch, in_flight, .. } = self;
         let beneath = shared.beneath();
+        let tally = shared.tally(*n);
         // One that could not be made, for want of descriptors, cannot be woken: it is tried again.
-        let broken = self.inner.wake_fd().is_none() && self.inner.in_flight() == 0;
-        if beneath.epoch != self.epoch || broken {
-            self.forget();
-            self.inner = beneath.store.queue(self.n);
-            self.epoch = beneath.epoch;
+        let broken = inner.wake_fd().is_none() && inner.in_flight() == 0;
+        if beneath.epoch != *epoch || broken {
+            // What was in flight is over.
+            tally.in_flight.fetch_sub(std::mem::take(in_flight), Ordering::AcqRel);
+            *inner = beneath.store.queue(*n);
+            *epoch = beneath.epoch;
         }
-        let tally = shared.tally(self.n);
-        tally.counts.submitted(&request, &shared);
+        tally.counts.submitted(&request, shared);
         if request.op == Op::Flush {
             shared.look();
         }
         tally.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.in_flight += 1;
-        self.inner.submit(request);
+        *in_flight += 1;
+        inner.submit(request);
     }
 
     fn reap(&mut self, f: &mut dyn FnMut(Done)) {
@@ -167,6 +162,6 @@ impl StoreQueue for MachineQueue {
 
 impl Drop for MachineQueue {
     fn drop(&mut self) {
-        self.forget();
+        self.shared.tally(self.n).in_flight.fetch_sub(self.in_flight, Ordering::AcqRel);
     }
 }

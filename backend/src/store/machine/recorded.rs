@@ -80,16 +80,7 @@ impl Recorded {
             RecordingStore::create(file, image.path(), block, said, gate_of_store, own_options)
         };
         let store = store.map_err(OpenError::Recording)?;
-        let now = options.profile.to_string();
-        if let Some(before) = store.writer().header().options["profile"].as_str()
-            && before != now
-        {
-            log::warn!(
-                "{} was begun on a disk with the profile {before}, and goes on with {now}: crashes \
-                 are those of {now} unless they name another (--profile {before} goes on with it)",
-                file.display()
-            );
-        }
+        warn_of_another_profile(file, store.writer(), &options.profile);
         let made = (!there).then(|| Made::of(file, store.writer()).ok().map(Arc::new)).flatten();
         Ok(Recorded {
             file: file.to_owned(),
@@ -288,6 +279,20 @@ fn resolve(
         volatile_writes: point.volatile().len() as u64,
     };
     Ok((crashed, content))
+}
+
+/// A recording that goes on under another profile than it was begun with.
+pub(super) fn warn_of_another_profile(file: &Path, writer: &Writer, now: &Profile) {
+    let now = now.to_string();
+    if let Some(before) = writer.header().options["profile"].as_str()
+        && before != now
+    {
+        log::warn!(
+            "{} was begun on a disk with the profile {before}, and goes on with {now}: crashes \
+             are those of {now} unless they name another (--profile {before} goes on with it)",
+            file.display()
+        );
+    }
 }
 
 /// What the recording says of the device that made it.

@@ -12,7 +12,6 @@ use crate::store::live::{LiveGate, lock};
 use crate::store::recording::{RecordingOptions, RecordingStore};
 use crate::store::state::StateStore;
 use crate::store::{Image, Store};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use tornblk_model::crash::{Content, History, Source, StateName};
@@ -41,7 +40,7 @@ pub(super) struct States {
     history: Mutex<Option<Arc<History>>>,
     inner: Mutex<Option<Inner>>,
     /// Kept for its lock: nobody writes to the base image while its states are shown.
-    kept: File,
+    kept: Image,
     image: PathBuf,
 }
 
@@ -73,7 +72,7 @@ impl States {
         let state = StateReader::new(Arc::clone(&reader), base, trust, Content::default())
             .map_err(OpenError::Recording)?;
         let image = base.unwrap_or(&reader.header().base.path).to_owned();
-        let kept = Image::open(&image, 1, true)?.into_file();
+        let kept = Image::open(&image, 1, true)?;
         let gate = gate(&disk);
         let own = RecordingOptions {
             profile: options.profile.clone(),
@@ -104,7 +103,7 @@ impl States {
 
     pub(super) fn known(&self, watch: &Watch) {
         watch.know(What::Recording, &self.file, &*self.reader);
-        watch.know(What::Image, &self.image, &self.kept);
+        watch.know(What::Image, &self.image, self.kept.file());
     }
 
     pub(super) fn disk(&self) -> Disk {

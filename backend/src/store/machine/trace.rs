@@ -2,7 +2,7 @@
 //! events, with marks. No power can be cut, since nothing could be shown after it.
 
 use super::{MachineError, OpenError, Options, RawStore};
-use crate::made::Made;
+use crate::made::{Made, folder_of};
 use crate::store::Store;
 use crate::store::live::LiveGate;
 use crate::store::recording::{RecordingOptions, RecordingStore};
@@ -33,12 +33,12 @@ impl Trace {
             seed: options.seed,
             read_only: options.read_only,
         };
-        let there = file.try_exists().unwrap_or(true);
         let said = super::recorded::description(options);
         let gate = Arc::clone(gate) as _;
         let store = RecordingStore::trace(file, image, raw, said, gate, own);
-        let store = store.map_err(OpenError::Recording)?;
-        let made = (!there).then(|| Made::of(file, store.writer()).ok().map(Arc::new)).flatten();
+        let (store, made) = store.map_err(OpenError::Recording)?;
+        super::recorded::warn_of_another_profile(file, store.writer(), &options.profile);
+        let made = made.then(|| Made::of(file, store.writer()).ok().map(Arc::new)).flatten();
         Ok(Trace { file: file.to_owned(), made, store: Arc::new(store) })
     }
 
@@ -51,8 +51,9 @@ impl Trace {
         Arc::clone(&self.store) as _
     }
 
-    pub(super) fn file(&self) -> &Path {
-        &self.file
+    /// Of the trace.
+    pub(super) fn folder(&self) -> PathBuf {
+        folder_of(&self.file).to_owned()
     }
 
     pub(super) fn writer(&self) -> &Writer {

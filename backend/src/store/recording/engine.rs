@@ -100,14 +100,14 @@ impl RecordingEngine {
     }
 
     /// Records the submission of a write of `len` bytes, given by `fill`, which gets the bytes of
-    /// the request's own range.
+    /// the request's own range from some byte on.
     #[allow(clippy::too_many_arguments)]
     fn record_write(
         &self,
         request: &Request,
         (offset, len): (u64, u64),
         (fua, atomic): (bool, bool),
-        fill: impl FnOnce(&mut [u8]),
+        fill: impl Fn(usize, &mut [u8]),
         last: bool,
         ticket: &mut Ticket,
     ) -> Result<Recorded, Failure> {
@@ -122,17 +122,20 @@ impl RecordingEngine {
         let mut space = shared.writer.reserve(room).map_err(failed)?;
         let skip = (offset % lb) as usize;
         let poisonings = guard::poisonings();
-        fill(&mut space.as_mut_slice()[skip..skip + len as usize]);
-        if guard::poisonings() != poisonings {
-            // Zeroes instead of the guest's data, perhaps: not to be recorded as such.
-            return Err(Failure::Io(io::Error::other("memory failed while its data was copied")));
-        }
+        // Zeroes instead of the guest's data, perhaps: not to be recorded as such.
+        let copied = || match guard::poisonings() == poisonings {
+            true => Ok(()),
+            false => Err(Failure::Io(io::Error::other("memory failed while its data was copied"))),
+        };
         let op = |payload| event::Op::Write { offset, len, fua, atomic, payload };
         if skip == 0 && room == len as usize {
-            let payload = space.finish().map_err(failed)?;
+            let payload = space.fill(fill).map_err(failed)?;
+            copied()?;
             let work = shared.write_work(offset, len, payload);
             return self.record(request, op(payload), work, last, ticket);
         }
+        fill(0, &mut space.as_mut_slice()[skip..skip + len as usize]);
+        copied()?;
         // A part of a block: the rest of it is read, and the write takes its place in the order,
         // before anybody else can touch the block.
         let mut locked = shared.index.lock(std::slice::from_ref(&blocks));
@@ -202,7 +205,7 @@ impl RecordingEngine {
         let n = parts.len();
         for (i, part) in parts.into_iter().enumerate() {
             let cut = last && i + 1 == n;
-            let fill = |bytes: &mut [u8]| bytes.fill(0);
+            let fill = |_: usize, bytes: &mut [u8]| bytes.fill(0);
             match self.record_write(request, part, (false, false), fill, cut, ticket)? {
                 Recorded::Next => {}
                 other => return Ok(other),
@@ -230,8 +233,8 @@ impl RecordingEngine {
                 let pieces = if request.pieces.is_empty() { &one } else { &request.pieces[..] };
                 let (flags, mut at) = ((*fua, *atomic), 0);
                 for (i, piece) in pieces.iter().enumerate() {
-                    let fill = |to: &mut [u8]| {
-                        request.buffers.copy_to(at as usize, to);
+                    let fill = |from: usize, to: &mut [u8]| {
+                        request.buffers.copy_to(at as usize + from, to);
                     };
                     let (range, cut) = ((offset + at, *piece), last && i + 1 == pieces.len());
                     match self.record_write(request, range, flags, fill, cut, ticket)? {
@@ -328,8 +331,12 @@ impl Engine for RecordingEngine {
         }
     }
 
-    fn records(&self) -> bool {
+    fn can_cut(&self) -> bool {
         true
+    }
+
+    fn notes_moves(&self) -> bool {
+        false
     }
 
     fn seq(&self, ticket: &Ticket) -> Option<Seq> {
@@ -445,6 +452,15 @@ impl<E: Engine<Ticket = ()>> Engine for TraceEngine<E> {
     fn begin(&mut self, request: &Request, last: bool) -> Result<Step<Ticket>, Failure> {
         self.raw.begin(request, last)?;
         self.trace.begin(request, last)
+    }
+
+    /// Nothing could be shown after it.
+    fn can_cut(&self) -> bool {
+        false
+    }
+
+    fn notes_moves(&self) -> bool {
+        self.raw.notes_moves()
     }
 
     fn seq(&self, ticket: &Ticket) -> Option<Seq> {
