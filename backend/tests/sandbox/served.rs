@@ -157,7 +157,7 @@ fn a_recorded_disk_does_all_it_can() {
         guest.queues[0].driver.recycle();
         let held = guest.queues[0].driver.gives(VIRTIO_BLK_T_OUT, 0, &[3; 512]);
         guest.kick(0);
-        until(|| client.status().unwrap().in_flight == 1);
+        until(|| client.status().unwrap().stalls[0].held == 1);
         assert_eq!(client.release(token).unwrap(), 1);
         guest.wait(0);
         assert_eq!(guest.queues[0].driver.byte(held.status), OK);
