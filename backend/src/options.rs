@@ -246,6 +246,15 @@ impl Options {
                     .to_owned(),
             );
         }
+        let real = |path: &PathBuf| path.canonicalize().ok();
+        if let (Some(image), Some(recording)) = (&self.image, &self.recording)
+            && real(image).is_some_and(|image| Some(image) == real(recording))
+        {
+            return Err(format!(
+                "--image and --recording are both {}: the recording is a file of its own",
+                image.display()
+            ));
+        }
         if self.control.as_ref() == Some(&self.socket) {
             return Err(format!(
                 "--socket and --control are both {}: they are two sockets, name two paths",

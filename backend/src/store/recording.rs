@@ -129,25 +129,26 @@ impl fmt::Debug for RecordingStore {
 }
 
 impl RecordingStore {
-    /// Makes a new recording over `image`, which is only read from now on.
+    /// Makes a new recording over an image that is open, and only read from now on; `path` is its.
     ///
     /// # Errors
     /// The recording exists or cannot be made; the image cannot be read, or is no whole number of
     /// blocks.
     pub fn create(
         recording: &Path,
-        image: &Path,
+        (image, path): (&File, &Path),
         lb_size: u32,
         description: serde_json::Value,
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
-        let base = BaseImage::identify(image)?;
+        let base = BaseImage::identify_open(image, path)?;
         let disk = Disk { capacity: base.size, lb_size };
-        whole(&disk, image)?;
+        whole(&disk, path)?;
+        let image = again(image, path)?;
         let writer = Writer::create(recording, NewRecording::new(disk, base, description))?;
         let made = Made::of(recording, &writer);
-        let store = RecordingStore::over(writer, gate, options);
+        let store = RecordingStore::on_base(writer, image, Survey::default(), gate, options);
         if let (Err(_), Ok(made)) = (&store, made) {
             made.take_back();
         }
@@ -205,14 +206,15 @@ impl RecordingStore {
         Ok((RecordingStore { raw: Some(raw), ..store }, !there))
     }
 
-    /// Goes on with a recording, after the device was started again.
+    /// Goes on with a recording, after the device was started again, on its image, which is open: it may
+    /// have another `path` since.
     ///
     /// # Errors
-    /// It is none, or damaged; its image is not `image`, or changed since; its disk has another
+    /// It is none, or damaged; its image is not this one, or changed since; its disk has another
     /// logical block size; or the power was cut in it, so that there is no live disk to go on with.
     pub fn reopen(
         recording: &Path,
-        image: &Path,
+        (image, path): (&File, &Path),
         lb_size: u32,
         gate: Arc<dyn Gate>,
         options: RecordingOptions,
@@ -226,7 +228,7 @@ impl RecordingStore {
                 recording.display()
             )));
         }
-        header.base.check(Some(image), Trust::Unchanged)?;
+        header.base.check_open(image, path, Trust::Unchanged)?;
         if header.disk.lb_size != lb_size {
             return Err(RecordingError::Invalid(format!(
                 "{} is of a disk with logical blocks of {} bytes, and the device was asked for \
@@ -237,10 +239,15 @@ impl RecordingStore {
             )));
         }
         let survey = sound(&opening, recording)?;
-        RecordingStore::resume(opening.go_on()?, survey, gate, options)
+        let base = match &header.on {
+            Some(on) => Base::State(on.state_reader(None, Trust::Unchanged)?),
+            None => again(image, path)?,
+        };
+        RecordingStore::on_base(opening.go_on()?, base, survey, gate, options)
     }
 
-    /// A store over a writer that is open already. What was recorded before is shown.
+    /// A store over a writer that is open already, on the image that is where it was. What was recorded
+    /// before is shown.
     ///
     /// # Errors
     /// As [`RecordingStore::reopen`].
@@ -250,15 +257,6 @@ impl RecordingStore {
         options: RecordingOptions,
     ) -> Result<RecordingStore, RecordingError> {
         let survey = writer.reader()?.survey()?;
-        RecordingStore::resume(writer, survey, gate, options)
-    }
-
-    fn resume(
-        writer: Writer,
-        survey: Survey,
-        gate: Arc<dyn Gate>,
-        options: RecordingOptions,
-    ) -> Result<RecordingStore, RecordingError> {
         if !writer.header().data {
             return Err(RecordingError::NoPayload { path: writer.path().to_owned() });
         }
@@ -460,6 +458,16 @@ fn makes_sense(survey: &Survey, recording: &Path) -> Result<(), RecordingError> 
         Some(what) => Err(RecordingError::Corrupt { path: recording.to_owned(), what }),
         None => Ok(()),
     }
+}
+
+/// An image that is open, for as long as a store lives: the same open file, and so the same lock.
+fn again(image: &File, path: &Path) -> Result<Base, RecordingError> {
+    let file = image.try_clone().map_err(|source| RecordingError::Io {
+        what: "open the image once more",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Base::Image { file, path: path.to_owned() })
 }
 
 fn over_for_good(recording: &Path, cut: Seq) -> RecordingError {

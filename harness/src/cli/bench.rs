@@ -117,6 +117,9 @@ impl BenchArgs {
         }
         let below = goals.iter().filter(|goal| !goal.met()).count();
         match below {
+            0 if goals.is_empty() => {
+                say!("nothing to compare: more with --against, or without --load")
+            }
             0 => say!("{} ratios, none below its goal", goals.len()),
             n => say!("{n} of {} ratios are below their goals", goals.len()),
         }

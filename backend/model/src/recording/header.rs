@@ -112,7 +112,11 @@ impl BaseImage {
         BaseImage::identify_open(&file, path)
     }
 
-    fn identify_open(mut file: &File, path: &Path) -> Result<BaseImage, RecordingError> {
+    /// As [`BaseImage::identify`], of a file that is open, whatever is at `path` by now.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn identify_open(mut file: &File, path: &Path) -> Result<BaseImage, RecordingError> {
         let io = |e| RecordingError::short("read the image", path)(e);
         let meta = file.metadata().map_err(io)?;
         if meta.is_dir() {
@@ -190,6 +194,11 @@ impl Header {
         let at = SEGMENTS_AT as usize;
         out[at..at + 8].copy_from_slice(&segments_word(0).to_le_bytes());
         Ok(out)
+    }
+
+    /// Does a file begin as a recording, whole and of this format?
+    pub fn is_at_start_of(file: &File, path: &Path) -> bool {
+        Header::read(file, path).is_ok()
     }
 
     /// Reads a recording's header.

@@ -20,6 +20,11 @@ pub enum OpenError {
          the logical block size {logical}"
     )]
     PhysicalBlock { physical: u32, logical: u32 },
+    #[error(
+        "{} is a recording, not an image: name the image that it was made on, or show its states with \
+         --states", .0.display()
+    )]
+    IsRecording(std::path::PathBuf),
     #[error(transparent)]
     Profile(ModelError),
     /// A fault that cannot be armed.

@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
+use tornblk_model::recording::Header;
 use tornblk_proto::{DEVICE_ID_BYTES, Limits, Status, device_id};
 use trace::Trace;
 use watch::{Watch, What};
@@ -182,6 +183,9 @@ impl Machine {
         let recorded = options.recording.clone().filter(|_| options.record_payload);
         let only_read = options.read_only || recorded.is_some();
         let mut image = Image::open(&options.image, logical, only_read)?;
+        if Header::is_at_start_of(image.file(), image.path()) {
+            return Err(OpenError::IsRecording(image.path().to_owned()));
+        }
         if options.direct {
             image.go_direct(logical)?;
         }

@@ -74,13 +74,25 @@ impl Recorded {
         let there = file.try_exists().unwrap_or(true);
         let (gate_of_store, own_options) = (Arc::clone(gate) as _, own.clone());
         let store = if there {
-            RecordingStore::reopen(file, image.path(), block, gate_of_store, own_options)
+            let open = (image.file(), image.path());
+            RecordingStore::reopen(file, open, block, gate_of_store, own_options)
         } else {
             let said = description(options);
-            RecordingStore::create(file, image.path(), block, said, gate_of_store, own_options)
+            let open = (image.file(), image.path());
+            RecordingStore::create(file, open, block, said, gate_of_store, own_options)
         };
         let store = store.map_err(OpenError::Recording)?;
         warn_of_another_profile(file, store.writer(), &options.profile);
+        let before = &store.writer().header().base.path;
+        if image.path().canonicalize().is_ok_and(|now| now != *before) {
+            log::warn!(
+                "{} was begun on {}, and goes on with {}, which is the same: tools that read it look \
+                 there unless they are told (--base)",
+                file.display(),
+                before.display(),
+                image.path().display()
+            );
+        }
         let made = (!there).then(|| Made::of(file, store.writer()).ok().map(Arc::new)).flatten();
         Ok(Recorded {
             file: file.to_owned(),

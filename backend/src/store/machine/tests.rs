@@ -609,6 +609,17 @@ fn without_data_the_image_is_written_and_the_requests_are_on_record() {
 }
 
 #[test]
+fn a_recording_is_no_image() {
+    let rig = rig("lb512", |_| {});
+    let options = rig.machine.options().clone();
+    let recording = options.recording.clone().unwrap();
+    drop(rig.machine);
+    let options = Options { image: recording, recording: None, ..options };
+    let told = Machine::open(options).map(drop).unwrap_err().to_string();
+    assert!(told.contains("is a recording, not an image"), "{told}");
+}
+
+#[test]
 fn what_fails_without_data_is_on_record_as_failed() {
     let rig = rig("lb512", |o| o.record_payload = false);
     let mut queue = rig.machine.queue(0);

@@ -135,7 +135,9 @@ impl Setup {
         let gate = || Arc::clone(&self.gate) as _;
         let options = options(discard);
         let again = || {
-            RecordingStore::reopen(&self.recording(), &self.image, lb_size, gate(), options.clone())
+            let image = File::open(&self.image).unwrap();
+            let open = (&image, &*self.image);
+            RecordingStore::reopen(&self.recording(), open, lb_size, gate(), options.clone())
         };
         free(again).unwrap()
     }

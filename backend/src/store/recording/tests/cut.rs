@@ -110,7 +110,8 @@ fn a_read_only_disk_records_and_writes_nothing() {
     let gate = Arc::new(AlwaysGo);
     let again = || {
         let (gate, options) = (gate.clone(), options.clone());
-        RecordingStore::reopen(&place.recording(), &place.image, 512, gate, options)
+        let image = File::open(&place.image).unwrap();
+        RecordingStore::reopen(&place.recording(), (&image, &place.image), 512, gate, options)
     };
     let store = free(again).unwrap();
     assert!(store.read_only());
@@ -123,6 +124,29 @@ fn a_read_only_disk_records_and_writes_nothing() {
 }
 
 #[test]
+fn an_image_that_was_moved_is_read_where_it_is_and_not_where_it_was() {
+    let place = Setup::new();
+    let store = place.store(512);
+    ask(&mut *store.queue(0), write(0, 512, vec![9; 512])).unwrap();
+    let mut disk = place.bytes.clone();
+    disk[512..1024].fill(9);
+    drop(store);
+    let moved = place.dir.path().join("moved.img");
+    std::fs::rename(&place.image, &moved).unwrap();
+    for other in [None, Some(vec![0xee; SIZE as usize])] {
+        if let Some(other) = other {
+            std::fs::write(&place.image, other).unwrap();
+        }
+        let image = File::open(&moved).unwrap();
+        let again = || {
+            let (gate, options) = (Arc::new(AlwaysGo), options(DiscardReads::Zeroes));
+            RecordingStore::reopen(&place.recording(), (&image, &moved), 512, gate, options)
+        };
+        assert!(content(&free(again).unwrap()) == disk);
+    }
+}
+
+#[test]
 fn what_cannot_be_gone_on_with_is_refused_with_a_sentence() {
     let place = Setup::new();
     let store = place.store(512);
@@ -132,7 +156,8 @@ fn what_cannot_be_gone_on_with_is_refused_with_a_sentence() {
     let reopen = |image: &Path, lb_size| {
         let again = || {
             let options = options(DiscardReads::Zeroes);
-            RecordingStore::reopen(&place.recording(), image, lb_size, gate(), options)
+            let file = File::open(image).unwrap();
+            RecordingStore::reopen(&place.recording(), (&file, image), lb_size, gate(), options)
         };
         free(again).map(drop).unwrap_err().to_string()
     };
@@ -145,7 +170,7 @@ fn what_cannot_be_gone_on_with_is_refused_with_a_sentence() {
     let recording = place.dir.path().join("odd.rec");
     let e = RecordingStore::create(
         &recording,
-        &odd,
+        (&File::open(&odd).unwrap(), &odd),
         512,
         serde_json::Value::Null,
         gate(),
