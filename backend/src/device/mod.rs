@@ -109,8 +109,8 @@ pub trait DeviceQueue: Send {
     #[must_use]
     fn pump(&mut self, ring: &mut Queue, mem: &Arc<Memory>, take: bool) -> bool;
 
-    /// As [`DeviceQueue::pump`] of all there is, by who will look again at once: the driver is not asked
-    /// to kick. Before it is not looked any more, `pump` has to.
+    /// As [`DeviceQueue::pump`] of a part of what there is, by who will look again at once: the driver is
+    /// not asked to kick. Before it is not looked any more, `pump` has to.
     fn poll(&mut self, ring: &mut Queue, mem: &Arc<Memory>) -> Polled;
 
     /// Ends everything that is in flight, and returns it. Says whether the guest wants to be told.

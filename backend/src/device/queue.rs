@@ -13,6 +13,10 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
+/// Chains that are taken before what is done is returned and told: a driver on another processor works
+/// on those while the next are done.
+const BATCH: usize = 4;
+
 /// A chain as it comes from the available ring.
 pub(crate) struct Taken<'a> {
     pub(crate) mem: &'a Arc<Memory>,
@@ -159,7 +163,7 @@ impl<R: Requests> Worker<R> {
             }
             self.requests.listen();
             if take {
-                self.take(ring, mem);
+                self.take(ring, mem, usize::MAX);
             }
             self.reap(ring, mem);
             // `true`: the driver added something before it could know that it has to kick.
@@ -176,7 +180,7 @@ impl<R: Requests> Worker<R> {
         let before = (ring.next_avail(), ring.next_used());
         if ring.disable_notification(&**mem).is_ok() {
             self.requests.listen();
-            self.take(ring, mem);
+            self.take(ring, mem, BATCH);
             self.reap(ring, mem);
         }
         let moved = before != (ring.next_avail(), ring.next_used());
@@ -217,9 +221,12 @@ impl<R: Requests> Worker<R> {
         }
     }
 
-    fn take(&mut self, ring: &mut Queue, mem: &Arc<Memory>) {
+    fn take(&mut self, ring: &mut Queue, mem: &Arc<Memory>, most: usize) {
         self.requests.size(usize::from(ring.max_size()));
-        while self.may_take(ring, mem) {
+        for _ in 0..most {
+            if !self.may_take(ring, mem) {
+                break;
+            }
             let position = ring.next_avail();
             let head = ring.iter(&**mem).ok().and_then(|mut ring| Some(ring.next()?.head_index()));
             let Some(head) = head else { break };

@@ -8,7 +8,7 @@ use super::in_flight::{Beside, Region};
 use super::notes::{Notes, Watch};
 use super::ring::{Indices, Space, Vring};
 use crate::complaints;
-use crate::device::{Device, DeviceQueue, Memory, Polled, RING_SIZE_MAX};
+use crate::device::{Device, DeviceQueue, Memory, RING_SIZE_MAX};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -27,6 +27,9 @@ use vmm_sys_util::event::{
 
 /// Moments between two looks at a queue that is polled: about half a microsecond.
 const SPINS: usize = 16;
+
+/// Parts that are served before the queue's locks are given back.
+const PARTS: usize = 16;
 
 /// The device, as one front-end is served with it.
 pub(super) struct Backend {
@@ -155,32 +158,35 @@ impl Backend {
             (0..self.queues.len()).filter(|other| *other != n).for_each(|other| self.make(other));
         }
         // What reaches all the others has to make them first, each time that it takes something.
-        let woken = if reaches_all || self.poll.is_zero() { woken } else { self.look(n, woken) };
+        let woken = if reaches_all { woken } else { self.look(n, woken) };
         self.pump(n, woken, false);
     }
 
-    /// Serves the queue until nothing came for as long as `poll` says, or somebody wants it for
-    /// something else: a lock knows no turns. Is the wake still to be cleared?
-    fn look(&self, n: usize, woken: bool) -> bool {
+    /// Serves the queue a part at a time, until nothing came for as long as `poll` says, or somebody
+    /// wants it for something else: a lock knows no turns. Is the wake still to be cleared?
+    fn look(&self, n: usize, mut woken: bool) -> bool {
         let Some(ring) = self.rings.get().and_then(|rings| rings.get(n)) else { return woken };
-        let wanted = || {
-            self.wanted[n].load(Ordering::Relaxed) > 0
-                || ring.is_wanted()
-                || self.over.load(Ordering::Relaxed)
-        };
-        if self.pump(n, woken, true) != Some(true) {
-            return false;
-        }
-        let mut moved = Instant::now();
-        while !wanted() && moved.elapsed() < self.poll {
-            match self.pump(n, false, true) {
-                Some(true) => moved = Instant::now(),
-                // Others poll, too: what is shared is left alone for a moment.
-                Some(false) => (0..SPINS).for_each(|_| std::hint::spin_loop()),
-                None => break,
+        // From when on nothing came. Where nothing came at all, it is not waited for.
+        let mut since = None;
+        while !self.is_wanted(n, ring) {
+            match self.pump(n, std::mem::take(&mut woken), true) {
+                Some(true) if self.poll.is_zero() => {}
+                Some(true) => since = Some(Instant::now()),
+                Some(false) if since.is_some_and(|at: Instant| at.elapsed() < self.poll) => {
+                    // Others poll, too: what is shared is left alone for a moment.
+                    (0..SPINS).for_each(|_| std::hint::spin_loop());
+                }
+                _ => break,
             }
         }
-        false
+        woken
+    }
+
+    /// Is somebody waiting for the queue, or for its thread to end?
+    fn is_wanted(&self, n: usize, ring: &Vring) -> bool {
+        self.wanted[n].load(Ordering::Relaxed) > 0
+            || ring.is_wanted()
+            || self.over.load(Ordering::Relaxed)
     }
 
     /// Does so once. With `again`, the driver need not kick: it is looked again. Was there something?
@@ -202,13 +208,26 @@ impl Backend {
             let _ = rustix::io::read(fd, &mut [0u8; 8]);
         }
         let mem = self.mem.memory().into_inner();
-        let Polled { tell, moved } = if again && runs {
-            queue.poll(state.get_queue_mut(), &mem)
-        } else {
-            Polled { tell: queue.pump(state.get_queue_mut(), &mem, runs), moved: false }
+        let told = |state: &VringState<Space>| {
+            if let Err(error) = state.signal_used_queue() {
+                log::warn!("queue {n}: the guest cannot be told: {error}");
+            }
         };
-        if tell && let Err(error) = state.signal_used_queue() {
-            log::warn!("queue {n}: the guest cannot be told: {error}");
+        let mut moved = false;
+        if again && runs {
+            // The driver is told of each part while the next is done.
+            for _ in 0..PARTS {
+                let polled = queue.poll(state.get_queue_mut(), &mem);
+                moved |= polled.moved;
+                if polled.tell {
+                    told(&state);
+                }
+                if !polled.moved || self.is_wanted(n, ring) {
+                    break;
+                }
+            }
+        } else if queue.pump(state.get_queue_mut(), &mem, runs) {
+            told(&state);
         }
         if self.watch.is_cut_short() {
             // Fails only where the counter is full: then it is readable anyway.
