@@ -630,24 +630,6 @@ fn a_file_cut_short_beneath_its_writer_poisons_it_and_ends_nothing() {
 }
 
 #[test]
-fn large_data_do_not_make_a_file_grow_back_that_was_cut_short() {
-    let place = Place::new();
-    let writer = place.create();
-    let data = vec![1; 128 << 10];
-    let seq = write(&writer, 0, &data).unwrap();
-    writer.complete(&[], Completion::ok(seq)).unwrap();
-    // Nothing but the data: no slot that would be met first.
-    let mut space = writer.reserve(data.len()).unwrap();
-    space.as_mut_slice().fill(2);
-    let len = std::fs::metadata(place.path()).unwrap().len();
-    OpenOptions::new().write(true).open(place.path()).unwrap().set_len(len - 1).unwrap();
-    let e = space.finish().unwrap_err();
-    assert!(matches!(e, RecordingError::Poisoned { .. }), "{e}");
-    assert!(matches!(writer.append(&mark("x")), Err(RecordingError::Poisoned { .. })));
-    assert_eq!(std::fs::metadata(place.path()).unwrap().len(), len - 1);
-}
-
-#[test]
 fn info_counts_what_happened() {
     let place = Place::new();
     let writer = Writer::create(&place.path(), place.new_recording(4096)).unwrap();

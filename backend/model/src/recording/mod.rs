@@ -17,7 +17,8 @@
 //!   its crc32c is taken over the recording's own copy: the guest may change its memory while a
 //!   request is out.
 //!
-//! The writer works on a shared mapping; large data it writes, into the same page cache. What it appended survives the death of its process
+//! The writer works on a shared mapping; data of a page and more it writes, into the same page cache.
+//! What it appended survives the death of its process
 //! (`kill -9` too), because it is in the kernel's page cache by then; it does **not** survive a
 //! power loss of the host: nothing is synced on the data path. A file that is cut short, or whose
 //! disk fails, beneath the mapping raises SIGBUS; a handler puts zeroes there and poisons the

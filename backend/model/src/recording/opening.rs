@@ -40,8 +40,9 @@ impl Reader {
         for found in self.scan() {
             let (seq, decoded) = found?;
             out.next = seq + 1;
-            out.used = out.used.max(self.payload_end(&decoded));
-            if let Some(what) = self.misplaced(seq, &decoded) {
+            let end = self.payload_end(&decoded);
+            out.used = out.used.max(end);
+            if let Some(what) = self.misplaced(seq, &decoded, end) {
                 out.nonsense.get_or_insert(what);
             }
             let (word, bit) = (seq / 64, 1 << (seq % 64));
@@ -77,14 +78,14 @@ impl Reader {
         Ok(out)
     }
 
-    /// What is wrong with the place of a write's data, if anything is.
-    fn misplaced(&self, seq: u64, decoded: &Decoded) -> Option<String> {
+    /// What is wrong with the place of a write's data, which ends at `end`, if anything is.
+    fn misplaced(&self, seq: u64, decoded: &Decoded, end: u64) -> Option<String> {
         let Some(Event::Submit(Submit { op: Op::Write { payload, .. }, .. })) = &decoded.event
         else {
             return None;
         };
-        let (from, to) = (payload.position, self.payload_end(decoded));
-        let sound = from == 0 || from.is_multiple_of(SECTOR) && self.is_room(from, to);
+        let from = payload.position;
+        let sound = from == 0 || from.is_multiple_of(SECTOR) && self.is_room(from, end);
         (!sound).then(|| format!("event {seq}: no data are kept at byte {from}"))
     }
 

@@ -109,3 +109,36 @@ impl<'a> Space<'a> {
         Ok(Payload { position: self.position, crc })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::event::{Disk, Event, Mark};
+    use crate::recording::{BaseImage, NewRecording};
+    use std::fs::OpenOptions;
+
+    #[test]
+    fn large_data_do_not_make_a_file_grow_back_that_was_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, path) = (dir.path().join("base.img"), dir.path().join("r"));
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        let base = BaseImage::identify(&image).unwrap();
+        let disk = Disk { capacity: base.size, lb_size: 512 };
+        let new = NewRecording::new(disk, base, serde_json::Value::Null);
+        let new = NewRecording { segment_size: 256 << 10, ..new };
+        let writer = Writer::create(&path, new).unwrap();
+        writer.payload(&vec![1; 128 << 10]).unwrap();
+        let mark = || Event::Mark(Mark { name: "x".to_owned() });
+        writer.append(&mark()).unwrap();
+        // Nothing but the data: no slot that would be met first.
+        let mut space = writer.reserve(128 << 10).unwrap();
+        space.as_mut_slice().fill(2);
+        let len = std::fs::metadata(&path).unwrap().len();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(len - 1).unwrap();
+        let e = space.finish().unwrap_err();
+        assert!(matches!(e, RecordingError::Poisoned { .. }), "{e}");
+        assert!(matches!(writer.append(&mark()), Err(RecordingError::Poisoned { .. })));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), len - 1);
+    }
+}

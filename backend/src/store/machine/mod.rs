@@ -128,6 +128,7 @@ struct View {
 }
 
 /// What the disk is made on: at most one of them; none: an image alone.
+#[derive(Default)]
 struct Over {
     recorded: Option<Recorded>,
     trace: Option<Trace>,
@@ -196,11 +197,10 @@ impl Machine {
         profile.check(&disk).map_err(OpenError::Profile)?;
         let (seed, hold) = (options.seed, options.hold_completions);
         let gate = Arc::new(LiveGate::new(seed, hold, profile.clone(), disk.clone()));
-        let over = Over { recorded: None, trace: None, states: None };
         let (store, over): (Arc<dyn Store>, _) = if let Some(file) = recorded {
             let recorded = Recorded::open(&file, image, &options, &gate)?;
             watch.know(What::Recording, &file, recorded.writer());
-            (recorded.live(), Over { recorded: Some(recorded), ..over })
+            (recorded.live(), Over { recorded: Some(recorded), ..Over::default() })
         } else {
             let (read_only, cache) = (options.read_only, options.cache);
             let path = image.path().to_owned();
@@ -211,9 +211,9 @@ impl Machine {
                 Some(file) => {
                     let trace = Trace::open(file, &path, raw, &options, &gate)?;
                     watch.know(What::Recording, file, trace.writer());
-                    (trace.live(), Over { trace: Some(trace), ..over })
+                    (trace.live(), Over { trace: Some(trace), ..Over::default() })
                 }
-                None => (Arc::new(raw), over),
+                None => (Arc::new(raw), Over::default()),
             }
         };
         let beneath = Beneath { store, epoch: 0 };
@@ -236,7 +236,7 @@ impl Machine {
         let beneath = Beneath { store: states.store(), epoch: 0 };
         let watch = Watch::default();
         states.known(&watch);
-        let over = Over { recorded: None, trace: None, states: Some(states) };
+        let over = Over { states: Some(states), ..Over::default() };
         Machine::over(options, disk, gate, beneath, over, watch)
     }
 
