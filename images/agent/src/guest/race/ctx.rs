@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::task::{NoAnswer, Task};
+use super::task::{self, NoAnswer, Task};
 use super::timeline::Timeline;
 use crate::channel::{MarkText, Target, ToHost};
 use crate::guest::log::log;
@@ -274,8 +274,18 @@ impl Ctx {
         }
     }
 
-    /// A hang is a finding, and ends the race.
-    fn hangs(&self, text: String) -> Error {
+    /// A hang is a finding, and ends the race. Told with what it may wait for: what the guest's kernel
+    /// and the disk each have in flight, and where io_uring's own threads are.
+    fn hangs(&self, mut text: String) -> Error {
+        for disk in waited_for() {
+            text = format!("{text}; {disk}");
+        }
+        if let Ok(disk) = self.disk() {
+            text = format!("{text}; the disk has {} requests in flight", disk.in_flight);
+        }
+        for worker in task::workers() {
+            text = format!("{text}; {worker}");
+        }
         self.found("hung", None, text.clone());
         self.over.store(true, Ordering::Relaxed);
         Error::TimedOut(text)
@@ -336,6 +346,21 @@ impl Ctx {
             other => Err(Error::Refused(format!("the disk answered with {other:?}"))),
         }
     }
+}
+
+/// The disks of which the guest's kernel waits for requests: `vdb waits for 0 reads and 1 writes`.
+fn waited_for() -> Vec<String> {
+    let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let told = disks.filter_map(|disk| {
+        let in_flight = std::fs::read_to_string(disk.path().join("inflight")).ok()?;
+        let mut counts = in_flight.split_whitespace().map(str::parse::<u64>);
+        let (reads, writes) = (counts.next()?.ok()?, counts.next()?.ok()?);
+        let name = disk.file_name();
+        (reads + writes > 0).then(|| {
+            format!("{} waits for {reads} reads and {writes} writes", name.to_string_lossy())
+        })
+    });
+    told.collect()
 }
 
 fn panicked(thread: &str) -> Error {

@@ -147,6 +147,17 @@ pub fn stack_of(thread: &Path) -> String {
     functions.filter(|f| !f.is_empty()).collect::<Vec<_>>().join(" < ")
 }
 
+/// Where in the kernel the threads are that io_uring has for this process: `iou-wrk-71: a < b < c`.
+pub fn workers() -> Vec<String> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let told = threads.filter_map(|thread| {
+        let name = std::fs::read_to_string(thread.path().join("comm")).ok()?;
+        let name = name.trim();
+        name.starts_with("iou-").then(|| format!("{name}: {}", stack_of(&thread.path())))
+    });
+    told.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
