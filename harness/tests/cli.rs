@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 fn tornblk(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tornblk"));
@@ -10,14 +12,15 @@ fn tornblk(arguments: &[&str]) -> Command {
     command
 }
 
-/// Exit code 2 and one line that begins with the program's name.
+/// Exit code 2 and one line that begins with the program's name, before the one that says what is next.
 fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 1, "{text}");
+    assert_eq!(lines.len(), 2, "{text}");
     assert!(lines[0].starts_with("tornblk: "), "{text}");
-    text
+    assert!(lines[1].starts_with("next: `tornblk doctor` "), "{text}");
+    lines[0].to_owned()
 }
 
 #[test]
@@ -78,4 +81,69 @@ fn a_wrong_option_is_a_usage_error() {
     for word in ["run", "repro", "image", "recording", "crash", "use-state", "Exit codes"] {
         assert!(text.contains(word), "{word}");
     }
+}
+
+#[test]
+fn a_machine_is_looked_over() {
+    let tornblkd = tornblk::device::find_tornblkd().unwrap();
+    let look = |qemu: Option<&str>| {
+        let mut command = tornblk(&["doctor"]);
+        command.env("TORNBLKD", &tornblkd);
+        if let Some(qemu) = qemu {
+            command.env("TORNBLK_QEMU", qemu);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = look(None);
+    assert_eq!(code, Some(0), "{text}");
+    for row in
+        ["tornblkd ", "QEMU ", "its devices ", "KVM ", "virtiofsd ", "memory ", "apt ", "cache "]
+    {
+        assert_eq!(
+            text.lines()
+                .filter(|line| line.get(9..).is_some_and(|rest| rest.starts_with(row)))
+                .count(),
+            1,
+            "{row}: {text}"
+        );
+    }
+    let (code, text) = look(Some("/nonexistent/qemu"));
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("missing  QEMU") && text.contains("install it"), "{text}");
+}
+
+#[test]
+fn a_disk_for_ones_own_machine_is_served_until_it_is_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk.img");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let image = image.display().to_string();
+    let mut attached = tornblk(&["attach", "--image", &image]);
+    attached.env("TORNBLKD", tornblk::device::find_tornblkd().unwrap());
+    attached.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut attached = attached.spawn().unwrap();
+    let mut told = String::new();
+    let mut lines = BufReader::new(attached.stdout.take().unwrap()).lines();
+    while !told.contains("Ctrl-C ends it") {
+        told += &lines.next().unwrap().unwrap();
+        told += "\n";
+    }
+    let words =
+        |name: &str| told.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    let (disk, control) = (words("id=tornblk,path="), words("tornblk status --control "));
+    assert!(Path::new(&disk).exists(), "{told}");
+    // What it prints can be used.
+    let status = tornblk(&["status", "--control", &control]).output().unwrap();
+    assert!(status.status.success(), "{status:?}");
+    let pid = rustix::process::Pid::from_raw(attached.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(attached.wait().unwrap().code(), Some(0));
+    assert!(!Path::new(&disk).parent().unwrap().exists(), "nothing is left");
+    let none = tornblk(&["attach", "--image", "/nonexistent/disk.img"])
+        .env("TORNBLKD", tornblk::device::find_tornblkd().unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+    assert!(String::from_utf8_lossy(&none.stderr).contains("/nonexistent/disk.img"), "{none:?}");
 }

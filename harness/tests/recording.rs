@@ -18,14 +18,15 @@ fn says(dir: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Exit code 2, one line, and nothing new in the folder.
+/// Exit code 2, one line before that which says what is next, and nothing new in the folder.
 fn refused(dir: &Path, arguments: &[&str]) -> String {
     let before = std::fs::read_dir(dir).unwrap().count();
     let output = tornblk(dir, arguments);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
     assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(text.lines().count(), 1, "{text}");
+    let (text, next) = text.split_once('\n').unwrap();
+    assert!(next.starts_with("next: `tornblk doctor` ") && next.lines().count() == 1, "{next}");
     assert_eq!(std::fs::read_dir(dir).unwrap().count(), before, "{arguments:?} left something");
     text
 }

@@ -27,7 +27,18 @@ fn shards_by_the_script_are_the_whole() {
         };
         let (suite, lane, guest) = ("made-here".into(), "raw".into(), GuestArgs::default());
         let workload = workload.clone();
-        Subject { suite, lane, cut: 1, seed: 1, workload, volume, guest, image: None }.marks()
+        Subject {
+            suite,
+            lane,
+            cut: 1,
+            seed: 1,
+            workload,
+            volume,
+            guest,
+            image: None,
+            checker: None,
+        }
+        .marks()
     });
     let dir = recorded.dir.path();
     let tornblk = env!("CARGO_BIN_EXE_tornblk");

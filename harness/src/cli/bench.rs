@@ -166,7 +166,7 @@ fn parse_moment(text: &str) -> Result<Duration, String> {
 }
 
 /// Room for the largest request, many times over.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let whole = |size: &u64| *size >= 1 << 20 && size.is_multiple_of(1 << 20);
     size::parse(text).filter(whole).ok_or_else(|| "whole MiB, such as 512m".to_owned())
 }

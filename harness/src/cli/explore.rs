@@ -322,7 +322,8 @@ impl ExploreArgs {
             strategies: DEFAULT_STRATEGIES.split(',').map(str::to_owned).collect(),
             faults: Vec::new(),
             seed: DEFAULT_SEED,
-            every_event: false,
+            // What a program promises is in no mark, but where it makes some.
+            every_event: opened.subject.as_ref().is_some_and(|s| s.checker.is_some()),
             nested: 0,
             fsck_every: DEFAULT_FSCK,
         };
@@ -528,7 +529,7 @@ pub(super) fn means<'a>(
             opened.reader.path().display()
         );
     };
-    if subject.volume.is_raw() {
+    if subject.volume.is_raw() && subject.checker.is_none() {
         if needs.nested > 0 {
             bail!("--nested: a raw disk has no recovery of its own to explore; leave it out");
         }

@@ -2,9 +2,12 @@
 //!
 //! Exits: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
 
+mod attach;
 mod bench;
 mod control;
 mod develop;
+mod doctor;
+mod exec;
 mod explore;
 mod image;
 mod recording;
@@ -24,7 +27,8 @@ use std::process::ExitCode;
 
 const AFTER: &str = "\
 Exit codes: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
-Sizes are bytes, or take k, m, g. Suites: direct-atomic, or the path of a .toml file.";
+Sizes are bytes, or take k, m, g. Suites: buffered-atomic, delalloc-punch, direct-atomic, freeze,
+fuse-passthrough, hole-punch, planted, or the path of a .toml file.";
 
 /// Boots guests on a disk that can tear, cuts the power, and verifies what is left.
 #[derive(Debug, Parser)]
@@ -51,7 +55,9 @@ enum Command {
     /// Look into recordings, and take disks out of them
     #[command(subcommand)]
     Recording(recording::RecordingCommand),
+    Attach(attach::AttachArgs),
     Bench(bench::BenchArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(flatten)]
     Control(control::ControlCommand),
 }
@@ -88,7 +94,9 @@ fn tornblk(cli: Result<Cli, clap::Error>) -> u8 {
         Command::Report(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Recording(command) => command.run(),
+        Command::Attach(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Control(command) => command.run(),
     };
     match result {
@@ -99,6 +107,7 @@ fn tornblk(cli: Result<Cli, clap::Error>) -> u8 {
                 return signals::INTERRUPTED;
             }
             note!("tornblk: {}", sentence(&error));
+            note!("next: `tornblk doctor` says whether everything is here that a run needs");
             2
         }
     }
@@ -175,6 +184,11 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_suite_is_named() {
+        assert!(crate::suite::builtin().iter().all(|(name, _)| AFTER.contains(name)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `tornblk run`
 
 use super::develop::{self, DevelopOptions};
+use super::exec::{Around, ExecOptions};
 use super::select::{check_profile, fitting, select};
 use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
@@ -125,6 +126,9 @@ pub(super) struct RunArgs {
     format: Format,
 
     #[command(flatten)]
+    exec: ExecOptions,
+
+    #[command(flatten)]
     pub(super) develop: DevelopOptions,
 }
 
@@ -162,6 +166,9 @@ impl RunArgs {
         }
         let interrupted = signals::watch()?;
         check_writable(self.json.iter().chain(&self.junit))?;
+        if self.exec.exec.is_some() {
+            return self.exec.run(&self.around()?, &interrupted);
+        }
         if let Some(known) = &self.known {
             self.known_list = Known::load(known)?;
         }
@@ -269,6 +276,31 @@ impl RunArgs {
             }
             None => done,
         }
+    }
+
+    /// What --exec goes by.
+    fn around(&self) -> anyhow::Result<Around<'_>> {
+        if self.kernel.len() > 1 {
+            bail!("--exec is for one --kernel");
+        }
+        let strategies: Vec<String> = self.explore.iter().map(ToString::to_string).collect();
+        Ok(Around {
+            guest: GuestArgs {
+                kernel: self.kernel.first().cloned(),
+                modules: self.modules.clone(),
+                qemu: self.qemu.clone(),
+                append: self.develop.append.clone(),
+            },
+            front_end: self.front_end.map(FrontEnd::from).unwrap_or_default(),
+            profiles: self.profile.as_deref(),
+            strategies: strategies.join(","),
+            seed: self.seed,
+            time: self.time,
+            out: self.out.as_deref(),
+            keep: self.keep,
+            json: self.json.as_deref(),
+            junit: self.junit.as_deref(),
+        })
     }
 
     /// Runs the lanes on each kernel. One that cannot be had or booted is told and passed over, where

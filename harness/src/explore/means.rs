@@ -3,8 +3,8 @@
 use super::bundle::{Judge, Needed};
 use super::guest::{Case, GuestSettings, GuestVerifier};
 use super::{
-    Call, Carried, Explain, ExploreError, InPlace, Ledgers, Opened, Promises, Subject, UnitOracle,
-    Verifier, WorkloadUnits,
+    Call, Carried, Explain, ExploreError, Files, InPlace, Ledgers, Opened, Promises, Subject,
+    UnitOracle, Verifier, WorkloadUnits,
 };
 use std::ops::Range;
 use std::path::PathBuf;
@@ -143,13 +143,18 @@ impl Explain for ByUnits {
 }
 
 /// Guests that stay booted, one for each worker thread.
-#[derive(Debug)]
 pub struct Guests<'a> {
     case: Case<'a>,
     settings: GuestSettings,
     promises: Promises,
-    /// Says which system call a write came from.
-    carried: Carried,
+    /// Says where a write came from.
+    explain: Box<dyn Explain>,
+}
+
+impl std::fmt::Debug for Guests<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guests").field("case", &self.case).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Guests<'a> {
@@ -165,11 +170,15 @@ impl<'a> Guests<'a> {
         let base = opened.base.as_deref();
         let (events, reader) = (&opened.events, opened.reader.clone());
         let case = Case::new(&reader, base, subject.clone(), events, &opened.history)?;
-        let promises = case.ledgers().promises();
+        let promises = case.promises();
+        if subject.checker.is_some() {
+            let files = Files::beside(reader.path(), opened.history.disk().lb_size)?;
+            return Ok(Guests { case, settings, promises, explain: Box::new(files) });
+        }
         let ledgers = Arc::new(Ledgers::new(&subject.workload, events));
         let workload = &subject.workload;
         let carried = Carried::of(reader, base, opened.trust(), events, workload, ledgers)?;
-        Ok(Guests { case, settings, promises, carried })
+        Ok(Guests { case, settings, promises, explain: Box::new(carried) })
     }
 }
 
@@ -192,7 +201,7 @@ impl Means for Guests<'_> {
     }
 
     fn explain(&self) -> &dyn Explain {
-        &self.carried
+        &*self.explain
     }
 
     fn image(&self) -> Option<Lock> {

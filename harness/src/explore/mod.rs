@@ -21,6 +21,7 @@ pub mod bundle;
 mod carried;
 mod drive;
 mod engine;
+mod files;
 #[cfg(test)]
 mod garbage;
 pub mod guest;
@@ -50,6 +51,7 @@ mod worker;
 pub use carried::Carried;
 pub use drive::{Drive, Watch};
 pub use engine::{MakeVerifier, explore, list};
+pub use files::{FILES, Files};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
@@ -57,7 +59,7 @@ pub use means::{GuestNeeds, Guests, Means, OnProfile, Units};
 pub use opened::{Opened, recording_at};
 pub use outcome::{Cuts, ExploreReport, ProfileReport, report};
 pub use slow::{Named, named};
-pub use subject::{Subject, SubjectError};
+pub use subject::{Checked, Checker, Subject, SubjectError, said};
 pub use units::WorkloadUnits;
 
 use crate::oracle::{Finding, Recovery};
@@ -316,6 +318,12 @@ pub trait Verifier {
     /// judged once for all profiles.
     fn depends_on_profile(&self) -> bool {
         true
+    }
+
+    /// May the same content be right after one promise and wrong after the next, and right again? Then it
+    /// is judged once for each number of promises.
+    fn depends_on_promises(&self) -> bool {
+        false
     }
 
     /// See [`UnitOracle::is_monotone`]. Where it is not, a content is judged at every crash point.

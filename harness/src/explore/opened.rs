@@ -2,8 +2,10 @@
 
 use super::session::Identity;
 use super::{ExploreError, Subject, SubjectError};
+use crate::run::SYNCED;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tornblk_agent::channel::MarkText;
 use tornblk_model::crash::{History, Profile};
 use tornblk_model::event::{Event, Seq};
 use tornblk_model::recording::{Reader, RecordingError, Trust};
@@ -43,13 +45,18 @@ impl Opened {
                 path.display()
             )));
         }
-        let disk = reader.header().disk.clone();
-        let history = Arc::new(History::new(disk, events.iter().cloned())?);
-        let identity = Identity::of(&reader, &events);
         let subject = Subject::find(&path, &events).map_err(|e| match e {
             SubjectError::Recording(e) => ExploreError::Recording(e),
             other => ExploreError::Bad(other.to_string()),
         })?;
+        let mut events = events;
+        if subject.as_ref().is_some_and(|subject| subject.checker.is_some()) {
+            // What comes then is the checker's first look, and no part of it.
+            events.truncate(end_of_program(&events));
+        }
+        let disk = reader.header().disk.clone();
+        let history = Arc::new(History::new(disk, events.iter().cloned())?);
+        let identity = Identity::of(&reader, &events);
         let base = base.map(Path::to_owned).or_else(|| beside(&path, &reader));
         let given = given.to_owned();
         Ok(Opened { given, reader, events, history, identity, subject, base })
@@ -95,6 +102,18 @@ impl Opened {
         };
         Ok(vec![name.parse()?])
     }
+}
+
+/// How many events there are up to the mark that says that all a program wrote was synced.
+fn end_of_program(events: &[(Seq, Event)]) -> usize {
+    let synced = |event: &Event| match event {
+        Event::Mark(mark) => match MarkText::from_record(&mark.name) {
+            Some((_, MarkText::Phase { name })) => name == SYNCED,
+            _ => false,
+        },
+        _ => false,
+    };
+    events.iter().position(|(_, event)| synced(event)).map_or(events.len(), |at| at + 1)
 }
 
 /// Where a run keeps its lane's base image, should the run's folder have moved.

@@ -116,6 +116,7 @@ impl Simulated {
             },
             guest: GuestArgs::default(),
             image: None,
+            checker: None,
         };
         let mut simulated = Simulated {
             dir,

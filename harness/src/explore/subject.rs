@@ -13,12 +13,14 @@
 use crate::run::{GuestArgs, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use tornblk_agent::channel::Workload;
+use tornblk_agent::channel::{Program, Ran, Workload};
 use tornblk_model::event::{Event, Mark, Seq};
 use tornblk_model::recording::{MARK_MAX, Reader, RecordingError};
 
 const WORD: &str = "tornblk-subject";
 const VERSION: u32 = 1;
+/// Of what a program said.
+const LINES: usize = 8;
 /// Bytes of JSON in one mark: the rest is for what stands before them.
 const PIECE: usize = MARK_MAX - 64;
 
@@ -57,6 +59,69 @@ pub struct Subject {
     /// Key of the guest's image; `None`: it was not one of ours.
     #[serde(default)]
     pub image: Option<String>,
+    /// Who says whether a state is sound; `None`: a workload of the agent's is read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checker: Option<Checker>,
+}
+
+/// A program of the user's that looks at the disk, mounted where [`USER_DISK`] is: exit status 0, and it
+/// is sound.
+///
+/// [`USER_DISK`]: tornblk_agent::channel::USER_DISK
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checker {
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub timeout_ms: u64,
+    /// Only this exit status says that it is not; any other that is not 0, and the checker itself is
+    /// at fault. `None`: any other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrupt_status: Option<i32>,
+}
+
+impl Checker {
+    /// As the guest is asked, with the marks before the crash.
+    pub fn program(&self, marks: Vec<String>) -> Program {
+        let Checker { argv, env, timeout_ms, .. } = self.clone();
+        Program { argv, env, marks, timeout_ms }
+    }
+
+    /// What it says of a disk by how it ended.
+    pub fn verdict(&self, ran: &Ran) -> Checked {
+        let name = self.argv.first().map_or("the checker", String::as_str);
+        let name = name.rsplit('/').next().unwrap_or(name);
+        let said = said(ran);
+        match (ran.status, self.corrupt_status) {
+            (Some(0), _) => Checked::Sound,
+            (None, _) => Checked::Unsound(format!(
+                "{name} did not end in {} s{said}",
+                self.timeout_ms / 1000
+            )),
+            (Some(status), Some(corrupt)) if status != corrupt => Checked::NoAnswer(format!(
+                "{name} ended with status {status}, which says nothing of the disk{said}"
+            )),
+            (Some(status), _) => {
+                Checked::Unsound(format!("{name} ended with status {status}{said}"))
+            }
+        }
+    }
+}
+
+/// What a [`Checker`] says of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    Sound,
+    Unsound(String),
+    /// It could not tell.
+    NoAnswer(String),
+}
+
+/// The last lines of what a program said, for a sentence.
+pub fn said(ran: &Ran) -> String {
+    let lines: Vec<&str> = ran.stdout.lines().chain(ran.stderr.lines()).collect();
+    let last = &lines[lines.len().saturating_sub(LINES)..];
+    if last.is_empty() { " and said nothing".to_owned() } else { format!(": {}", last.join(" | ")) }
 }
 
 impl Subject {
@@ -213,6 +278,7 @@ mod tests {
             },
             guest: GuestArgs::default(),
             image: Some("abc".into()),
+            checker: None,
         }
     }
 

@@ -394,6 +394,10 @@ impl<'s, 'j, 'v> Worker<'s, 'j, 'v> {
         if self.verifier.depends_on_profile() {
             key = key.wrapping_add(salt(cursor));
         }
+        if self.verifier.depends_on_promises() {
+            let promises = self.shared.job.promises.at(cursor.after().unwrap_or_default());
+            key = key.wrapping_add(xxh3_128(&promises.to_le_bytes()));
+        }
         if !self.verifier.is_monotone() {
             // Nor is what was asked for since then: see `UnitOracle::is_monotone`.
             key = key.wrapping_add(xxh3_128(&cursor.after().unwrap_or_default().0.to_le_bytes()));

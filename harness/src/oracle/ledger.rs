@@ -150,7 +150,7 @@ impl<'a> LedgerBuilder<'a> {
                 }
             }
             MarkText::Phase { name } if name == LOAD_DONE => self.load_done(event),
-            MarkText::Phase { .. } => {}
+            MarkText::Phase { .. } | MarkText::Said { .. } => {}
         }
     }
 

@@ -90,10 +90,12 @@ pub enum Clause {
     NotClean,
     /// A system call returned what it may not return.
     WrongResult,
+    /// The user's own checker says so.
+    Inconsistent,
 }
 
 impl Clause {
-    pub const ALL: [Clause; 19] = [
+    pub const ALL: [Clause; 20] = [
         Clause::Torn,
         Clause::Lost,
         Clause::Stale,
@@ -113,6 +115,7 @@ impl Clause {
         Clause::WroteFrozen,
         Clause::NotClean,
         Clause::WrongResult,
+        Clause::Inconsistent,
     ];
 
     /// By its name.
@@ -141,15 +144,26 @@ impl Clause {
             Clause::WroteFrozen => "wrote-frozen",
             Clause::NotClean => "not-clean",
             Clause::WrongResult => "wrong-result",
+            Clause::Inconsistent => "inconsistent",
         }
     }
 
     /// Does a state of the disk show it, to whoever looks at that state again?
     pub fn is_of_the_disk(self) -> bool {
-        use Clause::{Corrupt, Foreign, Lost, Misdirected, Stale, Torn, Unreadable, Unrecoverable};
+        use Clause::{
+            Corrupt, Foreign, Inconsistent, Lost, Misdirected, Stale, Torn, Unreadable,
+            Unrecoverable,
+        };
         matches!(
             self,
-            Torn | Lost | Stale | Misdirected | Foreign | Corrupt | Unreadable | Unrecoverable
+            Torn | Lost
+                | Stale
+                | Misdirected
+                | Foreign
+                | Corrupt
+                | Unreadable
+                | Unrecoverable
+                | Inconsistent
         )
     }
 

@@ -136,18 +136,11 @@ impl Setting<'_> {
             return Ok(());
         }
         let disk = lab.disk(&self.spec(dir, 0, None))?;
-        let mut guest = self.volume.guest(lab, disk.as_ref(), dir, "mkfs", self.interrupted)?;
-        let partition = self.lane.partition_command(&guest.device);
-        let argv = partition.unwrap_or_else(|| self.lane.mkfs_command(&guest.device));
-        let name = argv.join(" ");
-        let value =
-            guest.ask(&name, Command::Exec { argv, timeout_ms: LONG.as_millis() as u64 }, LONG)?;
-        if value["status"] != 0 {
-            let said = value["stderr"].as_str().unwrap_or_default().trim().to_owned();
-            return Err(RunError::Guest(format!("`{name}` failed in the guest: {said}")));
-        }
-        guest.ask("sync", Command::Sync {}, LONG)?;
-        guest.machine.kill();
+        let mkfs = |device: &str| {
+            let partition = self.lane.partition_command(device);
+            partition.unwrap_or_else(|| self.lane.mkfs_command(device))
+        };
+        self.volume.format(lab, disk.as_ref(), dir, &mkfs, self.interrupted)?;
         disk.stop()?;
         race::check_poison(self.base, self.lane)
     }
@@ -329,6 +322,7 @@ impl Setting<'_> {
             volume: self.volume.clone(),
             guest: self.guest.clone(),
             image,
+            checker: None,
         };
         for mark in subject.marks() {
             if disk.mark(&mark)?.is_none() {

@@ -20,6 +20,7 @@ mod folder;
 mod frozen;
 mod lane;
 mod limits;
+mod program;
 mod race;
 #[cfg(test)]
 mod race_tests;
@@ -40,6 +41,7 @@ pub use debugger::Debugger;
 pub use folder::RunFolder;
 pub use lane::run_lanes;
 pub(crate) use lane::word;
+pub use program::{Programmed, SYNCED, Wanted, program};
 pub use real::RealLab;
 #[cfg(test)]
 pub(crate) use repro::read as read_raw;

@@ -113,6 +113,11 @@ impl RealLab {
         Vm::boot_with_console(&config, BOOT_TIMEOUT).map_err(boot_error)
     }
 
+    /// A guest whose console goes to `dir`.
+    pub(super) fn vm(&self, dir: &Path) -> Result<Vm, RunError> {
+        self.starter(dir)().map_err(boot_error)
+    }
+
     /// Starts a guest whose console goes to `dir`.
     fn starter(&self, dir: &Path) -> impl FnOnce() -> Result<Vm, VmError> + Send + 'static {
         let (image, qemu, dir) = (self.image.clone(), self.qemu.clone(), dir.to_owned());
@@ -181,7 +186,7 @@ impl Lab for RealLab {
         subject: &Subject,
         needs: &GuestNeeds,
     ) -> Result<Box<dyn Means + 'a>, ExploreError> {
-        if subject.volume.is_raw() {
+        if subject.volume.is_raw() && subject.checker.is_none() {
             return Ok(Box::new(Units::of(opened, subject)?));
         }
         let stop = self.stop.clone().unwrap_or_else(|| Arc::clone(&needs.stop));

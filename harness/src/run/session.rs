@@ -10,6 +10,7 @@ use crate::oracle::Finding;
 use crate::splat::{Around, Guest};
 use crate::suite::{Lane, MOUNT};
 use crate::vm::{self, FrontEnd, Vm, VmError};
+use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -80,6 +81,7 @@ pub fn session(
         volume: setting.volume.clone(),
         guest: settings.guest.clone(),
         image: Some(lab.image.key.clone()),
+        checker: None,
     });
     for line in subject.iter().flat_map(Subject::marks) {
         mark(&line)?;
@@ -129,7 +131,7 @@ pub fn session(
 }
 
 /// Nothing that could be read back: a state's recovery is all that there is to judge.
-fn nobodys(seed: u64) -> Workload {
+pub(super) fn nobodys(seed: u64) -> Workload {
     Workload {
         nonce: 0,
         seed,
@@ -154,16 +156,21 @@ fn last_event(recording: &std::path::Path) -> Result<u64, RunError> {
     Ok(last.0)
 }
 
-fn ask(vm: &mut Vm, what: &str, command: Command, time: Duration) -> Result<(), RunError> {
+pub(super) fn ask(
+    vm: &mut Vm,
+    what: &str,
+    command: Command,
+    time: Duration,
+) -> Result<Value, RunError> {
     match vm.call(command, &mut vm::NoHost, Instant::now() + time).map_err(guest)? {
-        Outcome::Ok { .. } => Ok(()),
+        Outcome::Ok { value } => Ok(value),
         Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
             Err(RunError::Guest(format!("{what} failed in the guest: {message}")))
         }
     }
 }
 
-fn guest(error: VmError) -> RunError {
+pub(super) fn guest(error: VmError) -> RunError {
     match error {
         VmError::Stopped => RunError::Interrupted,
         other => RunError::Guest(other.to_string()),

@@ -85,10 +85,37 @@ impl Volume {
         Ok(guest)
     }
 
+    /// Has a guest make the file system: `mkfs` gives the command for the disk by its name there.
+    pub(super) fn format(
+        &self,
+        lab: &mut dyn Lab,
+        disk: &dyn Disk,
+        dir: &Path,
+        mkfs: &dyn Fn(&str) -> Vec<String>,
+        interrupted: &AtomicBool,
+    ) -> Result<(), RunError> {
+        let mut guest = self.guest(lab, disk, dir, "mkfs", interrupted)?;
+        let argv = mkfs(&guest.device);
+        let name = argv.join(" ");
+        let value =
+            guest.ask(&name, Command::Exec { argv, timeout_ms: LONG.as_millis() as u64 }, LONG)?;
+        if value["status"] != 0 {
+            let said = value["stderr"].as_str().unwrap_or_default().trim().to_owned();
+            return Err(RunError::Guest(format!("`{name}` failed in the guest: {said}")));
+        }
+        guest.ask("sync", Command::Sync {}, LONG)?;
+        guest.machine.kill();
+        Ok(())
+    }
+
     pub(super) fn mount(&self, device: &str) -> Command {
+        self.mount_on(device, MOUNT)
+    }
+
+    pub(super) fn mount_on(&self, device: &str, target: &str) -> Command {
         Command::Mount {
             device: device.to_owned(),
-            target: MOUNT.to_owned(),
+            target: target.to_owned(),
             fstype: self.fstype.clone(),
             options: self.mount_options.clone(),
         }

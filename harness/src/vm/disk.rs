@@ -168,7 +168,7 @@ impl Vm {
             return Err(VmError::NoTestDevice);
         }
         self.load_for(front_end)?;
-        let slot = self.slots.taken.iter().position(|t| !t).ok_or(VmError::NoSlot(SLOTS))?;
+        let slot = self.free_slot()?;
         self.slots.count += 1;
         let id = format!("disk{}", self.slots.count);
         let chardev = format!("{id}-socket");
@@ -215,6 +215,17 @@ impl Vm {
             Outcome::Failed { message, .. } | Outcome::Unsupported { message } => message,
         };
         Err(VmError::Attach { serial: serial.to_owned(), why })
+    }
+
+    fn free_slot(&self) -> Result<usize, VmError> {
+        self.slots.taken.iter().position(|taken| !taken).ok_or(VmError::NoSlot(SLOTS))
+    }
+
+    /// A slot for what is no disk, and stays: its name.
+    pub(super) fn take_slot(&mut self) -> Result<String, VmError> {
+        let slot = self.free_slot()?;
+        self.slots.taken[slot] = true;
+        Ok(slot_name(slot))
     }
 
     /// What the front-end's driver needs: a guest that was booted, not restored, has not loaded it.
@@ -266,7 +277,7 @@ impl Vm {
     }
 
     /// A command that must not fail for any reason of the guest's.
-    fn qmp_execute<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, VmError> {
+    pub(super) fn qmp_execute<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, VmError> {
         let done = self.qmp.execute(command, QMP_TIMEOUT);
         done.map_err(|e| self.what_really(e))
     }

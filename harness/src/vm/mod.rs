@@ -9,6 +9,7 @@
 //! - [`machine`]: the command line.
 //! - [`saved`]: a booted guest kept in a file.
 //! - [`disk`]: disks that come and go.
+//! - [`root`]: the host's files, for programs of the user's.
 //! - [`shell`]: a person in the guest.
 //! - [`debug`]: parameters for its kernel, and a debugger.
 //!
@@ -29,6 +30,7 @@ mod machine;
 pub mod process;
 pub mod qemu;
 mod qmp;
+mod root;
 mod saved;
 mod shell;
 
@@ -48,6 +50,7 @@ pub use accel::Accel;
 pub use debug::{DEFAULT_PORT, Gdb};
 pub use disk::{Disk, FrontEnd};
 pub use qemu::Qemu;
+pub use root::Virtiofsd;
 
 use agent::Agent;
 use console::Console;
@@ -146,6 +149,14 @@ pub enum VmError {
          QEMU 10.2 or newer (--qemu), or the front-end blk or scsi"
     )]
     NoTestDevice,
+    #[error(
+        "the guest cannot see this machine's files, which a program of yours needs: no usable virtiofsd \
+         ({why}). Install it (on Debian 12 it comes with `apt install qemu-system-common`, later with \
+         `apt install virtiofsd`), or name it in $TORNBLK_VIRTIOFSD"
+    )]
+    NoVirtiofsd { why: String },
+    #[error("the guest cannot see this machine's files: {0}")]
+    HostRoot(String),
     #[error("all {0} slots for disks are taken: detach one first")]
     NoSlot(usize),
     #[error("the marks of the guest's workload cannot be recorded: {0}")]
@@ -197,6 +208,7 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Vm {
     // First, so that the process is gone before its sockets are.
     process: Process,
+    root: Option<root::Root>,
     qmp: Qmp,
     agent: Agent,
     console: Console,
@@ -275,6 +287,7 @@ impl Vm {
         drop((its_qmp, its_agent));
         let mut vm = Vm {
             process,
+            root: None,
             qmp: Qmp::new(mine_qmp)?,
             agent: Agent::new(mine_agent)?,
             console,

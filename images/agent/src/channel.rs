@@ -23,7 +23,14 @@ use serde::{Deserialize, Serialize};
 pub const PORT: &str = "tornblk.agent";
 
 /// Said in [`ToHost::Hello`]; counts the incompatible changes of this file.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
+
+/// The root that the user's own programs have, in the guest.
+pub const USER_ROOT: &str = "/user";
+/// Seen from there: what the agent puts there for them.
+pub const USER_FILES: &str = "/run/tornblk";
+/// Seen from there: where the disk under test is mounted, and where they begin.
+pub const USER_DISK: &str = "/run/tornblk/disk";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "to-guest", rename_all = "kebab-case", deny_unknown_fields)]
@@ -98,6 +105,8 @@ pub enum MarkText {
     Synced { file: u32, since: u64, result: i64 },
     /// A phase of the workload begins.
     Phase { name: String },
+    /// The user's own program says so, by `tornblk-mark`.
+    Said { name: String },
 }
 
 /// How a write was asked for.
@@ -200,6 +209,17 @@ pub enum Command {
         argv: Vec<String>,
         timeout_ms: u64,
     },
+    /// Makes [`USER_ROOT`], for [`Command::Program`]: the host's files, which the virtiofs device with
+    /// this tag shows, read-only beneath a writable layer in memory. Once a guest. → `{}`
+    HostRoot {
+        tag: String,
+    },
+    /// Runs a program of the user's there. → [`Ran`]; its marks are as those of a workload.
+    Program {
+        program: Program,
+    },
+    /// Where the files below [`USER_DISK`] lie on the disk. → [`FileMap`]
+    FileMap {},
     Mount {
         device: String,
         target: String,
@@ -492,6 +512,44 @@ pub struct StateCheck {
     /// `None`: the workload's targets are the disk itself.
     pub mount: Option<MountPoint>,
     pub workload: Workload,
+    /// Who else looks at it, once it is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
+}
+
+/// A program of the user's, run in [`USER_ROOT`] with [`USER_DISK`] as its working directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// A path seen from [`USER_ROOT`], and its arguments.
+    pub argv: Vec<String>,
+    /// All that it has but `TORNBLK_MARKS`, the path of a file with `marks`, one a line.
+    pub env: Vec<(String, String)>,
+    pub marks: Vec<String>,
+    /// After that its process group is killed.
+    pub timeout_ms: u64,
+}
+
+/// A piece of a file: (offset in it, place on the disk, bytes).
+pub type Place = (u64, u64, u64);
+
+/// Files, by their paths, and where their data lie; the first ones, where there are many.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileMap {
+    pub files: Vec<(String, Vec<Place>)>,
+}
+
+/// How a [`Program`] ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ran {
+    /// 128 + the signal where one ended it; `None`: it did not end in time, and was killed.
+    pub status: Option<i32>,
+    pub signal: Option<i32>,
+    /// Of long output the middle is left out.
+    pub stdout: String,
+    pub stderr: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -512,6 +570,9 @@ pub struct StateFound {
     pub readback: Option<ShortReadback>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read: Option<String>,
+    /// What came of [`StateCheck::program`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran: Option<Ran>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub umount: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

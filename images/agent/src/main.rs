@@ -1,4 +1,4 @@
-//! The guest's PID 1, or with `--serve` the same without its duties, for tests on a host.
+//! The guest's PID 1; called `tornblk-mark` the program that marks a recording; or with `--serve` the same without its duties, for tests on a host.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -8,16 +8,22 @@ use tornblk_agent::guest::child;
 use tornblk_agent::guest::init::init;
 use tornblk_agent::guest::log::log;
 use tornblk_agent::guest::port::Stream;
+use tornblk_agent::guest::program;
 use tornblk_agent::guest::serve::{End, serve};
 
 const USAGE: &str = "usage: tornblk-agent --serve SOCKET (a path to listen on, or the number of \
                      an open descriptor); without arguments only as PID 1";
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args = std::env::args();
+    let called = args.next().unwrap_or_default();
+    let args: Vec<String> = args.collect();
     // PID 1 gets whatever of the kernel's command line the kernel does not know.
     if std::process::id() == 1 {
         init();
+    }
+    if called.rsplit('/').next() == Some(program::MARKER) {
+        return program::mark_by_name(&args);
     }
     if let [child::CHILD, part, ..] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         return child::run(part, &args[2..]);

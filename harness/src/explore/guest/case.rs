@@ -1,10 +1,10 @@
 //! What all guests of an exploration have in common: the recording, and what it promises when.
 
-use super::super::{ExploreError, Ledgers, Subject};
+use super::super::{ExploreError, Ledgers, Promises, Subject};
 use crate::oracle::{Clause, Finding, Ledger, Wire, WireBuilder, judge};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use tornblk_agent::channel::{Found, Readback, Workload};
+use tornblk_agent::channel::{Found, MarkText, Readback, Workload};
 use tornblk_agent::payload::SECTOR;
 use tornblk_model::crash::{Content, History, ModelError, Profile};
 use tornblk_model::event::{self, Event, Seq};
@@ -23,12 +23,16 @@ pub struct Case<'a> {
     wire: Wire,
     /// Writes that were sent as atomic.
     atomic: HashSet<u64>,
+    /// What the user's program marked, and when.
+    said: Vec<(Seq, String)>,
 }
 
 /// All that the verdict on a state depends on, but the state.
 #[derive(Debug)]
 pub(super) struct Bar {
     pub(super) profile: Profile,
+    /// What the user's program had marked by then.
+    pub(super) said: Vec<String>,
     ledger: Ledger,
     wire: Wire,
 }
@@ -68,6 +72,7 @@ impl<'a> Case<'a> {
             ledgers: Ledgers::new(workload, events),
             wire: builder.finish(),
             atomic: atomics,
+            said: said(events),
             subject,
             history,
         })
@@ -75,6 +80,14 @@ impl<'a> Case<'a> {
 
     pub fn ledgers(&self) -> &Ledgers {
         &self.ledgers
+    }
+
+    /// The crash points at which more is promised.
+    pub fn promises(&self) -> Promises {
+        match &self.subject.checker {
+            Some(_) => Promises::new(self.said.iter().map(|(seq, _)| *seq)),
+            None => self.ledgers.promises(),
+        }
     }
 
     /// What has to hold at a crash point.
@@ -92,8 +105,22 @@ impl<'a> Case<'a> {
         );
         let wire = wire.with_anything(cut.may_be_anything());
         let ledger = self.ledgers.ledger(after);
-        Ok(Bar { profile: profile.clone(), ledger, wire })
+        let before = self.said.iter().take_while(|(seq, _)| *seq <= after);
+        let said = before.map(|(_, name)| name.clone()).collect();
+        Ok(Bar { profile: profile.clone(), said, ledger, wire })
     }
+}
+
+/// The marks of the user's program.
+fn said(events: &[(Seq, Event)]) -> Vec<(Seq, String)> {
+    let said = |(seq, event): &(Seq, Event)| match event {
+        Event::Mark(mark) => match MarkText::from_record(&mark.name) {
+            Some((_, MarkText::Said { name })) => Some((*seq, name)),
+            _ => None,
+        },
+        _ => None,
+    };
+    events.iter().filter_map(said).collect()
 }
 
 impl Bar {

@@ -7,13 +7,14 @@ use crate::device::{Device, StatesSpec};
 use crate::run::{RunError, check};
 use crate::splat::Watch;
 use crate::suite::MOUNT;
-use crate::vm::{Host, NoHost, Vm, VmConfig, VmError};
+use crate::vm::{Host, NoHost, Virtiofsd, Vm, VmConfig, VmError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{
-    Command, MarkText, MountPoint, Outcome, StateCheck, StateFound, StateMicros, Workload,
+    Command, MarkText, MountPoint, Outcome, Program, StateCheck, StateFound, StateMicros,
+    USER_DISK, USER_ROOT, Workload,
 };
 
 /// As the guest finds it; the device needs the last 8 bytes of 20.
@@ -60,6 +61,8 @@ pub struct Seat {
     workload: Workload,
     /// File system and options; `None`: the raw disk.
     mount: Option<(String, String)>,
+    /// Shows the host's files to the user's checker, where there is one.
+    virtiofsd: Option<Virtiofsd>,
     /// Guests that were started.
     pub started: u64,
     pub watch: Stopwatch,
@@ -123,6 +126,10 @@ impl Seat {
             folder: settings.dir.clone(),
             log: dir.join("device.log"),
         };
+        let virtiofsd = match &case.subject.checker {
+            Some(_) => Some(Virtiofsd::find().map_err(|e| ExploreError::Bad(e.to_string()))?),
+            None => None,
+        };
         let device = Device::start_states(&settings.tornblkd, &spec)
             .map_err(|e| ExploreError::Run(e.into()))?;
         let mut shown = Shown::default();
@@ -138,6 +145,7 @@ impl Seat {
             workload: case.subject.workload.clone(),
             mount: (!volume.is_raw())
                 .then(|| (volume.fstype.clone(), volume.mount_options.clone())),
+            virtiofsd,
             started: 0,
             watch: Stopwatch::default(),
         })
@@ -246,6 +254,9 @@ impl Seat {
             e => SeatError::Failed(e.to_string()),
         };
         let mut vm = vm.map_err(failed)?;
+        if let Some(virtiofsd) = &self.virtiofsd {
+            vm.show_host_root(virtiofsd, &self.dir).map_err(failed)?;
+        }
         let disk = vm
             .attach_disk(&self.device.socket(), SERIAL, CPUS, self.spec.front_end)
             .map_err(failed)?;
@@ -302,8 +313,12 @@ impl Seat {
         shown.map(|shown| shown.nonce).map_err(|e| SeatError::Failed(e.to_string()))
     }
 
-    /// Takes the guest through the state that is shown.
-    pub(super) fn check(&mut self, nonce: u64) -> Result<StateFound, SeatError> {
+    /// Takes the guest through the state that is shown. `program`: the user's checker.
+    pub(super) fn check(
+        &mut self,
+        nonce: u64,
+        program: Option<Program>,
+    ) -> Result<StateFound, SeatError> {
         let mut workload = self.workload.clone();
         let mount = self.mount.clone();
         self.guest()?;
@@ -315,20 +330,28 @@ impl Seat {
             let targets = workload.files.iter_mut().filter(|t| t.path.starts_with("/dev/"));
             targets.for_each(|target| target.path.clone_from(&guest.device));
         }
+        let target = match &program {
+            Some(_) => format!("{USER_ROOT}{USER_DISK}"),
+            None => MOUNT.to_owned(),
+        };
+        let device = guest.device.clone();
+        let program = program.map(|mut program| {
+            program.env.push(("TORNBLK_DEVICE".to_owned(), device));
+            program
+        });
+        let time = program.as_ref().map_or(Duration::ZERO, |p| Duration::from_millis(p.timeout_ms));
         let check = StateCheck {
             device: guest.device.clone(),
             tail: format!("{nonce:08x}"),
-            mount: mount.map(|(fstype, options)| MountPoint {
-                target: MOUNT.to_owned(),
-                fstype,
-                options,
-            }),
+            mount: mount.map(|(fstype, options)| MountPoint { target, fstype, options }),
             workload,
+            program,
         };
         let start = Instant::now();
         let mut beneath =
             Beneath { device: &mut self.device, watch: Watch::of_recovery(&self.dir) };
-        let outcome = guest.call_over(Command::CheckState { check }, CHECK_TIMEOUT, &mut beneath);
+        let outcome =
+            guest.call_over(Command::CheckState { check }, CHECK_TIMEOUT + time, &mut beneath);
         let outcome = match (outcome, beneath.watch.complained()) {
             (Err(SeatError::Ends(ExploreError::Interrupted)), Some(title))
                 if !self.settings.stop.load(Ordering::Relaxed) =>

@@ -1,6 +1,6 @@
 //! The verifier: a state goes in, a verdict comes out, whatever becomes of the guest.
 
-use super::super::{ExploreError, Point, State, Verdict, Verifier};
+use super::super::{Checked, ExploreError, Point, State, Verdict, Verifier};
 use super::GuestSettings;
 use super::case::{Bar, Case};
 use super::fsck::{Fsck, fsck};
@@ -10,7 +10,7 @@ use super::shown::{Differs, Wanted};
 use crate::oracle::{Clause, Finding, Recovery};
 use crate::run::{is_broken, whole_file};
 use std::path::PathBuf;
-use tornblk_agent::channel::StateFound;
+use tornblk_agent::channel::{Program, Ran, StateFound};
 use tornblk_model::crash::{Content, Profile, Source, StateName};
 use tornblk_model::event::Seq;
 
@@ -164,7 +164,7 @@ impl<'a> GuestVerifier<'a> {
     /// One try.
     fn look_at(&mut self, name: &StateName) -> Result<(Vec<Finding>, Vec<String>), SeatError> {
         let nonce = self.seat.use_state(&name.0)?;
-        let found = self.seat.check(nonce)?;
+        let found = self.seat.check(nonce, self.program())?;
         let said = found.messages.clone();
         let history = self.case.history;
         let findings = self.findings(found, true, &|| Ok(history.build(name)?))?;
@@ -178,7 +178,7 @@ impl<'a> GuestVerifier<'a> {
         if let Some(file) = &inner {
             self.seat.record_here(file)?;
         }
-        let found = self.seat.check(nonce)?;
+        let found = self.seat.check(nonce, self.program())?;
         self.states += 1;
         let every = self.settings.fsck_every;
         let look = every > 0 && self.states.is_multiple_of(every);
@@ -228,6 +228,9 @@ impl<'a> GuestVerifier<'a> {
             let judged = bar.judge(workload, lb_size, &readback, content);
             findings.extend(judged.map_err(SeatError::Ends)?);
         }
+        if let Some(ran) = &found.ran {
+            findings.extend(self.checked(ran)?);
+        }
         if found.mount.is_none() && !spoilt && (look || !findings.is_empty()) {
             self.look_over(&mut findings)?;
         }
@@ -235,6 +238,24 @@ impl<'a> GuestVerifier<'a> {
             self.seat.discard();
         }
         Ok(findings)
+    }
+
+    /// The user's own checker, with what the program had marked at this crash point.
+    fn program(&self) -> Option<Program> {
+        let checker = self.case.subject.checker.as_ref()?;
+        let said = self.bar.as_ref().map(|bar| bar.said.clone()).unwrap_or_default();
+        Some(checker.program(said))
+    }
+
+    /// What the user's own checker found.
+    fn checked(&self, ran: &Ran) -> Result<Option<Finding>, SeatError> {
+        let Some(checker) = &self.case.subject.checker else { return Ok(None) };
+        let finding = |text: String| Some(Finding::new(Clause::Inconsistent, text));
+        Ok(match checker.verdict(ran) {
+            Checked::Sound => None,
+            Checked::Unsound(text) => finding(text),
+            Checked::NoAnswer(text) => return Err(SeatError::Failed(text)),
+        })
     }
 
     /// The checker's word on a file system that was recovered.
@@ -323,7 +344,7 @@ impl<'a> GuestVerifier<'a> {
     ) -> Result<Vec<Finding>, SeatError> {
         let is_new = self.seat.age() == 0;
         let nonce = self.seat.use_state(name)?;
-        match self.seat.check(nonce) {
+        match self.seat.check(nonce, self.program()) {
             Ok(found) => self.findings(found, false, content),
             Err(SeatError::Died(how)) => {
                 self.seat.discard();
@@ -339,6 +360,10 @@ impl<'a> GuestVerifier<'a> {
 }
 
 impl Verifier for GuestVerifier<'_> {
+    fn depends_on_promises(&self) -> bool {
+        self.case.subject.checker.is_some()
+    }
+
     /// As the one in place.
     fn is_monotone(&self) -> bool {
         self.bar.as_ref().is_none_or(|bar| !bar.profile.garbage)

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::workload::readback::readback;
-use super::{Error, Result, disk, fs, log};
+use super::{Error, Result, disk, fs, log, program};
 use crate::channel::{StateCheck, StateFound};
 
 /// The kernel's messages, read up to where the last check ended.
@@ -39,6 +39,16 @@ pub fn check(check: &StateCheck) -> Result<StateFound> {
             match readback(&check.workload) {
                 Ok(all) => found.readback = Some(all.shorten()),
                 Err(e) => found.read = Some(text(e)),
+            }
+        }
+        if let Some(program) = &check.program {
+            match program::run(program, None) {
+                Ok(ran) => found.ran = Some(ran),
+                // Not the state's fault.
+                Err(e) => {
+                    let _ = check.mount.as_ref().map(|at| fs::umount(&at.target));
+                    return Err(e);
+                }
             }
         }
         found.micros.read = clock.lap();

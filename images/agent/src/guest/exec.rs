@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait};
 use serde_json::{Value, json};
 
 use super::{Error, Result};
+use crate::channel::Ran;
 
 /// Of each of the two outputs this many bytes of its beginning are kept, and as many of its end.
 const KEPT: usize = 256 << 10;
@@ -21,14 +22,45 @@ pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
     let [program, args @ ..] = argv else {
         return Err(Error::Refused("the command to run is empty".into()));
     };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin")
         .env("LC_ALL", "C")
+        .current_dir("/");
+    let Ran { status, signal, stdout, stderr } = carry_out(command, program, timeout)?.ran;
+    match status {
+        Some(status) => Ok(json!({
+            "status": status,
+            "signal": signal,
+            "stdout": stdout,
+            "stderr": stderr,
+        })),
+        None => Err(Error::TimedOut(format!(
+            "{program} did not end within {} ms and was killed; it had said: {}",
+            timeout.as_millis(),
+            last_lines(&stdout, &stderr),
+        ))),
+    }
+}
+
+/// A program that ended, or was made to.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) ran: Ran,
+    /// Where others may still be.
+    pub(super) group: Pid,
+}
+
+/// Runs a program, with nothing on its input, in a process group of its own.
+///
+/// # Errors
+/// It cannot be started, or cannot be killed.
+pub(super) fn carry_out(mut command: Command, program: &str, timeout: Duration) -> Result<Ended> {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .current_dir("/")
         .process_group(0)
         .spawn()
         .map_err(Error::system(format!("cannot run {program}")))?;
@@ -61,22 +93,12 @@ pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
         }
     }
     let [stdout, stderr] = texts.map(Option::unwrap_or_default);
-    match in_time {
-        Some(status) => Ok(json!({
-            "status": status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-            "signal": status.signal(),
-            "stdout": stdout,
-            "stderr": stderr,
-        })),
-        None => Err(Error::TimedOut(format!(
-            "{program} did not end within {} ms and was killed; it had said: {}",
-            timeout.as_millis(),
-            last_lines(&stdout, &stderr),
-        ))),
-    }
+    let signal = in_time.and_then(|status| status.signal());
+    let code = |status: ExitStatus| status.code().unwrap_or_else(|| 128 + signal.unwrap_or(0));
+    Ok(Ended { ran: Ran { status: in_time.map(code), signal, stdout, stderr }, group })
 }
 
-fn wait_until(child: &mut Child, end: Instant) -> Result<Option<std::process::ExitStatus>> {
+fn wait_until(child: &mut Child, end: Instant) -> Result<Option<ExitStatus>> {
     let mut pause = Duration::from_micros(200);
     loop {
         let status = child.try_wait().map_err(Error::system("cannot wait for a program"))?;

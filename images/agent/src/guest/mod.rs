@@ -7,6 +7,7 @@
 //! - [`child`]: processes of the agent's own.
 //! - [`check`]: a disk's content found out in one go, for those who have thousands to look at.
 //! - [`disk`], [`exec`], [`fs`], [`log`]: the commands, by what they work on.
+//! - [`program`]: programs of the user's own.
 //! - [`workload`]: writes that describe themselves, and reading them back.
 //! - [`race`]: system calls against each other, on purpose.
 //! - [`sys`]: the ioctls that no crate has.
@@ -24,6 +25,7 @@ pub mod init;
 pub mod log;
 pub mod outbox;
 pub mod port;
+pub mod program;
 pub mod race;
 pub mod serve;
 pub mod sys;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::log::{self, log};
 use super::outbox::Outbox;
 use super::port::{Link, Received};
-use super::{Error, Result, check, disk, exec, fs, race, workload};
+use super::{Error, Result, check, disk, exec, fs, program, race, workload};
 use crate::channel::{Command, Lines, Outcome, PROTOCOL, ToGuest, ToHost};
 
 /// Orphans are looked for this often where nothing else happens.
@@ -129,6 +129,14 @@ fn run(outbox: &Arc<Outbox>, id: u64, command: Command) -> Result<Value> {
         Command::Mount { device, target, fstype, options } => {
             fs::mount(&device, &target, &fstype, &options)
         }
+        Command::HostRoot { tag } => program::host_root(&tag),
+        Command::Program { program } => {
+            outbox.begin(id);
+            let ran = program::run(&program, Some(outbox));
+            outbox.end();
+            to_value(&ran?)
+        }
+        Command::FileMap {} => to_value(&program::file_map()),
         Command::Umount { target } => fs::umount(&target),
         Command::StatAtomic { path } => to_value(&fs::stat_atomic(&path)?),
         Command::AtomicRefusals { path, offset, limits, block } => {

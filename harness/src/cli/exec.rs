@@ -1,0 +1,357 @@
+//! `tornblk run --exec`: the user's own program and its checker.
+
+use super::bench::parse_size;
+use super::{Cli, Command, run};
+use crate::out::say;
+use crate::report::terminal::{Live, Look};
+use crate::run::{GuestArgs, RunFolder, Volume, Wanted, program, word};
+use crate::suite::parse_time;
+use crate::vm::FrontEnd;
+use anyhow::{Context, bail};
+use clap::{Args, Parser as _, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tornblk_agent::channel::{Program, USER_DISK, USER_FILES};
+use tornblk_model::crash::Profile;
+
+/// Different states that are judged, unless something else is asked for.
+const STATES: u64 = 10_000;
+/// What is wrong is mostly wrong in many states: so many are shrunk.
+const FAILURES: u64 = 10;
+const SIZE: &str = "256m";
+/// Parts of 4 KiB are never torn: else ext4 cannot be mounted where the two sectors of its superblock are not
+/// of one write, and every program would be to blame.
+const DEFAULT_PROFILE: &str = "piece4k";
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Your own program")]
+pub(super) struct ExecOptions {
+    /// Run this program (a file, or a command line for sh) on a fresh disk in a guest that sees this
+    /// machine's files, and try the crash states of what it wrote; --check judges them
+    #[arg(long, value_name = "PROGRAM", requires = "check", conflicts_with_all = [
+        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect", "format"
+    ])]
+    pub(super) exec: Option<String>,
+
+    /// Says by exit status 0 that a disk is sound; begins where it is mounted, with the marks before the
+    /// crash in the file $TORNBLK_MARKS
+    #[arg(long, value_name = "PROGRAM", requires = "exec")]
+    check: Option<String>,
+
+    /// The disk's file system
+    #[arg(long, value_name = "NAME", default_value = "ext4", requires = "exec")]
+    fs: FileSystem,
+
+    /// Options for mkfs, as for a shell
+    #[arg(
+        long,
+        value_name = "OPTIONS",
+        default_value = "",
+        allow_hyphen_values = true,
+        requires = "exec"
+    )]
+    mkfs_opts: String,
+
+    /// Mount options, as in fstab
+    #[arg(long, value_name = "OPTIONS", default_value = "", requires = "exec")]
+    mount_opts: String,
+
+    /// Of the disk
+    #[arg(long, value_name = "SIZE", default_value = SIZE, value_parser = parse_size, requires = "exec")]
+    size: u64,
+
+    /// Of both programs' environment; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable, requires = "exec")]
+    env: Vec<(String, String)>,
+
+    /// How long the program may take
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_time, requires = "exec")]
+    exec_timeout: Duration,
+
+    /// How long the checker may take on one state; one that takes longer finds it unsound
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time, requires = "exec")]
+    check_timeout: Duration,
+
+    /// The only exit status by which the checker says that a disk is not sound; any other but 0 is its own
+    /// failure [default: any other]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=255), requires = "exec")]
+    corrupt_status: Option<i32>,
+
+    /// Judge at most this many different states [default: 10000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "exec")]
+    states: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FileSystem {
+    Ext4,
+    Xfs,
+    Raw,
+}
+
+impl FileSystem {
+    /// As the kernel calls it.
+    fn name(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+            FileSystem::Raw => "",
+        }
+    }
+
+    fn mkfs(self) -> &'static [&'static str] {
+        match self {
+            FileSystem::Ext4 => &["mkfs.ext4", "-q", "-F"],
+            FileSystem::Xfs => &["mkfs.xfs", "-q", "-f"],
+            FileSystem::Raw => &[],
+        }
+    }
+}
+
+/// What else was asked of `tornblk run`.
+pub(super) struct Around<'a> {
+    pub(super) guest: GuestArgs,
+    pub(super) front_end: FrontEnd,
+    pub(super) profiles: Option<&'a str>,
+    pub(super) strategies: String,
+    pub(super) seed: u64,
+    pub(super) time: Option<Duration>,
+    pub(super) out: Option<&'a Path>,
+    pub(super) keep: bool,
+    pub(super) json: Option<&'a Path>,
+    pub(super) junit: Option<&'a Path>,
+}
+
+impl ExecOptions {
+    pub(super) fn run(
+        &self,
+        around: &Around<'_>,
+        interrupted: &Arc<AtomicBool>,
+    ) -> anyhow::Result<u8> {
+        let wanted = self.wanted(around)?;
+        let look = Look::detect();
+        let live = Live::new(look);
+        let mut lab = run::lab(&around.guest, &mut |text| live.note(text), interrupted)?;
+        lab.prepare(&mut |text| live.note(text))?;
+        let folder = RunFolder::create(around.out, around.seed)?;
+        let (major, minor, micro) = lab.qemu.version();
+        let fs = if wanted.volume.is_raw() { "a raw disk" } else { &wanted.volume.fstype };
+        let (name, check) = (&wanted.name, last(&wanted.checker.argv));
+        say!(
+            "{}, QEMU {major}.{minor}.{micro}, kernel {}: {name} on {fs}, {} MiB",
+            lab.accel,
+            lab.image.release,
+            wanted.size >> 20
+        );
+        let ran = program(&mut lab, &wanted, &folder, interrupted, &mut |text| live.note(text));
+        live.finish();
+        drop(lab);
+        let ran = match ran {
+            Ok(ran) => ran,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                if super::interrupted(&error) && around.out.is_none() {
+                    folder.remove_all();
+                    return Err(error);
+                }
+                let place = folder.path().display().to_string();
+                return Err(error.context(format!("nothing was explored (what there is: {place})")));
+            }
+        };
+        say!(
+            "{name} ended in {:.1} s, with {} of its own marks; {check} is content with the disk it left, \
+             and with a fresh mount of that",
+            ran.took.as_secs_f64(),
+            ran.marks
+        );
+        let code = self.explore(around, &ran.recording, &folder)?;
+        if code == 0 && !around.keep && around.out.is_none() {
+            folder.remove_all();
+        }
+        Ok(code)
+    }
+
+    /// As the user would.
+    fn explore(
+        &self,
+        around: &Around<'_>,
+        recording: &Path,
+        folder: &RunFolder,
+    ) -> anyhow::Result<u8> {
+        let text = |path: &Path| path.display().to_string();
+        let mut words = vec!["tornblk".to_owned(), "explore".to_owned(), text(recording)];
+        let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
+        add("--out", text(&folder.path().join("explored")));
+        add("--seed", around.seed.to_string());
+        add("--failures", FAILURES.to_string());
+        add("--states", self.states.unwrap_or(STATES).to_string());
+        if let Some(profiles) = around.profiles {
+            add("--profile", profiles.to_owned());
+        }
+        if !around.strategies.is_empty() {
+            add("--strategy", around.strategies.clone());
+        }
+        if let Some(time) = around.time {
+            add("--time", format!("{}s", time.as_secs().max(1)));
+        }
+        for (name, path) in [("--json", around.json), ("--junit", around.junit)] {
+            if let Some(path) = path {
+                add(name, text(path));
+            }
+        }
+        match Cli::try_parse_from(words).context("what was recorded cannot be explored")?.command {
+            Command::Explore(args) => args.run(),
+            _ => bail!("what was recorded cannot be explored"),
+        }
+    }
+
+    fn wanted(&self, around: &Around<'_>) -> anyhow::Result<Wanted> {
+        let exec = self.exec.as_deref().unwrap_or_default();
+        let check = self.check.as_deref().unwrap_or_default();
+        let env = self.environment()?;
+        let first = around.profiles.and_then(|list| list.split(',').next());
+        let profile: Profile = first.unwrap_or(DEFAULT_PROFILE).trim().parse()?;
+        let mut mkfs: Vec<String> = self.fs.mkfs().iter().map(|word| (*word).to_owned()).collect();
+        if !self.mkfs_opts.is_empty() {
+            if mkfs.is_empty() {
+                bail!("--mkfs-opts: no file system is made on a raw disk");
+            }
+            mkfs.extend(words(&self.mkfs_opts)?);
+        }
+        if !mkfs.is_empty() {
+            mkfs.push("{device}".to_owned());
+        }
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Ok(Wanted {
+            name: exec.to_owned(),
+            program: Program {
+                argv: argv("--exec", exec)?,
+                env: env.clone(),
+                marks: Vec::new(),
+                timeout_ms: millis(self.exec_timeout),
+            },
+            checker: crate::explore::Checker {
+                argv: argv("--check", check)?,
+                env,
+                timeout_ms: millis(self.check_timeout),
+                corrupt_status: self.corrupt_status,
+            },
+            mkfs,
+            volume: Volume {
+                fstype: self.fs.name().to_owned(),
+                mount_options: self.mount_opts.clone(),
+                queues: 1,
+                logical_block_size: 512,
+                profile: profile.to_string(),
+                front_end: around.front_end,
+                shows_limits: false,
+                on_wire: Default::default(),
+            },
+            size: self.size,
+            seed: around.seed,
+            guest: around.guest.clone(),
+        })
+    }
+
+    /// Of both programs.
+    fn environment(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let here = std::env::current_dir().context("cannot tell the current folder")?;
+        let own = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{USER_FILES}/bin:{own}:/usr/sbin:/usr/bin:/sbin:/bin");
+        let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
+        let mut env: Vec<(String, String)> = [
+            ("PATH", path),
+            ("HOME", home),
+            ("LC_ALL", "C.UTF-8".to_owned()),
+            ("TORNBLK_MOUNT", USER_DISK.to_owned()),
+            ("TORNBLK_CWD", here.display().to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        env.extend(self.env.iter().cloned());
+        Ok(env)
+    }
+}
+
+/// The name of a program, for sentences.
+fn last(argv: &[String]) -> String {
+    let name = argv.last().map_or("the checker", String::as_str);
+    name.to_owned()
+}
+
+/// A file that can be run, else a command line for sh.
+fn argv(option: &str, given: &str) -> anyhow::Result<Vec<String>> {
+    let path = Path::new(given);
+    if path.is_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let full = std::fs::canonicalize(path)
+            .with_context(|| format!("{option}: cannot find {given}"))?;
+        let mode = std::fs::metadata(&full).map(|m| m.permissions().mode()).unwrap_or(0);
+        if mode & 0o111 == 0 {
+            bail!("{option}: {given} may not be executed: chmod +x {}", word(given));
+        }
+        return Ok(vec![utf8(option, full)?]);
+    }
+    if given.trim().is_empty() {
+        bail!("{option} names no program");
+    }
+    if given.contains('/') && !given.contains(char::is_whitespace) {
+        bail!("{option}: there is no file {given}");
+    }
+    Ok(["/bin/sh", "-c", given].map(str::to_owned).into())
+}
+
+fn utf8(option: &str, path: PathBuf) -> anyhow::Result<String> {
+    path.into_os_string().into_string().map_err(|path| {
+        anyhow::anyhow!("{option}: the path {} is no UTF-8", Path::new(&path).display())
+    })
+}
+
+/// Words apart, as a shell has them without quotes.
+fn words(options: &str) -> anyhow::Result<Vec<String>> {
+    if options.contains(['"', '\'', '\\']) {
+        bail!("--mkfs-opts: quotes and backslashes are not understood: {options}");
+    }
+    Ok(options.split_whitespace().map(str::to_owned).collect())
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_program_is_a_file_or_a_line_for_the_shell() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("write.sh");
+        std::fs::write(&file, "").unwrap();
+        let given = file.display().to_string();
+        let error = argv("--exec", &given).unwrap_err().to_string();
+        assert!(error.contains("may not be executed: chmod +x "), "{error}");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(argv("--exec", &given).unwrap(), [given]);
+        let line = argv("--exec", "echo a >b && sync").unwrap();
+        assert_eq!(line, ["/bin/sh", "-c", "echo a >b && sync"]);
+        let error = argv("--check", "./no-such-file").unwrap_err().to_string();
+        assert_eq!(error, "--check: there is no file ./no-such-file");
+        assert!(argv("--check", " ").is_err());
+    }
+
+    #[test]
+    fn options_are_split_as_a_shell_would() {
+        assert_eq!(words("-b 4096  -O bigalloc").unwrap(), ["-b", "4096", "-O", "bigalloc"]);
+        assert!(words("-L 'a b'").is_err());
+        assert_eq!(variable("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
+        assert!(variable("=x").is_err() && variable("x").is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! The user's own program on a fresh disk, recorded, and the first looks of its checker.
+//!
+//! One guest: the disk is mounted, the program runs to its end (mark `exec-done`), everything is synced
+//! (mark `synced`). The checker then looks at the disk as it is, and again at a fresh mount of it: what it
+//! would say of any disk at all proves nothing. What comes after `synced` is no part of what is explored.
+
+use super::cut::SERIAL;
+use super::session::{ask, guest, nobodys};
+use super::volume::{LONG, SHORT, make};
+use super::{GuestArgs, Lab as _, RealLab, RunError, RunFolder, Volume, check};
+use crate::device::{Device, DeviceError, DiskSpec};
+use crate::explore::{Checked, Checker, FILES, Subject, said};
+use crate::vm::{self, Virtiofsd, Vm};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tornblk_agent::channel::{Command, MarkText, Outcome, Program, Ran, USER_DISK, USER_ROOT};
+use tornblk_proto::Client;
+
+/// All that the program wrote was synced.
+pub const SYNCED: &str = "synced";
+/// It ended.
+const DONE: &str = "exec-done";
+
+/// A program, its checker, and the disk for them.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// For reports: the program's name.
+    pub name: String,
+    pub program: Program,
+    pub checker: Checker,
+    /// Makes the file system, with `{device}` for the disk; empty: it stays raw.
+    pub mkfs: Vec<String>,
+    pub volume: Volume,
+    /// Bytes.
+    pub size: u64,
+    pub seed: u64,
+    pub guest: GuestArgs,
+}
+
+/// What is left of it.
+#[derive(Debug)]
+pub struct Programmed {
+    pub recording: PathBuf,
+    /// That the program made.
+    pub marks: u64,
+    pub took: Duration,
+}
+
+/// Runs it in a guest.
+///
+/// # Errors
+/// No guest or disk can be had; the program fails; or its checker does, on a disk that nothing happened
+/// to.
+pub fn program(
+    lab: &mut RealLab,
+    wanted: &Wanted,
+    folder: &RunFolder,
+    interrupted: &AtomicBool,
+    phase: &mut dyn FnMut(&str),
+) -> Result<Programmed, RunError> {
+    let virtiofsd = Virtiofsd::find().map_err(guest)?;
+    let dir = folder.path().to_owned();
+    let (base, recording) = (dir.join("base.img"), dir.join(super::RECORDING));
+    let image = std::fs::File::create(&base).map_err(RunError::io("make", &base))?;
+    image.set_len(wanted.size).map_err(RunError::io("make", &base))?;
+    let mut spec = DiskSpec {
+        image: base,
+        recording: None,
+        profile: wanted.volume.profile.clone(),
+        logical_block_size: wanted.volume.logical_block_size,
+        front_end: wanted.volume.front_end,
+        serial: SERIAL.to_owned(),
+        seed: wanted.seed,
+        faults: Vec::new(),
+        hold_completions: None,
+        log: dir.join("device.log"),
+    };
+    if !wanted.mkfs.is_empty() {
+        phase("formatting the disk");
+        let disk = lab.disk(&spec)?;
+        let mkfs = |device: &str| {
+            let at = |word: &String| word.replace("{device}", device);
+            wanted.mkfs.iter().map(at).collect()
+        };
+        wanted.volume.format(lab, disk.as_ref(), &dir, &mkfs, interrupted)?;
+        disk.stop()?;
+    }
+    spec.recording = Some(recording.clone());
+    phase("starting a guest");
+    check(interrupted)?;
+    let device = Device::start(&lab.tornblkd, &spec)?;
+    let mut room = Room::new(lab, wanted, &device, &virtiofsd, &dir, interrupted)?;
+    room.mount()?;
+    phase(&format!("running {}", wanted.name));
+    let start = Instant::now();
+    let ran = room.run(&wanted.program, &wanted.name)?;
+    let took = start.elapsed();
+    keep(&dir.join("exec.log"), &ran)?;
+    match ran.status {
+        Some(0) => {}
+        Some(status) => {
+            return Err(RunError::Bad(format!(
+                "{} ended with status {status}{}",
+                wanted.name,
+                said(&ran)
+            )));
+        }
+        None => {
+            return Err(RunError::Bad(format!(
+                "{} did not end in {} s (--exec-timeout){}",
+                wanted.name,
+                wanted.program.timeout_ms / 1000,
+                said(&ran)
+            )));
+        }
+    }
+    room.phase(DONE)?;
+    room.ask("syncing", Command::Sync {})?;
+    room.phase(SYNCED)?;
+    let marks = std::mem::take(&mut room.host.said);
+    if !wanted.volume.is_raw() {
+        let map = room.ask("looking where the files lie", Command::FileMap {})?;
+        let place = dir.join(FILES);
+        std::fs::write(&place, map.to_string()).map_err(RunError::io("write", &place))?;
+    }
+    phase("the checker's first look");
+    room.must_be_sound("as the program left it", &marks)?;
+    room.remount()?;
+    room.must_be_sound("freshly mounted", &marks)?;
+    room.vm.kill();
+    device.stop()?;
+    Ok(Programmed { recording, marks: marks.len() as u64, took })
+}
+
+/// What it said, for whoever looks.
+fn keep(path: &Path, ran: &Ran) -> Result<(), RunError> {
+    std::fs::write(path, format!("{}{}", ran.stdout, ran.stderr))
+        .map_err(RunError::io("write", path))
+}
+
+/// The guest with the disk.
+struct Room<'a> {
+    vm: Vm,
+    wanted: &'a Wanted,
+    disk: String,
+    host: Marks<'a>,
+}
+
+impl<'a> Room<'a> {
+    fn new(
+        lab: &RealLab,
+        wanted: &'a Wanted,
+        device: &'a Device,
+        virtiofsd: &Virtiofsd,
+        dir: &Path,
+        interrupted: &'a AtomicBool,
+    ) -> Result<Room<'a>, RunError> {
+        let subject = Subject {
+            suite: "exec".to_owned(),
+            lane: wanted.name.clone(),
+            cut: 1,
+            seed: wanted.seed,
+            workload: nobodys(wanted.seed),
+            volume: wanted.volume.clone(),
+            guest: wanted.guest.clone(),
+            image: lab.image(),
+            checker: Some(wanted.checker.clone()),
+        };
+        let client = device.client();
+        for line in subject.marks() {
+            client.mark(&line).map_err(DeviceError::from)?;
+        }
+        let dir = make(dir, "exec")?;
+        let mut vm = lab.vm(&dir)?;
+        vm.show_host_root(virtiofsd, &dir).map_err(guest)?;
+        let Volume { queues, front_end, .. } = wanted.volume;
+        let disk = vm.attach_disk(&device.socket(), SERIAL, queues, front_end).map_err(guest)?;
+        let host = Marks { client, batch: 0, said: Vec::new(), interrupted };
+        Ok(Room { vm, wanted, disk: disk.device, host })
+    }
+
+    fn ask(&mut self, what: &str, command: Command) -> Result<Value, RunError> {
+        ask(&mut self.vm, what, command, LONG)
+    }
+
+    fn mount(&mut self) -> Result<(), RunError> {
+        if self.wanted.volume.is_raw() {
+            return Ok(());
+        }
+        let mount = self.wanted.volume.mount_on(&self.disk, &at());
+        self.ask("the mount", mount).map(drop)
+    }
+
+    fn remount(&mut self) -> Result<(), RunError> {
+        if self.wanted.volume.is_raw() {
+            return Ok(());
+        }
+        let what =
+            format!("unmounting the disk (does {} leave somebody behind?)", self.wanted.name);
+        self.ask(&what, Command::Umount { target: at() })?;
+        self.mount()
+    }
+
+    fn run(&mut self, program: &Program, name: &str) -> Result<Ran, RunError> {
+        let mut program = program.clone();
+        program.env.push(("TORNBLK_DEVICE".to_owned(), self.disk.clone()));
+        let time = Duration::from_millis(program.timeout_ms) + SHORT;
+        let outcome =
+            self.vm.call(Command::Program { program }, &mut self.host, Instant::now() + time);
+        match outcome.map_err(guest)? {
+            Outcome::Ok { value } => serde_json::from_value(value).map_err(|e| {
+                RunError::Guest(format!("what the guest says of {name} is not understood: {e}"))
+            }),
+            Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
+                Err(RunError::Bad(format!("{name} cannot be run in the guest: {message}")))
+            }
+        }
+    }
+
+    fn phase(&mut self, name: &str) -> Result<(), RunError> {
+        let mark = MarkText::Phase { name: name.to_owned() };
+        vm::Host::marks(&mut self.host, &[mark]).map_err(RunError::Bad)
+    }
+
+    fn must_be_sound(&mut self, how: &str, marks: &[String]) -> Result<(), RunError> {
+        let checker = &self.wanted.checker;
+        let ran = self.run(&checker.program(marks.to_vec()), "the checker")?;
+        match checker.verdict(&ran) {
+            Checked::Sound => Ok(()),
+            Checked::Unsound(why) | Checked::NoAnswer(why) => Err(RunError::Bad(format!(
+                "the checker must be content with a disk that lost no power, and is not with this one, \
+                 {how}: {why}"
+            ))),
+        }
+    }
+}
+
+/// Where the disk is mounted, as the agent sees it.
+fn at() -> String {
+    format!("{USER_ROOT}{USER_DISK}")
+}
+
+/// Records what the program marks.
+struct Marks<'a> {
+    client: &'a Client,
+    batch: u64,
+    said: Vec<String>,
+    interrupted: &'a AtomicBool,
+}
+
+impl vm::Host for Marks<'_> {
+    fn marks(&mut self, marks: &[MarkText]) -> Result<(), String> {
+        self.batch += 1;
+        for mark in marks {
+            self.client.mark(mark.to_record(self.batch)).map_err(|e| e.to_string())?;
+            if let MarkText::Said { name } = mark {
+                self.said.push(name.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn progress(&mut self, text: &str) {
+        log::debug!("guest: {text}");
+    }
+
+    fn stop(&mut self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,90 @@
+//! A user's own program and its checker, as a user runs them.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn tornblk(arguments: &[&str], dir: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tornblk")).args(arguments).current_dir(dir).output().unwrap()
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ci/examples").join(name);
+    std::fs::canonicalize(path).unwrap().display().to_string()
+}
+
+fn report(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = example("settings-check.sh");
+    let on = |program: &str, more: &[&str]| {
+        let program = example(program);
+        let run = ["run", "--exec", &program, "--check", &check, "--size", "32m"];
+        tornblk(&[&run[..], more].concat(), dir.path())
+    };
+    let some = ["--explore", "prefix,tear", "--states", "60"];
+    let caught =
+        on("in-place.sh", &[&some[..], &["--json", "found.json", "--out", "run"]].concat());
+    let text = told(&caught);
+    assert_eq!(caught.status.code(), Some(1), "{text}");
+    assert!(text.contains("settings-check.sh ended with status 1: settings: "), "{text}");
+    assert!(text.contains("a write on settings, its bytes "), "{text}");
+    let bundle = std::fs::read_dir(dir.path().join("run/explored")).unwrap().flatten();
+    let bundle = bundle.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "tornblk"));
+    let bundle = bundle.unwrap().display().to_string();
+    // One file shows it again.
+    let again = tornblk(&["repro", &bundle], dir.path());
+    assert_eq!(again.status.code(), Some(1), "{}", told(&again));
+    assert!(told(&again).contains("settings: "), "{}", told(&again));
+
+    let sound = on("replace.sh", &[&some[..], &["--json", "sound.json"]].concat());
+    assert_eq!(sound.status.code(), Some(0), "{}", told(&sound));
+    let report = report(&dir.path().join("sound.json"));
+    let unique = &report["profiles"][0]["counts"]["unique"];
+    assert!(unique.as_u64().unwrap() > 20, "{report:#}");
+    assert!(!dir.path().join("tornblk-out").exists(), "what passed is not kept");
+}
+
+#[test]
+fn what_is_no_finding_is_told_before_anything_is_explored() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = |exec: &str, check: &str, words: &[&str]| {
+        let run = ["run", "--exec", exec, "--check", check];
+        let output = tornblk(&[&run[..], words].concat(), dir.path());
+        assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+        told(&output)
+    };
+    let text = fails("echo oh; exit 3", "true", &["--size", "32m"]);
+    assert!(text.contains("echo oh; exit 3 ended with status 3: oh"), "{text}");
+    // The guest sees the host's files, and what is written to them stays in the guest.
+    let check = script(dir.path(), "check.sh", "echo never content; exit 1");
+    let here = dir.path().display().to_string();
+    let exec = format!("cat {here}/check.sh >copy && touch {here}/from-the-guest && sync copy");
+    let text = fails(&exec, &check.display().to_string(), &["--fs", "xfs", "--size", "300m"]);
+    assert!(
+        text.contains("as the program left it: check.sh ended with status 1: never content"),
+        "{text}"
+    );
+    assert!(!dir.path().join("from-the-guest").exists());
+    let text =
+        fails("true", "sleep 600", &["--check-timeout", "1s", "--fs", "raw", "--size", "1m"]);
+    assert!(text.contains("did not end in 1 s"), "{text}");
+}
