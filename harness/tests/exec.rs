@@ -40,7 +40,7 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
         let run = ["run", "--exec", &program, "--check", &check, "--size", "32m"];
         tornblk(&[&run[..], more].concat(), dir.path())
     };
-    let some = ["--explore", "prefix,tear", "--states", "60"];
+    let some = ["--explore", "prefix,tear", "--states", "24"];
     let caught =
         on("in-place.sh", &[&some[..], &["--json", "found.json", "--out", "run"]].concat());
     let text = told(&caught);
@@ -59,7 +59,7 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
     assert_eq!(sound.status.code(), Some(0), "{}", told(&sound));
     let report = report(&dir.path().join("sound.json"));
     let unique = &report["profiles"][0]["counts"]["unique"];
-    assert!(unique.as_u64().unwrap() > 20, "{report:#}");
+    assert!(unique.as_u64().unwrap() > 10, "{report:#}");
     assert!(!dir.path().join("tornblk-out").exists(), "what passed is not kept");
 }
 

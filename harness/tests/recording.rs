@@ -28,7 +28,7 @@ fn refused(dir: &Path, arguments: &[&str]) -> String {
     let (text, next) = text.split_once('\n').unwrap();
     assert!(next.starts_with("next: `tornblk doctor` ") && next.lines().count() == 1, "{next}");
     assert_eq!(std::fs::read_dir(dir).unwrap().count(), before, "{arguments:?} left something");
-    text
+    text.to_owned()
 }
 
 /// A program of the package qemu-utils, which `ci/test` installs.
