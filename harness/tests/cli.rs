@@ -147,3 +147,16 @@ fn a_disk_for_ones_own_machine_is_served_until_it_is_to_end() {
     assert_eq!(none.status.code(), Some(2), "{none:?}");
     assert!(String::from_utf8_lossy(&none.stderr).contains("/nonexistent/disk.img"), "{none:?}");
 }
+
+#[test]
+fn each_command_has_a_page_and_each_shell_its_completions() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = tornblk(&["manual", &dir.path().display().to_string()]).output().unwrap();
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    assert!(read("man1/tornblk-run.1").contains("crash states of what it wrote"));
+    assert!(read("man1/tornblk-recording-export.1").contains("state"));
+    for file in ["tornblk.bash", "_tornblk", "tornblk.fish"] {
+        assert!(read(&format!("completions/{file}")).contains("doctor"), "{file}");
+    }
+}

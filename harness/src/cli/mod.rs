@@ -10,6 +10,7 @@ mod doctor;
 mod exec;
 mod explore;
 mod image;
+mod manual;
 mod recording;
 mod report;
 mod repro;
@@ -58,6 +59,7 @@ enum Command {
     Attach(attach::AttachArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
+    Manual(manual::ManualArgs),
     #[command(flatten)]
     Control(control::ControlCommand),
 }
@@ -97,6 +99,7 @@ fn tornblk(cli: Result<Cli, clap::Error>) -> u8 {
         Command::Attach(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
+        Command::Manual(args) => args.run(),
         Command::Control(command) => command.run(),
     };
     match result {
