@@ -46,7 +46,7 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
     let text = told(&caught);
     assert_eq!(caught.status.code(), Some(1), "{text}");
     assert!(text.contains("settings-check.sh ended with status 1: settings: "), "{text}");
-    assert!(text.contains("a write on settings, its bytes "), "{text}");
+    assert!(text.contains("in the end are on settings, its bytes "), "{text}");
     let bundle = std::fs::read_dir(dir.path().join("run/explored")).unwrap().flatten();
     let bundle = bundle.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "tornblk"));
     let bundle = bundle.unwrap().display().to_string();
@@ -55,7 +55,7 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
     assert_eq!(again.status.code(), Some(1), "{}", told(&again));
     assert!(told(&again).contains("settings: "), "{}", told(&again));
 
-    let sound = on("replace.sh", &[&some[..], &["--json", "sound.json"]].concat());
+    let sound = on("replace.sh", &["--explore", "prefix", "--json", "sound.json"]);
     assert_eq!(sound.status.code(), Some(0), "{}", told(&sound));
     let report = report(&dir.path().join("sound.json"));
     let unique = &report["profiles"][0]["counts"]["unique"];
@@ -75,16 +75,35 @@ fn what_is_no_finding_is_told_before_anything_is_explored() {
     let text = fails("echo oh; exit 3", "true", &["--size", "32m"]);
     assert!(text.contains("echo oh; exit 3 ended with status 3: oh"), "{text}");
     // The guest sees the host's files, and what is written to them stays in the guest.
-    let check = script(dir.path(), "check.sh", "echo never content; exit 1");
+    let check =
+        script(dir.path(), "check.sh", "test -e copy || exit 0; echo never content; exit 1");
     let here = dir.path().display().to_string();
     let exec = format!("cat {here}/check.sh >copy && touch {here}/from-the-guest && sync copy");
     let text = fails(&exec, &check.display().to_string(), &["--fs", "xfs", "--size", "300m"]);
-    assert!(
-        text.contains("as the program left it: check.sh ended with status 1: never content"),
-        "{text}"
-    );
+    assert!(text.contains("check.sh ended with status 1: never content"), "{text}");
     assert!(!dir.path().join("from-the-guest").exists());
-    let text =
-        fails("true", "sleep 600", &["--check-timeout", "1s", "--fs", "raw", "--size", "1m"]);
-    assert!(text.contains("did not end in 1 s"), "{text}");
+    // It has to be content with the empty disk, too.
+    let text = fails("echo a >a && sync a", "test -s a", &["--size", "32m"]);
+    assert!(text.contains("before anything was written to it"), "{text}");
+    assert!(text.contains("test -s a ended with status 1 and said nothing"), "{text}");
+    // What the program left beside the disk is not there for the checker.
+    let text = fails(
+        "echo a >a && sync a && touch /tmp/acked",
+        "! test -s a || test -e /tmp/acked",
+        &["--size", "32m"],
+    );
+    assert!(text.contains("as the program left it"), "{text}");
+}
+
+#[test]
+fn a_checker_that_does_not_come_to_an_end_finds_the_disk_unsound() {
+    let dir = tempfile::tempdir().unwrap();
+    let exec =
+        "echo early >early && sync early . && tornblk-mark half && echo late >late && sync late .";
+    let check = "if grep -qx half \"$TORNBLK_MARKS\" && ! test -s late; then sleep 600 & wait; fi";
+    let run = ["run", "--exec", exec, "--check", check, "--size", "32m", "--check-timeout", "2s"];
+    let output =
+        tornblk(&[&run[..], &["--explore", "prefix", "--states", "6"]].concat(), dir.path());
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert!(told(&output).contains("did not end in 2 s"), "{}", told(&output));
 }

@@ -1,6 +1,6 @@
 //! `tornblk attach`: a disk for a virtual machine of one's own, and how to plug it in.
 
-use super::signals;
+use super::{absolute, signals};
 use crate::device::find_tornblkd;
 use crate::out::say;
 use crate::run::word;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tornblk_proto::Client;
 
 /// From its start to its sockets.
 const START: Duration = Duration::from_secs(20);
@@ -65,7 +66,8 @@ impl AttachArgs {
             spawn(command, &[]).with_context(|| format!("cannot run {}", tornblkd.display()))?;
         let mut device = Device(child);
         let start = Instant::now();
-        while !disk.exists() || !control.exists() {
+        // A socket may lie there from before: who answers is there.
+        while !Client::connect(&control).is_ok_and(|client| client.status().is_ok()) {
             if let Some(code) = device.ended()? {
                 // It has said why.
                 return Ok(if code == 0 { 2 } else { code });
@@ -111,10 +113,6 @@ fn value_of(options: &[String], name: &str) -> Option<String> {
     None
 }
 
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
-}
-
 /// Killed when dropped, if it is still there.
 struct Device(Child);
 
@@ -122,7 +120,11 @@ impl Device {
     /// Its exit code, once it has ended.
     fn ended(&mut self) -> anyhow::Result<Option<u8>> {
         let status = self.0.try_wait().context("cannot wait for tornblkd")?;
-        Ok(status.map(|status| status.code().and_then(|code| code.try_into().ok()).unwrap_or(2)))
+        match status.map(|status| (status.code(), status)) {
+            None => Ok(None),
+            Some((Some(code), _)) => Ok(Some(code.try_into().unwrap_or(2))),
+            Some((None, status)) => bail!("tornblkd was killed ({status})"),
+        }
     }
 
     /// Asks it to end.
@@ -132,8 +134,8 @@ impl Device {
         }
         let start = Instant::now();
         while start.elapsed() < END {
-            if self.ended()?.is_some() {
-                return Ok(0);
+            if let Some(code) = self.ended()? {
+                return Ok(code);
             }
             std::thread::sleep(TICK);
         }

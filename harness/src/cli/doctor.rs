@@ -5,7 +5,7 @@ use crate::device::find_tornblkd;
 use crate::out::say;
 use crate::report::terminal::{Live, Look};
 use crate::run::GuestArgs;
-use crate::vm::{Accel, Qemu, Virtiofsd};
+use crate::vm::{Accel, Qemu, Virtiofsd, in_path};
 use clap::Args;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,14 @@ const MEMORY: u64 = 2 << 30;
 const CACHE: u64 = 2 << 30;
 /// Recordings of a run.
 const OUT: u64 = 1 << 30;
-/// What QEMU must be able to plug in.
-const DEVICES: [&str; 3] = ["vhost-user-blk-pci", "vhost-user-scsi-pci", "vhost-user-fs-pci"];
+/// What QEMU can plug in, and whether nothing can be run without.
+const DEVICES: [(&str, bool); 3] = [
+    ("vhost-user-blk-pci", true),
+    // --front-end scsi
+    ("vhost-user-scsi-pci", false),
+    // run --exec
+    ("vhost-user-fs-pci", false),
+];
 /// What fetches kernels and programs of the guest.
 const PROGRAMS: [&str; 2] = ["apt-get", "dpkg-deb"];
 
@@ -112,20 +118,28 @@ fn look_at_qemu(found: &Result<Qemu, crate::vm::VmError>) -> Vec<Seen> {
         .stdin(Stdio::null())
         .output()
         .map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
-    let lacks: Vec<&str> = match &help {
-        Ok(help) => DEVICES.into_iter().filter(|device| !help.contains(device)).collect(),
-        Err(_) => DEVICES.into(),
+    let help = match help {
+        Ok(help) => help,
+        Err(e) => {
+            let text = format!("{} -device help cannot be run: {e}", qemu.path().display());
+            all.push(seen("its devices", State::Missing, text));
+            return all;
+        }
     };
+    let lacks: Vec<&str> =
+        DEVICES.iter().map(|(device, _)| *device).filter(|device| !help.contains(device)).collect();
+    let names: Vec<&str> = DEVICES.iter().map(|(device, _)| *device).collect();
     all.push(if lacks.is_empty() {
         let full = if qemu.has_test_device() { "; and --front-end blk-full" } else { "" };
-        seen("its devices", State::Ok, format!("{}{full}", DEVICES.join(", ")))
+        seen("its devices", State::Ok, format!("{}{full}", names.join(", ")))
     } else {
+        let needed = DEVICES.iter().any(|(device, needed)| *needed && lacks.contains(device));
         let text = format!(
             "this QEMU has no {}: install your distribution's whole package (on Debian \
              qemu-system-x86), or name another one in $TORNBLK_QEMU",
             lacks.join(", ")
         );
-        seen("its devices", State::Missing, text)
+        seen("its devices", if needed { State::Missing } else { State::Less }, text)
     });
     all
 }
@@ -196,8 +210,8 @@ fn mib(bytes: u64) -> String {
 
 fn programs() -> Seen {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let has = |name: &&str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
-    let lacks: Vec<&str> = PROGRAMS.into_iter().filter(|name| !has(name)).collect();
+    let lacks: Vec<&str> =
+        PROGRAMS.into_iter().filter(|name| in_path(name, &path).is_none()).collect();
     if lacks.is_empty() {
         return seen("apt", State::Ok, "fetches the guest's kernel and programs");
     }

@@ -1,20 +1,23 @@
 //! `tornblk run --exec`: the user's own program and its checker.
 
 use super::bench::parse_size;
-use super::{Cli, Command, run};
+use super::explore::ExploreArgs;
+use super::run;
+use crate::explore::{Checker, GuestNeeds, Opened, RecordingIds, Verdict, named};
 use crate::out::say;
 use crate::report::terminal::{Live, Look};
-use crate::run::{GuestArgs, RunFolder, Volume, Wanted, program, word};
+use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, Volume, Wanted, program, word};
 use crate::suite::parse_time;
-use crate::vm::FrontEnd;
+use crate::vm::{FrontEnd, Virtiofsd};
 use anyhow::{Context, bail};
-use clap::{Args, Parser as _, ValueEnum};
+use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Program, USER_DISK, USER_FILES};
-use tornblk_model::crash::Profile;
+use tornblk_image::KernelSource;
+use tornblk_model::crash::{Profile, StateName, Strategy};
 
 /// Different states that are judged, unless something else is asked for.
 const STATES: u64 = 10_000;
@@ -114,8 +117,8 @@ impl FileSystem {
 pub(super) struct Around<'a> {
     pub(super) guest: GuestArgs,
     pub(super) front_end: FrontEnd,
-    pub(super) profiles: Option<&'a str>,
-    pub(super) strategies: String,
+    pub(super) profiles: Vec<Profile>,
+    pub(super) strategies: Vec<Strategy>,
     pub(super) seed: u64,
     pub(super) time: Option<Duration>,
     pub(super) out: Option<&'a Path>,
@@ -130,89 +133,78 @@ impl ExecOptions {
         around: &Around<'_>,
         interrupted: &Arc<AtomicBool>,
     ) -> anyhow::Result<u8> {
+        let start = Instant::now();
         let wanted = self.wanted(around)?;
-        let look = Look::detect();
-        let live = Live::new(look);
+        let live = Live::new(Look::detect());
         let mut lab = run::lab(&around.guest, &mut |text| live.note(text), interrupted)?;
         lab.prepare(&mut |text| live.note(text))?;
         let folder = RunFolder::create(around.out, around.seed)?;
         let (major, minor, micro) = lab.qemu.version();
         let fs = if wanted.volume.is_raw() { "a raw disk" } else { &wanted.volume.fstype };
-        let (name, check) = (&wanted.name, last(&wanted.checker.argv));
+        let (name, check) = (&wanted.name, &wanted.checker.name);
         say!(
             "{}, QEMU {major}.{minor}.{micro}, kernel {}: {name} on {fs}, {} MiB",
             lab.accel,
             lab.image.release,
             wanted.size >> 20
         );
-        let ran = program(&mut lab, &wanted, &folder, interrupted, &mut |text| live.note(text));
+        let mut phase = |text: &str| live.note(text);
+        let ran = program(&mut lab, &wanted, &folder, interrupted, &mut phase)
+            .map_err(anyhow::Error::from)
+            .and_then(|ran| {
+                live.note("the checker's first looks");
+                first_looks(&lab, &ran.recording, &folder, around.seed, interrupted)?;
+                Ok(ran)
+            });
         live.finish();
         drop(lab);
         let ran = match ran {
             Ok(ran) => ran,
+            Err(error) if super::interrupted(&error) && around.out.is_none() => {
+                folder.remove_all();
+                return Err(error);
+            }
             Err(error) => {
-                let error = anyhow::Error::from(error);
-                if super::interrupted(&error) && around.out.is_none() {
-                    folder.remove_all();
-                    return Err(error);
-                }
                 let place = folder.path().display().to_string();
                 return Err(error.context(format!("nothing was explored (what there is: {place})")));
             }
         };
         say!(
-            "{name} ended in {:.1} s, with {} of its own marks; {check} is content with the disk it left, \
-             and with a fresh mount of that",
+            "{name} ended in {:.1} s, with {} of its own marks; {check} is content with the empty disk, and \
+             with what it left",
             ran.took.as_secs_f64(),
             ran.marks
         );
-        let code = self.explore(around, &ran.recording, &folder)?;
-        if code == 0 && !around.keep && around.out.is_none() {
+        let goes = !around.keep && around.out.is_none();
+        let mut explore = ExploreArgs::of(ran.recording);
+        explore.out = Some(folder.path().join("explored"));
+        explore.seed = Some(around.seed);
+        explore.failures = FAILURES;
+        explore.states = Some(self.states.unwrap_or(STATES));
+        explore.profile.clone_from(&around.profiles);
+        explore.strategy.clone_from(&around.strategies);
+        explore.time = around.time.map(|time| time.saturating_sub(start.elapsed()));
+        explore.json = around.json.map(Path::to_owned);
+        explore.junit = around.junit.map(Path::to_owned);
+        explore.goes = goes;
+        let explored = explore.explore()?;
+        if explored.code == 0 && explored.complete && goes {
             folder.remove_all();
         }
-        Ok(code)
-    }
-
-    /// As the user would.
-    fn explore(
-        &self,
-        around: &Around<'_>,
-        recording: &Path,
-        folder: &RunFolder,
-    ) -> anyhow::Result<u8> {
-        let text = |path: &Path| path.display().to_string();
-        let mut words = vec!["tornblk".to_owned(), "explore".to_owned(), text(recording)];
-        let mut add = |name: &str, value: String| words.extend([name.to_owned(), value]);
-        add("--out", text(&folder.path().join("explored")));
-        add("--seed", around.seed.to_string());
-        add("--failures", FAILURES.to_string());
-        add("--states", self.states.unwrap_or(STATES).to_string());
-        if let Some(profiles) = around.profiles {
-            add("--profile", profiles.to_owned());
-        }
-        if !around.strategies.is_empty() {
-            add("--strategy", around.strategies.clone());
-        }
-        if let Some(time) = around.time {
-            add("--time", format!("{}s", time.as_secs().max(1)));
-        }
-        for (name, path) in [("--json", around.json), ("--junit", around.junit)] {
-            if let Some(path) = path {
-                add(name, text(path));
-            }
-        }
-        match Cli::try_parse_from(words).context("what was recorded cannot be explored")?.command {
-            Command::Explore(args) => args.run(),
-            _ => bail!("what was recorded cannot be explored"),
-        }
+        Ok(explored.code)
     }
 
     fn wanted(&self, around: &Around<'_>) -> anyhow::Result<Wanted> {
         let exec = self.exec.as_deref().unwrap_or_default();
         let check = self.check.as_deref().unwrap_or_default();
         let env = self.environment()?;
-        let first = around.profiles.and_then(|list| list.split(',').next());
-        let profile: Profile = first.unwrap_or(DEFAULT_PROFILE).trim().parse()?;
+        let profile = match around.profiles.first() {
+            Some(profile) => profile.clone(),
+            None => DEFAULT_PROFILE.parse()?,
+        };
+        if let Some(kernel) = &around.guest.kernel {
+            kernel.parse::<KernelSource>()?;
+        }
         let mut mkfs: Vec<String> = self.fs.mkfs().iter().map(|word| (*word).to_owned()).collect();
         if !self.mkfs_opts.is_empty() {
             if mkfs.is_empty() {
@@ -232,7 +224,8 @@ impl ExecOptions {
                 marks: Vec::new(),
                 timeout_ms: millis(self.exec_timeout),
             },
-            checker: crate::explore::Checker {
+            checker: Checker {
+                name: check.to_owned(),
                 argv: argv("--check", check)?,
                 env,
                 timeout_ms: millis(self.check_timeout),
@@ -252,6 +245,8 @@ impl ExecOptions {
             size: self.size,
             seed: around.seed,
             guest: around.guest.clone(),
+            // Before anything that takes its time.
+            virtiofsd: Virtiofsd::find()?,
         })
     }
 
@@ -275,10 +270,50 @@ impl ExecOptions {
     }
 }
 
-/// The name of a program, for sentences.
-fn last(argv: &[String]) -> String {
-    let name = argv.last().map_or("the checker", String::as_str);
-    name.to_owned()
+/// The checker must be content with a disk that lost no power, where it will look at all others: in a
+/// guest that knows nothing of the program. What it would say of any disk proves nothing.
+fn first_looks(
+    lab: &RealLab,
+    recording: &Path,
+    folder: &RunFolder,
+    seed: u64,
+    interrupted: &Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    let opened = Opened::open(recording, None)?;
+    let Some(subject) = &opened.subject else { bail!("the recording does not say what it is of") };
+    let needs = GuestNeeds {
+        dir: folder.path().to_owned(),
+        fsck_every: 0,
+        nested: 0,
+        seed,
+        stop: Arc::clone(interrupted),
+    };
+    let means = lab.means(&opened, subject, &needs)?;
+    let profile: Profile = subject.volume.profile.parse()?;
+    let judging = means.on(&profile)?;
+    let mut verifier = judging.verifier(0)?;
+    let ids = RecordingIds::new(opened.reader.clone(), None, opened.trust())?;
+    let events = [opened.events.first(), opened.events.last()];
+    let looks = [
+        ("none", "before anything was written to it (there are no marks then, either)"),
+        ("all", "as the program left it"),
+    ];
+    for (event, (which, how)) in events.into_iter().flatten().zip(looks) {
+        let name = StateName(format!("{profile}/p{}:{which}", event.0));
+        let (history, promises) = (&opened.history, means.promises());
+        let why = match named(history, &ids, promises, &name, None, &mut *verifier)? {
+            Verdict::Passed => continue,
+            Verdict::Failed(findings) => {
+                findings.into_iter().map(|f| f.text).collect::<Vec<_>>().join("; ")
+            }
+            Verdict::Unsure(why) => why,
+        };
+        bail!(
+            "the checker must be content with a disk that lost no power, and is not with this one, {how}: \
+             {why}"
+        );
+    }
+    Ok(())
 }
 
 /// A file that can be run, else a command line for sh.

@@ -1,6 +1,6 @@
 //! `tornblk explore`
 
-use super::{check_writable, run, signals, told};
+use super::{absolute, check_writable, run, signals, told};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
     Drive, Ended, ExploreError, ExploreReport, GuestNeeds, Means, Opened, Settings, Shard, Units,
@@ -32,29 +32,29 @@ const DEFAULT_FAILURES: u64 = 100;
 pub(super) struct ExploreArgs {
     /// A recording, or the folder of a cut or lane that a run kept
     #[arg(value_name = "RECORDING")]
-    recording: PathBuf,
+    pub(super) recording: PathBuf,
 
     #[arg(long, value_name = "LIST", value_delimiter = ',', help = format!(
         "Which states: prefix, one-lost, one-kept, tear, exhaustive[=N], random[=N] [default: \
          {DEFAULT_STRATEGIES}]"
     ))]
-    strategy: Vec<Strategy>,
+    pub(super) strategy: Vec<Strategy>,
 
     /// Which disks: lb512, req16k, req16k+b16k, piece16k, ... [default: that of the recording]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    profile: Vec<Profile>,
+    pub(super) profile: Vec<Profile>,
 
     /// Judge at most this many different states, spread over crash points, profiles and strategies
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    states: Option<u64>,
+    pub(super) states: Option<u64>,
 
     /// Take at most this long (90s, 3m, 2h)
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    time: Option<Duration>,
+    pub(super) time: Option<Duration>,
 
     /// Of random states and faults [default: 1]
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    pub(super) seed: Option<u64>,
 
     /// Print the names of the states, each once, and judge none. (The report counts a state once
     /// for each strategy that chose it, so its number is higher)
@@ -85,15 +85,15 @@ pub(super) struct ExploreArgs {
     /// Where failures and what --resume needs are kept, new or empty [default: a new folder below
     /// ./tornblk-out, removed where there was no finding]
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
 
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(super) json: Option<PathBuf>,
 
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
+    pub(super) junit: Option<PathBuf>,
 
     /// States judged at once, each by a guest of its own where guests are needed [default: one a
     /// processor]
@@ -107,18 +107,22 @@ pub(super) struct ExploreArgs {
 
     /// Shrink and explain at most so many different failures, and count the rest
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FAILURES)]
-    failures: u64,
+    pub(super) failures: u64,
 
     /// The base image, where it is no longer where it was
     #[arg(long, value_name = "IMG")]
     base: Option<PathBuf>,
 
     #[command(flatten)]
-    guest: GuestOptions,
+    pub(super) guest: GuestOptions,
+
+    /// The folder goes with another one, where nothing was found and everything was tried.
+    #[arg(skip)]
+    pub(super) goes: bool,
 }
 
 /// Where a guest is needed.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(super) struct GuestOptions {
     /// The guest's kernel, where a guest is needed to mount the disk [default: that of the run]
     #[arg(long, value_name = "KERNEL")]
@@ -167,17 +171,53 @@ impl GuestOptions {
     }
 }
 
+/// What came of an exploration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Explored {
+    pub(super) code: u8,
+    /// Everything that was asked for was gone through.
+    pub(super) complete: bool,
+}
+
 impl ExploreArgs {
+    /// All as if nothing but the recording were given.
+    pub(super) fn of(recording: PathBuf) -> ExploreArgs {
+        ExploreArgs {
+            recording,
+            strategy: Vec::new(),
+            profile: Vec::new(),
+            states: None,
+            time: None,
+            seed: None,
+            list: false,
+            shard: None,
+            resume: false,
+            nested: None,
+            every_event: false,
+            fault: Vec::new(),
+            out: None,
+            json: None,
+            junit: None,
+            jobs: None,
+            fsck_every: None,
+            failures: DEFAULT_FAILURES,
+            base: None,
+            guest: GuestOptions::default(),
+            goes: false,
+        }
+    }
+
     pub(super) fn run(self) -> anyhow::Result<u8> {
+        if self.list { self.list() } else { Ok(self.explore()?.code) }
+    }
+
+    pub(super) fn explore(self) -> anyhow::Result<Explored> {
         if let Some(fault) = self.fault.iter().find(|fault| fault.kind.is_live()) {
             bail!(
                 "--fault {fault} breaks requests of a running guest, and no crash state: use it with \
                  `tornblk run`, or choose a fault that acts at the cut (tear-atomic, ignore-flush, \
                  lose-write, ...)"
             );
-        }
-        if self.list {
-            return self.list();
         }
         self.guest.check()?;
         check_writable(self.json.iter().chain(&self.junit))?;
@@ -248,7 +288,9 @@ impl ExploreArgs {
             )));
         }
         let mut report = report(&session, session.judge, Vec::new())?;
-        let keep = self.out.is_some() || report.exit != 0 || session.ended != Some(Ended::Complete);
+        let keep = self.out.is_some() && !self.goes
+            || report.exit != 0
+            || session.ended != Some(Ended::Complete);
         if keep {
             report.folder = Some(folder.path().to_owned());
             if session.ended != Some(Ended::Complete) {
@@ -259,7 +301,9 @@ impl ExploreArgs {
         if !keep {
             folder.remove();
         }
-        tell(&report, look, own.as_deref(), self.json.as_deref(), self.junit.as_deref())
+        let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
+        let code = tell(&report, look, own.as_deref(), json, junit)?;
+        Ok(Explored { code, complete: session.ended == Some(Ended::Complete) })
     }
 
     /// The session in --out, if it is of this recording and what is asked for.
@@ -472,10 +516,6 @@ impl Folder {
 
 fn has_something(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
-}
-
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
 }
 
 /// Each once, in the order given.

@@ -23,7 +23,7 @@ use crate::out::{self, note};
 use anyhow::Context;
 use clap::builder::styling::Styles;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const AFTER: &str = "\
@@ -125,6 +125,10 @@ fn printed(code: u8) -> u8 {
         }
         None => code,
     }
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
 }
 
 /// A report that cannot be written is better known before all the work than after it.

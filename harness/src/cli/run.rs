@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_image::{KernelSource, Request};
-use tornblk_model::crash::{Fault, Strategy};
+use tornblk_model::crash::{Fault, Profile, Strategy};
 
 /// So that two people see the same.
 const DEFAULT_SEED: u64 = 1;
@@ -60,7 +60,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     front_end: Option<FrontEndName>,
 
-    /// Which disk this is, instead of the lanes' own: lb512, req16k, req16k+b16k, piece16k, ...
+    /// Which disk this is, instead of the lanes' own: lb512, req16k, req16k+b16k, piece16k, ...; with
+    /// --exec it may be a list
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
 
@@ -283,7 +284,12 @@ impl RunArgs {
         if self.kernel.len() > 1 {
             bail!("--exec is for one --kernel");
         }
-        let strategies: Vec<String> = self.explore.iter().map(ToString::to_string).collect();
+        if self.modules.is_some() && self.kernel.is_empty() {
+            bail!("--modules belongs to one kernel that is given as a file: add --kernel FILE");
+        }
+        let profiles = self.profile.iter().flat_map(|list| list.split(','));
+        let profiles =
+            profiles.map(|name| name.trim().parse()).collect::<Result<Vec<Profile>, _>>();
         Ok(Around {
             guest: GuestArgs {
                 kernel: self.kernel.first().cloned(),
@@ -292,8 +298,8 @@ impl RunArgs {
                 append: self.develop.append.clone(),
             },
             front_end: self.front_end.map(FrontEnd::from).unwrap_or_default(),
-            profiles: self.profile.as_deref(),
-            strategies: strategies.join(","),
+            profiles: profiles?,
+            strategies: self.explore.clone(),
             seed: self.seed,
             time: self.time,
             out: self.out.as_deref(),

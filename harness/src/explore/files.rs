@@ -1,5 +1,5 @@
 //! Whose blocks these are, where a program of the user's wrote files: as the file system said when the
-//! program had ended, beside the recording.
+//! program had ended, beside the recording. Earlier they may have been another file's.
 
 use super::{Call, Explain, ExploreError};
 use std::ops::Range;
@@ -53,12 +53,12 @@ impl Files {
 impl Explain for Files {
     fn call(&self, _: Seq, blocks: &Range<u64>) -> Option<Call> {
         let (start, end) = (blocks.start * self.lb_size, blocks.end * self.lb_size);
-        // Extents do not overlap: the last one that begins before the end.
+        // The last one that begins before the end; of files that share it, one.
         let before = self.extents.partition_point(|(at, ..)| *at < end);
         let (at, len, file, offset) = *self.extents[..before].last()?;
         let (from, to) = (start.max(at), end.min(at + len));
         (from < to).then(|| Call {
-            call: "a write".to_owned(),
+            call: "a write into blocks that in the end are".to_owned(),
             path: self.paths[file].clone(),
             offset: offset + (from - at),
             len: to - from,

@@ -19,8 +19,11 @@ use tornblk_model::recording::{MARK_MAX, Reader, RecordingError};
 
 const WORD: &str = "tornblk-subject";
 const VERSION: u32 = 1;
-/// Of what a program said.
-const LINES: usize = 8;
+/// Of each output of a program, for a sentence.
+const LINES: usize = 4;
+/// Of each line.
+const LETTERS: usize = 200;
+const SIGKILL: i32 = 9;
 /// Bytes of JSON in one mark: the rest is for what stands before them.
 const PIECE: usize = MARK_MAX - 64;
 
@@ -71,6 +74,8 @@ pub struct Subject {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checker {
+    /// As it was given.
+    pub name: String,
     pub argv: Vec<String>,
     pub env: Vec<(String, String)>,
     pub timeout_ms: u64,
@@ -89,21 +94,25 @@ impl Checker {
 
     /// What it says of a disk by how it ended.
     pub fn verdict(&self, ran: &Ran) -> Checked {
-        let name = self.argv.first().map_or("the checker", String::as_str);
-        let name = name.rsplit('/').next().unwrap_or(name);
-        let said = said(ran);
-        match (ran.status, self.corrupt_status) {
-            (Some(0), _) => Checked::Sound,
-            (None, _) => Checked::Unsound(format!(
-                "{name} did not end in {} s{said}",
-                self.timeout_ms / 1000
+        let (name, said) = (&self.name, said(ran));
+        let no_answer = |why: String| Checked::NoAnswer(format!("{name} {why}{said}"));
+        let unsound = |why: String| Checked::Unsound(format!("{name} {why}{said}"));
+        match (ran.status, ran.signal, self.corrupt_status) {
+            (Some(0), ..) => Checked::Sound,
+            (None, ..) => unsound(format!("did not end in {} s", self.timeout_ms / 1000)),
+            // Nobody but the kernel does that, where there is no memory left.
+            (_, Some(SIGKILL), _) => no_answer(
+                "was killed (the guest has 512 MiB, for what it writes to /tmp, too)".into(),
+            ),
+            (Some(status), _, Some(corrupt)) if status != corrupt => no_answer(format!(
+                "ended with status {status}, which by --corrupt-status says nothing of the disk"
             )),
-            (Some(status), Some(corrupt)) if status != corrupt => Checked::NoAnswer(format!(
-                "{name} ended with status {status}, which says nothing of the disk{said}"
+            // As a shell says that it could not run something.
+            (Some(status @ (126 | 127)), _, None) => no_answer(format!(
+                "ended with status {status}: a program that it needs cannot be run"
             )),
-            (Some(status), _) => {
-                Checked::Unsound(format!("{name} ended with status {status}{said}"))
-            }
+            (_, Some(signal), _) => unsound(format!("was ended by signal {signal}")),
+            (Some(status), ..) => unsound(format!("ended with status {status}")),
         }
     }
 }
@@ -117,11 +126,25 @@ pub enum Checked {
     NoAnswer(String),
 }
 
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(LETTERS) {
+        Some((at, _)) => format!("{}...", &line[..at]),
+        None => line.to_owned(),
+    }
+}
+
 /// The last lines of what a program said, for a sentence.
 pub fn said(ran: &Ran) -> String {
-    let lines: Vec<&str> = ran.stdout.lines().chain(ran.stderr.lines()).collect();
-    let last = &lines[lines.len().saturating_sub(LINES)..];
-    if last.is_empty() { " and said nothing".to_owned() } else { format!(": {}", last.join(" | ")) }
+    let last = |text: &str| {
+        let lines: Vec<String> = text.lines().rev().take(LINES).map(cut).collect();
+        lines.into_iter().rev().collect::<Vec<_>>()
+    };
+    let lines = [last(&ran.stdout), last(&ran.stderr)].concat();
+    if lines.is_empty() {
+        " and said nothing".to_owned()
+    } else {
+        format!(": {}", lines.join(" | "))
+    }
 }
 
 impl Subject {
@@ -290,6 +313,43 @@ mod tests {
 
     fn find(names: &[String]) -> Result<Option<Subject>, SubjectError> {
         Subject::find(Path::new("x.recording"), &events(names))
+    }
+
+    #[test]
+    fn a_checker_says_by_its_end_what_it_found() {
+        let mut checker = Checker {
+            name: "./check".into(),
+            argv: vec!["/x/check".into()],
+            env: Vec::new(),
+            timeout_ms: 3000,
+            corrupt_status: None,
+        };
+        let ran = |status, signal| Ran {
+            status,
+            signal,
+            stdout: "a\n".repeat(9),
+            stderr: "x".repeat(500),
+        };
+        let text = |checked| match checked {
+            Checked::Sound => "sound".to_owned(),
+            Checked::Unsound(text) => format!("unsound: {text}"),
+            Checked::NoAnswer(text) => format!("no answer: {text}"),
+        };
+        let says = |checker: &Checker, status, signal, wanted: &str| {
+            let text = text(checker.verdict(&ran(status, signal)));
+            assert!(text.starts_with(wanted), "{text}");
+            assert!(text.len() < 400, "{text}");
+        };
+        says(&checker, Some(0), None, "sound");
+        says(&checker, Some(1), None, "unsound: ./check ended with status 1: a | a | a | a | xxx");
+        says(&checker, None, None, "unsound: ./check did not end in 3 s");
+        says(&checker, Some(139), Some(11), "unsound: ./check was ended by signal 11");
+        says(&checker, Some(137), Some(9), "no answer: ./check was killed");
+        says(&checker, Some(127), None, "no answer: ./check ended with status 127");
+        checker.corrupt_status = Some(127);
+        says(&checker, Some(127), None, "unsound: ./check ended with status 127");
+        says(&checker, Some(1), None, "no answer: ./check ended with status 1, which");
+        says(&checker, Some(0), None, "sound");
     }
 
     #[test]

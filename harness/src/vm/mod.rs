@@ -50,6 +50,7 @@ pub use accel::Accel;
 pub use debug::{DEFAULT_PORT, Gdb};
 pub use disk::{Disk, FrontEnd};
 pub use qemu::Qemu;
+pub(crate) use qemu::in_path;
 pub use root::Virtiofsd;
 
 use agent::Agent;

@@ -35,10 +35,20 @@ impl Process {
         fds: &[BorrowedFd<'_>],
         log: &Path,
     ) -> io::Result<Process> {
+        let mut command = Command::new(program);
+        command.args(args);
+        Process::spawn_command(command, fds, log)
+    }
+
+    /// As [`Process::spawn`], of a command.
+    pub fn spawn_command(
+        mut command: Command,
+        fds: &[BorrowedFd<'_>],
+        log: &Path,
+    ) -> io::Result<Process> {
         let file = File::options().create(true).append(true).open(log)?;
         let log_start = file.metadata()?.len();
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = spawn(command, fds)?;
         Ok(Process { child, ended: None, log: log.to_owned(), log_start })
     }

@@ -120,7 +120,8 @@ impl std::fmt::Display for Qemu {
     }
 }
 
-fn in_path(program: &str, path: &OsStr) -> Option<PathBuf> {
+/// The program of that name that the path leads to.
+pub(crate) fn in_path(program: &str, path: &OsStr) -> Option<PathBuf> {
     let runs = |p: &PathBuf| {
         p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };

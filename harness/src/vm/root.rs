@@ -1,7 +1,9 @@
 //! The host's files in a guest: virtiofsd shows them, a vhost-user-fs device that is plugged in brings
 //! them, and the agent makes the root of the user's programs of them.
 
-use std::ffi::OsString;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
 use std::time::{Duration, Instant};
@@ -20,9 +22,6 @@ const TAG: &str = "tornblk-host";
 const PLACES: [&str; 3] =
     ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"];
 const VARIABLE: &str = "TORNBLK_VIRTIOFSD";
-/// From its start to its socket.
-const START: Duration = Duration::from_secs(20);
-const TICK: Duration = Duration::from_millis(5);
 /// For the guest to make its root.
 const MAKE: Duration = Duration::from_secs(60);
 
@@ -38,7 +37,8 @@ pub struct Virtiofsd {
 enum Family {
     /// QEMU's own, in C: root only.
     C,
-    Rust,
+    /// `readonly`: it has that option.
+    Rust { readonly: bool },
 }
 
 impl Virtiofsd {
@@ -66,20 +66,81 @@ impl Virtiofsd {
         let said = said.map_err(|e| cannot(format!("cannot be run: {e}")))?;
         let text = [said.stdout, said.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        let family = Family::of(&text)
+        let mut family = Family::of(&text)
             .ok_or_else(|| cannot(format!("does not say that it is one: {:.100}", text.trim())))?;
+        match &mut family {
+            Family::C if !rustix::process::geteuid().is_root() => {
+                return Err(cannot("works for root only".to_owned()));
+            }
+            Family::C => {}
+            Family::Rust { readonly } => {
+                let help = Program::new(path).arg("--help").stdin(Stdio::null()).output();
+                *readonly = help
+                    .is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--readonly"));
+            }
+        }
         Ok(Virtiofsd { path: path.to_owned(), family })
     }
 
-    fn args(&self, socket: &Path) -> Vec<OsString> {
-        let mut at = OsString::from("--socket-path=");
-        at.push(socket);
+    /// `fd`: of the socket that it listens on.
+    fn args(&self, fd: RawFd) -> Vec<String> {
         let more: &[&str] = match self.family {
             Family::C => &["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=always"],
-            Family::Rust => &["--shared-dir=/", "--sandbox=none", "--cache=always"],
+            Family::Rust { readonly: true } => {
+                &["--shared-dir=/", "--sandbox=none", "--cache=always", "--readonly"]
+            }
+            Family::Rust { readonly: false } => {
+                &["--shared-dir=/", "--sandbox=none", "--cache=always"]
+            }
         };
-        std::iter::once(at).chain(more.iter().map(OsString::from)).collect()
+        let more = more.iter().map(|word| (*word).to_owned());
+        std::iter::once(format!("--fd={fd}")).chain(more).collect()
     }
+
+    /// It, for a socket that listens. It sees all of this machine's files read-only, where it is
+    /// allowed to see them otherwise than we do: then not even a guest that has broken out of its own
+    /// read-only mount writes to them.
+    fn command(&self, listener: &UnixListener) -> Program {
+        let mut command = Program::new(&self.path);
+        command.args(self.args(listener.as_raw_fd()));
+        if rustix::process::geteuid().is_root() {
+            // SAFETY: after fork it makes system calls only, and allocates nothing.
+            unsafe { command.pre_exec(read_only) };
+        }
+        command
+    }
+}
+
+/// Everything below the root becomes read-only for this process and its children. Where that may not be
+/// done (a container that may not mount), the guest's own mount is what is read-only.
+fn read_only() -> std::io::Result<()> {
+    /// `struct mount_attr` of `linux/mount.h` (mount_setattr(2), Linux 5.12).
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    const MOUNT_ATTR_RDONLY: u64 = 1;
+    // SAFETY: only this process's own view changes, and nobody else's thread is in it.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Ok(());
+    }
+    let attr =
+        MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    // SAFETY: the path ends with a NUL byte, and the structure is as long as is said.
+    unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            c"/".as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        );
+    }
+    Ok(())
 }
 
 impl Family {
@@ -87,7 +148,9 @@ impl Family {
     fn of(said: &str) -> Option<Family> {
         match said.lines().find_map(|line| line.strip_prefix("virtiofsd "))? {
             rest if rest.starts_with("version ") => Some(Family::C),
-            rest if rest.starts_with(|c: char| c.is_ascii_digit()) => Some(Family::Rust),
+            rest if rest.starts_with(|c: char| c.is_ascii_digit()) => {
+                Some(Family::Rust { readonly: false })
+            }
             _ => None,
         }
     }
@@ -96,7 +159,7 @@ impl Family {
 /// What a guest has of the host. Ends with it.
 #[derive(Debug)]
 pub(super) struct Root {
-    _process: Process,
+    process: Process,
     _dir: TempDir,
 }
 
@@ -111,32 +174,18 @@ impl Vm {
         let place = place.map_err(io("cannot make a folder for a socket"))?;
         let socket = place.path().join("fs");
         let log = dir.join("virtiofsd.log");
-        let cannot = |why: String| VmError::NoVirtiofsd { why };
-        let mut process = Process::spawn(&virtiofsd.path, virtiofsd.args(&socket), &[], &log)
-            .map_err(|e| cannot(format!("{} cannot be run: {e}", virtiofsd.path.display())))?;
-        let start = Instant::now();
-        while !socket.exists() {
-            if let Some(status) = process.ended() {
-                let said = process.words();
-                return Err(cannot(format!(
-                    "{} ended ({status}): {}",
-                    virtiofsd.path.display(),
-                    said.trim()
-                )));
-            }
-            if start.elapsed() > START {
-                return Err(cannot(format!(
-                    "{} made no socket within {} s",
-                    virtiofsd.path.display(),
-                    START.as_secs()
-                )));
-            }
-            self.look()?;
-            std::thread::sleep(TICK);
-        }
-        self.plug_root(&socket)?;
+        let listener = UnixListener::bind(&socket).map_err(io("cannot make a socket"))?;
+        let process =
+            Process::spawn_command(virtiofsd.command(&listener), &[listener.as_fd()], &log);
+        let process = process.map_err(|e| {
+            VmError::HostRoot(format!("{} cannot be run: {e}", virtiofsd.path.display()))
+        })?;
+        drop(listener);
         // From now on it ends with the guest, whatever comes.
-        self.root = Some(Root { _process: process, _dir: place });
+        self.root = Some(Root { process, _dir: place });
+        if let Err(e) = self.plug_root(&socket) {
+            return Err(self.why_no_root(virtiofsd).unwrap_or(e));
+        }
         let command = Command::HostRoot { tag: TAG.to_owned() };
         match self.call(command, &mut NoHost, Instant::now() + MAKE)? {
             Outcome::Ok { .. } => Ok(()),
@@ -144,6 +193,14 @@ impl Vm {
                 Err(VmError::HostRoot(message))
             }
         }
+    }
+
+    /// How virtiofsd ended, if that is what is wrong.
+    fn why_no_root(&mut self, virtiofsd: &Virtiofsd) -> Option<VmError> {
+        let process = &mut self.root.as_mut()?.process;
+        let status = process.ended()?;
+        let (path, said) = (virtiofsd.path.display(), process.words());
+        Some(VmError::HostRoot(format!("{path} ended ({status}): {}", said.trim())))
     }
 
     fn plug_root(&mut self, socket: &Path) -> Result<(), VmError> {
@@ -173,20 +230,16 @@ mod tests {
     fn each_virtiofsd_is_called_in_its_own_way() {
         for (said, family) in [
             ("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright\n", Some(Family::C)),
-            ("virtiofsd 1.13.2\n", Some(Family::Rust)),
-            ("using FUSE\nvirtiofsd 1.10.0", Some(Family::Rust)),
+            ("virtiofsd 1.13.2\n", Some(Family::Rust { readonly: false })),
+            ("using FUSE\nvirtiofsd 1.10.0", Some(Family::Rust { readonly: false })),
             ("busybox v1.36", None),
         ] {
             assert_eq!(Family::of(said), family, "{said}");
         }
-        let args = |family| {
-            let words = Virtiofsd { path: "/x".into(), family }.args(Path::new("/s"));
-            words.iter().map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(
-            args(Family::Rust),
-            "--socket-path=/s --shared-dir=/ --sandbox=none --cache=always"
-        );
-        assert!(args(Family::C).starts_with("--socket-path=/s -o source=/ "));
+        let args = |family| Virtiofsd { path: "/x".into(), family }.args(7).join(" ");
+        let rust = |readonly| args(Family::Rust { readonly });
+        assert_eq!(rust(false), "--fd=7 --shared-dir=/ --sandbox=none --cache=always");
+        assert!(rust(true).ends_with(" --readonly"));
+        assert!(args(Family::C).starts_with("--fd=7 -o source=/ "));
     }
 }

@@ -25,11 +25,13 @@ pub const PORT: &str = "tornblk.agent";
 /// Said in [`ToHost::Hello`]; counts the incompatible changes of this file.
 pub const PROTOCOL: u32 = 3;
 
-/// The root that the user's own programs have, in the guest.
+/// The root that the user's own programs have, in the guest, while one runs.
 pub const USER_ROOT: &str = "/user";
-/// Seen from there: what the agent puts there for them.
+/// Where the disk under test is mounted for them, in the guest.
+pub const USER_MOUNT: &str = "/disk";
+/// Seen from their root: what the agent puts there for them.
 pub const USER_FILES: &str = "/run/tornblk";
-/// Seen from there: where the disk under test is mounted, and where they begin.
+/// Seen from there: the disk under test, where they begin.
 pub const USER_DISK: &str = "/run/tornblk/disk";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -209,16 +211,17 @@ pub enum Command {
         argv: Vec<String>,
         timeout_ms: u64,
     },
-    /// Makes [`USER_ROOT`], for [`Command::Program`]: the host's files, which the virtiofs device with
-    /// this tag shows, read-only beneath a writable layer in memory. Once a guest. → `{}`
+    /// Gets what [`Command::Program`] makes [`USER_ROOT`] of: the host's files, which the virtiofs device
+    /// with this tag shows. Once a guest. → `{}`
     HostRoot {
         tag: String,
     },
-    /// Runs a program of the user's there. → [`Ran`]; its marks are as those of a workload.
+    /// Runs a program of the user's in such a root, made for it: the host's files, read-only beneath a
+    /// writable layer in memory. → [`Ran`]; its marks are as those of a workload.
     Program {
         program: Program,
     },
-    /// Where the files below [`USER_DISK`] lie on the disk. → [`FileMap`]
+    /// Where the files below [`USER_MOUNT`] lie on the disk. → [`FileMap`]
     FileMap {},
     Mount {
         device: String,
@@ -573,6 +576,9 @@ pub struct StateFound {
     /// What came of [`StateCheck::program`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran: Option<Ran>,
+    /// It waits in the kernel, cannot be killed, and still has the disk: where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub umount: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

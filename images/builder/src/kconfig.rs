@@ -47,7 +47,7 @@ const fn n(name: &'static str) -> Wanted {
     Wanted { name, module: None, off: true }
 }
 
-const GROUPS: [Group; 13] = [
+const GROUPS: [Group; 14] = [
     Group {
         purpose: "to boot: PVH, an initramfs, a console on the serial port, processors",
         need: Need::Guest,
@@ -118,6 +118,11 @@ const GROUPS: [Group; 13] = [
             m("BLK_DEV_SD", "sd_mod"),
             m("CHR_DEV_SG", "sg"),
         ],
+    },
+    Group {
+        purpose: "for programs of one's own (run --exec)",
+        need: Need::Suites,
+        options: &[m("VIRTIO_FS", "virtiofs")],
     },
     Group {
         purpose: "for lanes on partitions",

@@ -12,7 +12,7 @@ use crate::cpio::Archive;
 use crate::{At, ImageError, compress, elf};
 
 /// Taken where the kernel has them as modules; what it has built in needs none.
-pub(crate) const WANTED: [&str; 10] = [
+pub(crate) const WANTED: [&str; 11] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
@@ -23,6 +23,7 @@ pub(crate) const WANTED: [&str; 10] = [
     "xfs",
     "loop",
     "overlay",
+    "virtiofs",
 ];
 
 /// Loaded by the agent before anything else; the rest when somebody asks for it (`modprobe`, or

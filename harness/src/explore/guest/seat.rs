@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{
     Command, MarkText, MountPoint, Outcome, Program, StateCheck, StateFound, StateMicros,
-    USER_DISK, USER_ROOT, Workload,
+    USER_MOUNT, Workload,
 };
 
 /// As the guest finds it; the device needs the last 8 bytes of 20.
@@ -331,7 +331,7 @@ impl Seat {
             targets.for_each(|target| target.path.clone_from(&guest.device));
         }
         let target = match &program {
-            Some(_) => format!("{USER_ROOT}{USER_DISK}"),
+            Some(_) => USER_MOUNT.to_owned(),
             None => MOUNT.to_owned(),
         };
         let device = guest.device.clone();

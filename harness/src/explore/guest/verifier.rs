@@ -200,6 +200,9 @@ impl<'a> GuestVerifier<'a> {
         look: bool,
         content: &dyn Fn() -> Result<Content, ExploreError>,
     ) -> Result<Vec<Finding>, SeatError> {
+        if let Some(how) = &found.stuck {
+            return Err(SeatError::Died(format!("did not come to an end: {how}")));
+        }
         let spoilt = self.is_spoilt(&found);
         // Mounted still, or held by something: nothing that follows can be believed.
         if let Some(why) = found.umount.as_ref().or(found.held.as_ref()) {

@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::workload::readback::readback;
 use super::{Error, Result, disk, fs, log, program};
 use crate::channel::{StateCheck, StateFound};
+
+/// What was read of it may be let go a moment later.
+const TO_LET_GO: Duration = Duration::from_secs(5);
 
 /// The kernel's messages, read up to where the last check ended.
 static MESSAGES: Mutex<Option<File>> = Mutex::new(None);
@@ -44,6 +47,11 @@ pub fn check(check: &StateCheck) -> Result<StateFound> {
         if let Some(program) = &check.program {
             match program::run(program, None) {
                 Ok(ran) => found.ran = Some(ran),
+                Err(Error::TimedOut(how)) => {
+                    found.stuck = Some(how);
+                    found.messages = messages()?;
+                    return Ok(found);
+                }
                 // Not the state's fault.
                 Err(e) => {
                     let _ = check.mount.as_ref().map(|at| fs::umount(&at.target));
@@ -53,7 +61,7 @@ pub fn check(check: &StateCheck) -> Result<StateFound> {
         }
         found.micros.read = clock.lap();
         if let Some(at) = &check.mount {
-            found.umount = fs::umount(&at.target).err().map(text);
+            found.umount = fs::umount_soon(&at.target, TO_LET_GO).err().map(text);
             found.micros.umount = clock.lap();
         }
     }

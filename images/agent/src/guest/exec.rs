@@ -28,7 +28,7 @@ pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin")
         .env("LC_ALL", "C")
         .current_dir("/");
-    let Ran { status, signal, stdout, stderr } = carry_out(command, program, timeout)?.ran;
+    let Ran { status, signal, stdout, stderr } = carry_out(command, program, timeout)?;
     match status {
         Some(status) => Ok(json!({
             "status": status,
@@ -44,19 +44,11 @@ pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
     }
 }
 
-/// A program that ended, or was made to.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) ran: Ran,
-    /// Where others may still be.
-    pub(super) group: Pid,
-}
-
 /// Runs a program, with nothing on its input, in a process group of its own.
 ///
 /// # Errors
 /// It cannot be started, or cannot be killed.
-pub(super) fn carry_out(mut command: Command, program: &str, timeout: Duration) -> Result<Ended> {
+pub(super) fn carry_out(mut command: Command, program: &str, timeout: Duration) -> Result<Ran> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -95,7 +87,7 @@ pub(super) fn carry_out(mut command: Command, program: &str, timeout: Duration) 
     let [stdout, stderr] = texts.map(Option::unwrap_or_default);
     let signal = in_time.and_then(|status| status.signal());
     let code = |status: ExitStatus| status.code().unwrap_or_else(|| 128 + signal.unwrap_or(0));
-    Ok(Ended { ran: Ran { status: in_time.map(code), signal, stdout, stderr }, group })
+    Ok(Ran { status: in_time.map(code), signal, stdout, stderr })
 }
 
 fn wait_until(child: &mut Child, end: Instant) -> Result<Option<ExitStatus>> {

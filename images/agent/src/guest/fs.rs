@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -34,6 +35,20 @@ pub fn umount(target: &str) -> Result<Value> {
     rustix::mount::unmount(target, UnmountFlags::NOFOLLOW)
         .map_err(Error::system(format!("cannot unmount {target}")))?;
     Ok(json!({}))
+}
+
+/// Unmounts. What was closed is let go in the background (io_uring, loop devices, processes that end): that
+/// may take a while, `time` at most.
+pub fn umount_soon(target: &str, time: Duration) -> Result<Value> {
+    let end = Instant::now() + time;
+    loop {
+        match umount(target) {
+            Err(e) if e.errno() == Some(libc::EBUSY) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// The options that are flags of mount(2), and what is left for the file system.

@@ -1,6 +1,7 @@
 //! The user's own programs. They see the host's files: its root, read-only through virtiofs, with a
 //! writable layer in the guest's memory above it; and in that the disk under test, which is where they
-//! begin. What they change beside that disk is gone with the guest.
+//! begin. What they change beside that disk is gone when they end, and so is whom they left behind: what
+//! one run does cannot be seen by the next.
 //!
 //! `tornblk-mark NAME` marks the recording: the agent itself, under another name, which gives the name
 //! to the agent that runs as PID 1 and waits until the host has recorded it.
@@ -16,17 +17,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, kill_process_group};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::outbox::Outbox;
 use super::{Error, Result, exec, fs, sys};
-use crate::channel::{FileMap, MarkText, Program, Ran, USER_DISK, USER_FILES, USER_ROOT};
+use crate::channel::{
+    FileMap, MarkText, Program, Ran, USER_DISK, USER_FILES, USER_MOUNT, USER_ROOT,
+};
 
 /// What the program that marks is called.
 pub const MARKER: &str = "tornblk-mark";
-/// In the user's root: where it is, where it asks, and the marks before the crash.
-const BIN: &str = "bin";
+/// This program, where the image has it.
+const AGENT: &str = "/init";
+/// In the user's root: where the program that marks asks, and the marks before the crash.
 const SOCKET: &str = "mark";
 const MARKS: &str = "marks";
 
@@ -36,19 +41,21 @@ const OVER: &str = "/over";
 
 /// Bytes of a mark's name: one line that can be read.
 const NAME_MAX: usize = 512;
-/// Pieces of files that are told of, about.
+/// Files and their pieces that are told of, about.
 const EXTENTS_MAX: usize = 20_000;
 /// How often the thread that takes marks looks whether it is to end.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a device may take to be there.
 const PLUGGED: Duration = Duration::from_secs(20);
+/// How long what is killed may take to be gone, and what is closed to be let go.
+const TO_LET_GO: Duration = Duration::from_secs(5);
 /// How long a program that asks for a mark may take to say which.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes the root that the user's programs see, of the virtiofs device with this tag.
+/// Gets the host's files, of the virtiofs device with this tag, and what else every run needs.
 ///
 /// # Errors
-/// The kernel has no virtiofs or overlayfs, or there is no such device.
+/// The kernel has no virtiofs, or there is no such device.
 pub fn host_root(tag: &str) -> Result<Value> {
     let start = Instant::now();
     // Nobody tells when a device that was plugged in is there: until then there is no such tag.
@@ -56,33 +63,14 @@ pub fn host_root(tag: &str) -> Result<Value> {
         if e.errno() != Some(libc::EINVAL) || start.elapsed() > PLUGGED {
             return Err(e);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK);
     }
-    fs::mount("tmpfs", OVER, "tmpfs", "mode=0755")?;
-    let layers = format!("lowerdir={HOST},upperdir={OVER}/upper,workdir={OVER}/work");
-    for half in ["upper", "work"] {
-        make(&format!("{OVER}/{half}"))?;
-    }
-    // Its root's permissions are those of the upper layer.
-    set_mode(&format!("{OVER}/upper"), 0o755)?;
-    exec::run(&["/usr/sbin/modprobe".into(), "overlay".into()], PATIENCE).map(drop).ok();
-    fs::mount("overlay", USER_ROOT, "overlay", &layers)?;
-    for (fstype, at, options) in [
-        ("proc", "proc", ""),
-        ("sysfs", "sys", ""),
-        ("devtmpfs", "dev", ""),
-        ("tmpfs", "dev/shm", "mode=1777"),
-        ("tmpfs", "run", "mode=0755"),
-    ] {
-        fs::mount(fstype, &format!("{USER_ROOT}/{at}"), fstype, options)?;
-    }
-    make(&inside(USER_DISK))?;
-    let bin = inside(&format!("{USER_FILES}/{BIN}"));
-    make(&bin)?;
-    let marker = format!("{bin}/{MARKER}");
-    std::fs::copy("/proc/self/exe", &marker)
-        .map_err(Error::system(format!("cannot write {marker}")))?;
-    set_mode(&marker, 0o755)?;
+    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    // Where it is built in there is nothing to load; where it is missing that is told soon enough.
+    let _ = exec::run(&words(&["/usr/sbin/modprobe", "overlay"]), PATIENCE);
+    // Servers and their clients; a kernel without networks has programs without.
+    let _ = exec::run(&words(&["/usr/bin/busybox", "ip", "link", "set", "lo", "up"]), PATIENCE);
+    make(USER_MOUNT)?;
     Ok(json!({}))
 }
 
@@ -99,20 +87,123 @@ fn set_mode(path: &str, mode: u32) -> Result<()> {
         .map_err(Error::system(format!("cannot change the mode of {path}")))
 }
 
-/// Runs a program in that root, to its end; whatever it started in its process group ends with it.
-/// `outbox`: its marks go there; without, nobody takes any.
+/// The root of one run. What it changed in there is gone with it, and so is everybody who is in it.
+struct Root {
+    mounted: Vec<String>,
+}
+
+impl Root {
+    fn build() -> Result<Root> {
+        let mut root = Root { mounted: Vec::new() };
+        root.mount("tmpfs", OVER, "tmpfs", "mode=0755")?;
+        for half in ["upper", "work"] {
+            make(&format!("{OVER}/{half}"))?;
+        }
+        // Its root's permissions are those of the upper layer.
+        set_mode(&format!("{OVER}/upper"), 0o755)?;
+        let layers = format!("lowerdir={HOST},upperdir={OVER}/upper,workdir={OVER}/work");
+        root.mount("overlay", USER_ROOT, "overlay", &layers)?;
+        for (fstype, at, options) in [
+            ("proc", "/proc", ""),
+            ("sysfs", "/sys", ""),
+            ("devtmpfs", "/dev", ""),
+            ("tmpfs", "/dev/shm", "mode=1777"),
+            ("devpts", "/dev/pts", "mode=0620,ptmxmode=0666"),
+            ("tmpfs", "/run", "mode=0755"),
+        ] {
+            root.mount(fstype, &inside(at), fstype, options)?;
+        }
+        for (name, of) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+            // They stay: it is one and the same devtmpfs everywhere.
+            let _ = std::os::unix::fs::symlink(
+                format!("/proc/self/fd{of}"),
+                inside(&format!("/dev/{name}")),
+            );
+        }
+        root.bind(USER_MOUNT, &inside(USER_DISK), true)?;
+        root.bind(AGENT, &inside(&format!("{USER_FILES}/bin/{MARKER}")), false)?;
+        Ok(root)
+    }
+
+    fn mount(&mut self, device: &str, at: &str, fstype: &str, options: &str) -> Result<()> {
+        fs::mount(device, at, fstype, options)?;
+        self.mounted.push(at.to_owned());
+        Ok(())
+    }
+
+    fn bind(&mut self, from: &str, at: &str, folder: bool) -> Result<()> {
+        if folder {
+            make(at)?;
+        } else {
+            make(at.rsplit_once('/').map_or("/", |(dir, _)| dir))?;
+            std::fs::write(at, "").map_err(Error::system(format!("cannot make {at}")))?;
+        }
+        rustix::mount::mount_bind(from, at)
+            .map_err(Error::system(format!("cannot bind {from} to {at}")))?;
+        self.mounted.push(at.to_owned());
+        Ok(())
+    }
+
+    /// Ends everybody who is in it, and takes it down.
+    fn leave(mut self) -> Result<()> {
+        let end = Instant::now() + TO_LET_GO;
+        loop {
+            let left = inhabitants();
+            let Some(one) = left.first() else { break };
+            for pid in &left {
+                let _ = kill_process(*pid, Signal::KILL);
+            }
+            exec::reap();
+            if Instant::now() > end {
+                let stack =
+                    std::fs::read_to_string(format!("/proc/{}/stack", one.as_raw_nonzero()))
+                        .unwrap_or_default();
+                return Err(Error::TimedOut(format!(
+                    "what a program left behind cannot be killed: it waits in the kernel: {}",
+                    stack.lines().collect::<Vec<_>>().join(" < ")
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        while let Some(at) = self.mounted.pop() {
+            fs::umount_soon(&at, TO_LET_GO)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where something fails half-way.
+impl Drop for Root {
+    fn drop(&mut self) {
+        while let Some(at) = self.mounted.pop() {
+            let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Processes that have that root.
+fn inhabitants() -> Vec<Pid> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let in_root = all.filter_map(|process| {
+        let root = std::fs::read_link(process.path().join("root")).ok()?;
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        root.starts_with(USER_ROOT).then(|| Pid::from_raw(pid)).flatten()
+    });
+    in_root.collect()
+}
+
+/// Runs a program in a root of its own, to its end; whatever it started ends with it. `outbox`: its marks
+/// go there; without, nobody takes any.
 ///
 /// # Errors
-/// It cannot be started.
+/// It cannot be started; [`Error::TimedOut`]: something of it waits in the kernel and cannot be killed.
 pub fn run(program: &Program, outbox: Option<&Arc<Outbox>>) -> Result<Ran> {
     let [name, args @ ..] = program.argv.as_slice() else {
         return Err(Error::Refused("the program to run has no name".into()));
     };
+    let root = Root::build()?;
     let marks = inside(&format!("{USER_FILES}/{MARKS}"));
-    let mut lines = program.marks.join("\n");
-    if !lines.is_empty() {
-        lines.push('\n');
-    }
+    let lines: String = program.marks.iter().map(|mark| format!("{mark}\n")).collect();
     std::fs::write(&marks, lines).map_err(Error::system(format!("cannot write {marks}")))?;
     let marker = outbox.map(Marker::start).transpose()?;
     let mut command = Command::new(name);
@@ -125,18 +216,17 @@ pub fn run(program: &Program, outbox: Option<&Arc<Outbox>>) -> Result<Ran> {
     };
     // SAFETY: after fork it makes two system calls, and allocates nothing.
     unsafe { command.pre_exec(enter) };
-    let ended = exec::carry_out(command, name, Duration::from_millis(program.timeout_ms))?;
-    // A daemon of its would hold the disk.
-    let _ = kill_process_group(ended.group, Signal::KILL);
+    let ran = exec::carry_out(command, name, Duration::from_millis(program.timeout_ms))?;
     drop(marker);
-    Ok(ended.ran)
+    root.leave()?;
+    Ok(ran)
 }
 
 /// Where the files on the disk lie; what cannot be read is left out.
 pub fn file_map() -> FileMap {
-    let root = inside(USER_DISK);
+    let root = USER_MOUNT;
     let (mut map, mut extents) = (FileMap::default(), 0);
-    let mut folders = vec![std::path::PathBuf::from(&root)];
+    let mut folders = vec![std::path::PathBuf::from(root)];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let (path, kind) = (entry.path(), entry.file_type());
@@ -144,7 +234,10 @@ pub fn file_map() -> FileMap {
                 folders.push(path);
                 continue;
             }
-            if extents >= EXTENTS_MAX || !kind.is_ok_and(|kind| kind.is_file()) {
+            if extents + map.files.len() >= EXTENTS_MAX {
+                return map;
+            }
+            if !kind.is_ok_and(|kind| kind.is_file()) {
                 continue;
             }
             let found = std::fs::File::open(&path)
@@ -153,7 +246,7 @@ pub fn file_map() -> FileMap {
             let places: Vec<_> =
                 found.iter().filter(|e| !e.delayed).map(|e| (e.offset, e.at, e.len)).collect();
             extents += places.len();
-            let name = path.strip_prefix(&root).unwrap_or(&path);
+            let name = path.strip_prefix(root).unwrap_or(&path);
             map.files.push((name.to_string_lossy().into_owned(), places));
         }
     }
@@ -192,8 +285,9 @@ impl Drop for Marker {
 }
 
 fn take(listener: &UnixListener, outbox: &Outbox, over: &AtomicBool) {
+    let time = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
     while !over.load(Ordering::Relaxed) {
-        let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&LOOK));
+        let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&time));
         while let Ok((mut peer, _)) = listener.accept() {
             let said = match mark(&mut peer, outbox) {
                 Ok(()) => "ok".to_owned(),

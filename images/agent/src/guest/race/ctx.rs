@@ -22,6 +22,8 @@ const FINDINGS: u32 = 6;
 
 /// How long a race may do nothing at all ([`Ctx::watch`]): longer than any limit of its own.
 const STILL: Duration = Duration::from_secs(60);
+/// How long the disk may take to say how it is.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -280,7 +282,12 @@ impl Ctx {
         for disk in waited_for() {
             text = format!("{text}; {disk}");
         }
-        if let Ok(disk) = self.disk() {
+        // It may be the disk that hangs.
+        let outbox = Arc::clone(&self.outbox);
+        let asked = Task::start("asks", move || outbox.ask(DeviceAsk::Status {}));
+        if let Ok(asked) = asked
+            && let Ok(Ok(DeviceAnswer::Status(disk))) = asked.wait(ANSWER)
+        {
             text = format!("{text}; the disk has {} requests in flight", disk.in_flight);
         }
         for worker in task::workers() {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::kernel;
 use crate::channel::Target;
@@ -240,9 +240,9 @@ impl Stage {
 /// Unmounts; else it is a finding.
 fn taken_down(ctx: &Ctx, at: &str) -> Result<bool> {
     let path = at.to_owned();
-    let task = Task::start("umount", move || umount(&path))?;
+    let task = Task::start("umount", move || fs::umount_soon(&path, TO_LET_GO))?;
     match ctx.answer(&task, &format!("umount of {at}"))? {
-        Ok(()) => {
+        Ok(_) => {
             ctx.did(format!("umount of {at}"));
             Ok(true)
         }
@@ -257,19 +257,6 @@ fn taken_down(ctx: &Ctx, at: &str) -> Result<bool> {
 fn load_module(name: &str) {
     // Where it is built in there is nothing to load; where it is missing that is told soon enough.
     let _ = exec::run(&["/usr/sbin/modprobe".to_owned(), name.to_owned()], TO_LET_GO);
-}
-
-/// Unmounts. What is closed is let go in the background (io_uring, loop devices): that may take a while.
-fn umount(at: &str) -> Result<()> {
-    let end = Instant::now() + TO_LET_GO;
-    loop {
-        match fs::umount(at) {
-            Err(e) if e.errno() == Some(libc::EBUSY) && Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            answer => return answer.map(|_| ()),
-        }
-    }
 }
 
 /// The directory that the file system is mounted at, for FIFREEZE.
