@@ -7,7 +7,8 @@ use fuser::{
 };
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,7 +29,23 @@ pub(crate) struct Failing {
 #[derive(Debug)]
 pub(crate) struct Mounted {
     pub(crate) failing: Arc<Failing>,
-    _session: fuser::BackgroundSession,
+    at: PathBuf,
+    session: Option<fuser::BackgroundSession>,
+}
+
+/// Returns when it is gone: who removes the folder before that cannot, and leaves all that is in it.
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        drop(self.session.take());
+        let device = |path: &Path| std::fs::metadata(path).ok().map(|m| m.dev());
+        let above = self.at.parent().and_then(device);
+        for _ in 0..500 {
+            if device(&self.at) == above {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 impl Mounted {
@@ -43,7 +60,7 @@ impl Mounted {
         let mut config = Config::default();
         config.n_threads = Some(2);
         let session = Session::new(disk, path, &config)?.spawn()?;
-        Ok(Mounted { failing, _session: session })
+        Ok(Mounted { failing, at: path.to_owned(), session: Some(session) })
     }
 }
 
