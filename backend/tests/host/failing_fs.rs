@@ -5,9 +5,9 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
     ReplyWrite, Request, Session, WriteFlags,
 };
+use rustix::mount::UnmountFlags;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,18 +33,12 @@ pub(crate) struct Mounted {
     session: Option<fuser::BackgroundSession>,
 }
 
-/// Returns when it is gone: who removes the folder before that cannot, and leaves all that is in it.
+/// A device that has just ended has its files for a moment longer (its ring lets them go later), and then
+/// nothing is unmounted: who removes the folder around it leaves all that is in it.
 impl Drop for Mounted {
     fn drop(&mut self) {
         drop(self.session.take());
-        let device = |path: &Path| std::fs::metadata(path).ok().map(|m| m.dev());
-        let above = self.at.parent().and_then(device);
-        for _ in 0..500 {
-            if device(&self.at) == above {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let _ = rustix::mount::unmount(&self.at, UnmountFlags::DETACH);
     }
 }
 
