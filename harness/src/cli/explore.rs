@@ -208,10 +208,6 @@ impl ExploreArgs {
     }
 
     pub(super) fn run(self) -> anyhow::Result<u8> {
-        if self.list { self.list() } else { Ok(self.explore()?.code) }
-    }
-
-    pub(super) fn explore(self) -> anyhow::Result<Explored> {
         if let Some(fault) = self.fault.iter().find(|fault| fault.kind.is_live()) {
             bail!(
                 "--fault {fault} breaks requests of a running guest, and no crash state: use it with \
@@ -219,6 +215,10 @@ impl ExploreArgs {
                  lose-write, ...)"
             );
         }
+        if self.list { self.list() } else { Ok(self.explore()?.code) }
+    }
+
+    pub(super) fn explore(self) -> anyhow::Result<Explored> {
         self.guest.check()?;
         check_writable(self.json.iter().chain(&self.junit))?;
         let look = Look::detect();
