@@ -127,8 +127,8 @@ impl Programs {
                     format!("{name}: there is no program {like} before it that it could be like")
                 })?;
                 for (key, value) in &like.1 {
-                    // What a control is for is its own.
-                    if key != "expect" && !table.contains_key(key) {
+                    // What it is for is its own.
+                    if !["about", "expect"].contains(&key.as_str()) && !table.contains_key(key) {
                         table.insert(key.clone(), value.clone());
                     }
                 }
