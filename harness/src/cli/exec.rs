@@ -1,6 +1,7 @@
 //! `tornblk run --exec`: the user's own program and its checker.
 
 use super::bench::parse_size;
+use super::ci::CiOptions;
 use super::explore::ExploreArgs;
 use super::run;
 use crate::explore::{Checker, GuestNeeds, Opened, RecordingIds, Verdict, named};
@@ -34,7 +35,7 @@ pub(super) struct ExecOptions {
     /// Run this program (a file, or a command line for sh) on a fresh disk in a guest that sees this
     /// machine's files, and try the crash states of what it wrote; --check judges them
     #[arg(long, value_name = "PROGRAM", requires = "check", conflicts_with_all = [
-        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect", "format"
+        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect"
     ])]
     pub(super) exec: Option<String>,
 
@@ -125,6 +126,7 @@ pub(super) struct Around<'a> {
     pub(super) keep: bool,
     pub(super) json: Option<&'a Path>,
     pub(super) junit: Option<&'a Path>,
+    pub(super) ci: &'a CiOptions,
 }
 
 impl ExecOptions {
@@ -186,6 +188,7 @@ impl ExecOptions {
         explore.time = around.time.map(|time| time.saturating_sub(start.elapsed()));
         explore.json = around.json.map(Path::to_owned);
         explore.junit = around.junit.map(Path::to_owned);
+        explore.ci = around.ci.clone();
         explore.goes = goes;
         let explored = explore.explore()?;
         if explored.code == 0 && explored.complete && goes {

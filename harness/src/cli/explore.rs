@@ -1,5 +1,6 @@
 //! `tornblk explore`
 
+use super::ci::{CiOptions, NotExplored};
 use super::{absolute, check_writable, run, signals, told};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
@@ -29,6 +30,7 @@ const DEFAULT_STRATEGIES: &str = "prefix,one-lost,one-kept,tear,exhaustive,rando
 const DEFAULT_FAILURES: u64 = 100;
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::EXPLORE)]
 pub(super) struct ExploreArgs {
     /// A recording, or the folder of a cut or lane that a run kept
     #[arg(value_name = "RECORDING")]
@@ -58,7 +60,7 @@ pub(super) struct ExploreArgs {
 
     /// Print the names of the states, each once, and judge none. (The report counts a state once
     /// for each strategy that chose it, so its number is higher)
-    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "out"])]
+    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "summary", "out"])]
     list: bool,
 
     /// Only part K of N: the same N everywhere, K from 1; put together by `tornblk report merge`
@@ -94,6 +96,9 @@ pub(super) struct ExploreArgs {
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
     pub(super) junit: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) ci: CiOptions,
 
     /// States judged at once, each by a guest of its own where guests are needed [default: one a
     /// processor]
@@ -198,6 +203,7 @@ impl ExploreArgs {
             out: None,
             json: None,
             junit: None,
+            ci: CiOptions::default(),
             jobs: None,
             fsck_every: None,
             failures: DEFAULT_FAILURES,
@@ -215,12 +221,29 @@ impl ExploreArgs {
                  lose-write, ...)"
             );
         }
-        if self.list { self.list() } else { Ok(self.explore()?.code) }
+        if self.list {
+            return self.list();
+        }
+        let (json, junit, ci) = (self.json.clone(), self.junit.clone(), self.ci.clone());
+        let (recording, seed) = (self.recording.clone(), self.seed.unwrap_or(DEFAULT_SEED));
+        match self.explore() {
+            Ok(explored) => Ok(explored.code),
+            Err(error) => Err(NotExplored {
+                recording: &recording,
+                suite: "",
+                lane: "",
+                seed,
+                json: json.as_deref(),
+                junit: junit.as_deref(),
+                ci: &ci,
+            }
+            .tell(error)),
+        }
     }
 
     pub(super) fn explore(self) -> anyhow::Result<Explored> {
         self.guest.check()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
+        check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
         let look = Look::detect();
         let interrupted = signals::watch()?;
         let live = Live::new(look);
@@ -302,7 +325,7 @@ impl ExploreArgs {
             folder.remove();
         }
         let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
-        let code = tell(&report, look, own.as_deref(), json, junit)?;
+        let code = tell(&report, look, own.as_deref(), json, junit, &self.ci)?;
         Ok(Explored { code, complete: session.ended == Some(Ended::Complete) })
     }
 
@@ -588,6 +611,7 @@ pub(super) fn tell(
     folder: Option<&Path>,
     json: Option<&Path>,
     junit: Option<&Path>,
+    ci: &CiOptions,
 ) -> anyhow::Result<u8> {
     type How = fn(&ExploreReport, &Path) -> io::Result<()>;
     let own = folder.map(|folder| folder.join("report.json"));
@@ -601,5 +625,6 @@ pub(super) fn tell(
         written = written.and(one);
     }
     shown::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
+    written = written.and(ci.explored(report));
     told(written, report.exit)
 }
