@@ -97,9 +97,17 @@ fn a_machine_is_looked_over() {
     };
     let (code, text) = look(None);
     assert_eq!(code, Some(0), "{text}");
-    for row in
-        ["tornblkd ", "QEMU ", "its devices ", "KVM ", "virtiofsd ", "memory ", "apt ", "cache "]
-    {
+    for row in [
+        "tornblkd ",
+        "agent ",
+        "QEMU ",
+        "its devices ",
+        "KVM ",
+        "virtiofsd ",
+        "memory ",
+        "apt ",
+        "cache ",
+    ] {
         assert_eq!(
             text.lines()
                 .filter(|line| line.get(9..).is_some_and(|rest| rest.starts_with(row)))

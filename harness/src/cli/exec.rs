@@ -1,7 +1,7 @@
 //! `tornblk run --exec`: the user's own program and its checker.
 
 use super::bench::parse_size;
-use super::explore::{ExploreArgs, Explored, tell};
+use super::explore::{ExploreArgs, Explored};
 use super::run;
 use crate::explore::{ByName, Checker, GuestNeeds, Opened, Verdict, judge};
 use crate::out::say;
@@ -34,7 +34,7 @@ pub(super) struct ExecOptions {
     /// Run this program (a file, or a command line for sh) on a fresh disk in a guest that sees this
     /// machine's files, and try the crash states of what it wrote; --check judges them
     #[arg(long, value_name = "PROGRAM", requires = "check", conflicts_with_all = [
-        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect", "format"
+        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect"
     ])]
     pub(super) exec: Option<String>,
 
@@ -131,8 +131,6 @@ pub(super) struct Around<'a> {
     pub(super) time: Option<Duration>,
     pub(super) out: Option<&'a Path>,
     pub(super) keep: bool,
-    pub(super) json: Option<&'a Path>,
-    pub(super) junit: Option<&'a Path>,
 }
 
 impl Around<'_> {
@@ -162,7 +160,7 @@ impl ExecOptions {
         &self,
         around: &Around<'_>,
         interrupted: &Arc<AtomicBool>,
-    ) -> anyhow::Result<u8> {
+    ) -> anyhow::Result<Explored> {
         // What cannot work is said before anything that takes its time.
         let wanted = self.wanted(around)?;
         let live = Live::new(Look::detect());
@@ -186,8 +184,7 @@ impl ExecOptions {
         if explored.is_clean() && around.goes() {
             folder.remove_all();
         }
-        let Explored { report, folder: own } = explored;
-        tell(&report, Look::detect(), own.as_deref(), around.json, around.junit)
+        Ok(explored)
     }
 
     /// Runs the program, has the checker look at what must be sound, and explores.

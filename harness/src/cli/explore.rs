@@ -1,5 +1,6 @@
 //! `tornblk explore`
 
+use super::ci::{CiOptions, NotExplored};
 use super::{absolute, check_writable, run, signals, told};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
@@ -29,6 +30,7 @@ const DEFAULT_STRATEGIES: &str = "prefix,one-lost,one-kept,tear,exhaustive,rando
 const DEFAULT_FAILURES: u64 = 100;
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::EXPLORE)]
 pub(super) struct ExploreArgs {
     /// A recording, or the folder of a cut or lane that a run kept
     #[arg(value_name = "RECORDING")]
@@ -58,7 +60,7 @@ pub(super) struct ExploreArgs {
 
     /// Print the names of the states, each once, and judge none. (The report counts a state once
     /// for each strategy that chose it, so its number is higher)
-    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "out"])]
+    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "summary", "out"])]
     list: bool,
 
     /// Only part K of N: the same N everywhere, K from 1; put together by `tornblk report merge`
@@ -94,6 +96,9 @@ pub(super) struct ExploreArgs {
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
     pub(super) junit: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) ci: CiOptions,
 
     /// States judged at once, each by a guest of its own where guests are needed [default: one a
     /// processor]
@@ -205,6 +210,7 @@ impl ExploreArgs {
             out: None,
             json: None,
             junit: None,
+            ci: CiOptions::default(),
             jobs: None,
             fsck_every: None,
             failures: DEFAULT_FAILURES,
@@ -225,15 +231,20 @@ impl ExploreArgs {
         if self.list {
             return self.list();
         }
-        let (json, junit) = (self.json.clone(), self.junit.clone());
-        let Explored { report, folder } = self.explore(None)?;
-        tell(&report, Look::detect(), folder.as_deref(), json.as_deref(), junit.as_deref())
+        let (json, junit, ci) = (self.json.clone(), self.junit.clone(), self.ci.clone());
+        let (json, junit) = (json.as_deref(), junit.as_deref());
+        let (recording, seed) = (self.recording.clone(), self.seed.unwrap_or(DEFAULT_SEED));
+        let Explored { report, folder } = self.explore(None).map_err(|error| {
+            let recording = &recording;
+            NotExplored { recording, suite: "", lane: "", seed, json, junit, ci: &ci }.tell(error)
+        })?;
+        tell(&report, Look::detect(), folder.as_deref(), json, junit, &ci)
     }
 
     /// `lab`: that of the run whose recording it is, where it is there still.
     pub(super) fn explore(self, lab: Option<&RealLab>) -> anyhow::Result<Explored> {
         self.guest.check()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
+        check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
         let interrupted = signals::watch()?;
         let live = Live::new(Look::detect());
         live.note("reading the recording");
@@ -603,6 +614,7 @@ pub(super) fn tell(
     folder: Option<&Path>,
     json: Option<&Path>,
     junit: Option<&Path>,
+    ci: &CiOptions,
 ) -> anyhow::Result<u8> {
     type How = fn(&ExploreReport, &Path) -> io::Result<()>;
     let own = folder.map(|folder| folder.join("report.json"));
@@ -616,5 +628,6 @@ pub(super) fn tell(
         written = written.and(one);
     }
     shown::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
+    written = written.and(ci.explored(report));
     told(written, report.exit)
 }

@@ -12,6 +12,7 @@ const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
 
 /// Write manual pages (man1) and shell completions (completions) into a folder
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::MANUAL)]
 pub(super) struct ManualArgs {
     /// The folder; made where it is missing
     #[arg(value_name = "DIR")]

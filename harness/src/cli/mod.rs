@@ -4,9 +4,11 @@
 
 mod attach;
 mod bench;
+mod ci;
 mod control;
 mod develop;
 mod doctor;
+mod examples;
 mod exec;
 mod explore;
 mod image;
@@ -32,9 +34,14 @@ Exit codes: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 i
 Sizes are bytes, or take k, m, g. Suites: buffered-atomic, delalloc-punch, direct-atomic, freeze,
 fuse-passthrough, hole-punch, planted, or the path of a .toml file.";
 
+/// What the help of all ends with.
+fn after() -> String {
+    format!("{}\n\n{AFTER}", examples::TORNBLK)
+}
+
 /// Boots guests on a disk that can tear, cuts the power, and verifies what is left.
 #[derive(Debug, Parser)]
-#[command(name = "tornblk", version, styles = Styles::plain(), after_help = AFTER)]
+#[command(name = "tornblk", version, styles = Styles::plain(), after_help = after())]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,13 +56,13 @@ enum Command {
     /// Try the crash states of a recording: thousands, on every disk one might buy
     Explore(Box<explore::ExploreArgs>),
     /// Put reports together
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::REPORT)]
     Report(report::ReportCommand),
     /// What guests boot: build it, list what is there, remove what is old
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::IMAGE)]
     Image(image::ImageCommand),
     /// Look into recordings, and take disks out of them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::RECORDING)]
     Recording(recording::RecordingCommand),
     Attach(attach::AttachArgs),
     Bench(bench::BenchArgs),

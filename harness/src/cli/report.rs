@@ -1,6 +1,7 @@
 //! `tornblk report`
 
 use super::check_writable;
+use super::ci::CiOptions;
 use super::explore::tell;
 use super::signals::INTERRUPTED;
 use crate::explore::merge::{Merged, merge};
@@ -18,6 +19,7 @@ pub(super) enum ReportCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::REPORT)]
 pub(super) struct MergeArgs {
     /// The folders of the shards: what --out was there
     #[arg(value_name = "DIR", required = true)]
@@ -34,6 +36,9 @@ pub(super) struct MergeArgs {
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+
+    #[command(flatten)]
+    ci: CiOptions,
 }
 
 impl ReportCommand {
@@ -46,7 +51,7 @@ impl ReportCommand {
 
 impl MergeArgs {
     fn run(self) -> anyhow::Result<u8> {
-        check_writable(self.json.iter().chain(&self.junit))?;
+        check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
         let mut merged = merge(&self.dirs)?;
         if let Some(out) = &self.out {
             let folder = RunFolder::create(Some(out), 0)?;
@@ -86,6 +91,7 @@ impl MergeArgs {
     }
 
     fn tell(&self, report: &ExploreReport, own: Option<&Path>) -> anyhow::Result<u8> {
-        tell(report, Look::detect(), own, self.json.as_deref(), self.junit.as_deref())
+        let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
+        tell(report, Look::detect(), own, json, junit, &self.ci)
     }
 }

@@ -30,6 +30,7 @@ use tornblk_model::recording::StateReader;
 const SERIAL: &str = "tornblk";
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::REPRO)]
 pub(super) struct ReproArgs {
     /// A failure that `tornblk explore` left (.tornblk), or the folder of a cut that a run kept,
     /// such as tornblk-out/.../raw/cut-002

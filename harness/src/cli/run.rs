@@ -1,14 +1,17 @@
 //! `tornblk run`
 
+use super::ci::{CiOptions, NotExplored};
 use super::develop::{self, DevelopOptions};
+use super::examples;
 use super::exec::{Around, ExecOptions};
+use super::explore::{Explored, tell};
 use super::programs::Programs;
 use super::select::{check_profile, fitting, select};
 use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, note, say};
 use crate::report::terminal::{Live, Look};
-use crate::report::{github, json, junit, terminal};
+use crate::report::{json, junit, terminal};
 use crate::run::{
     Debugger, GuestArgs, KernelRun, Lab as _, LaneReport, RealLab, RunFolder, RunReport, Settings,
     Verdict, run_lanes, word,
@@ -31,7 +34,7 @@ const DEFAULT_SEED: u64 = 1;
 const CANNOT_RUN: u8 = 2;
 
 #[derive(Debug, Args)]
-#[command(after_help = develop::EXAMPLES)]
+#[command(after_help = format!("{}{}", examples::RUN, develop::EXAMPLES))]
 pub(super) struct RunArgs {
     /// Suites by name, or paths of .toml files [default: direct-atomic]
     #[arg(value_name = "SUITE")]
@@ -123,21 +126,14 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 
-    /// human, or github: with annotations for a workflow's page
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    #[command(flatten)]
+    ci: CiOptions,
 
     #[command(flatten)]
     pub(super) exec: ExecOptions,
 
     #[command(flatten)]
     pub(super) develop: DevelopOptions,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Github,
 }
 
 /// [`FrontEnd`], as the command line takes it.
@@ -167,9 +163,13 @@ impl RunArgs {
             bail!("--kernel names {twice} twice");
         }
         let interrupted = signals::watch()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
+        check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
         if self.exec.exec.is_some() {
-            return self.exec.run(&self.around()?, &interrupted);
+            let around = self.around()?;
+            let explored = self.exec.run(&around, &interrupted);
+            let Explored { report, folder } = explored.map_err(|error| self.not_explored(error))?;
+            let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
+            return tell(&report, Look::detect(), folder.as_deref(), json, junit, &self.ci);
         }
         if let Some(programs) = Programs::load(&self)? {
             let (start, mut folder) = (Instant::now(), None);
@@ -343,6 +343,20 @@ impl RunArgs {
         Ok(())
     }
 
+    /// A program that could not be explored: the reports say so, too.
+    fn not_explored(&self, error: anyhow::Error) -> anyhow::Error {
+        NotExplored {
+            recording: Path::new(""),
+            suite: "exec",
+            lane: self.exec.exec.as_deref().unwrap_or_default(),
+            seed: self.seed,
+            json: self.json.as_deref(),
+            junit: self.junit.as_deref(),
+            ci: &self.ci,
+        }
+        .tell(error)
+    }
+
     /// What --exec goes by.
     pub(super) fn around(&self) -> anyhow::Result<Around<'_>> {
         if self.kernel.len() > 1 {
@@ -368,8 +382,6 @@ impl RunArgs {
             time: self.time,
             out: self.out.as_deref(),
             keep: self.keep,
-            json: self.json.as_deref(),
-            junit: self.junit.as_deref(),
         })
     }
 
@@ -553,10 +565,7 @@ impl RunArgs {
     fn write_reports(&self, report: &RunReport) -> anyhow::Result<()> {
         let json = self.json.as_deref().map(|path| write(report, path, json::write));
         let junit = self.junit.as_deref().map(|path| write(report, path, junit::write));
-        if self.format == Format::Github {
-            github::write(report, &mut Stdout).context("cannot write the annotations")?;
-        }
-        json.unwrap_or(Ok(())).and(junit.unwrap_or(Ok(())))
+        json.unwrap_or(Ok(())).and(junit.unwrap_or(Ok(()))).and(self.ci.run(report))
     }
 }
 

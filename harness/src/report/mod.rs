@@ -5,6 +5,7 @@
 //! - [`json`]: everything, for programs.
 //! - [`junit`]: for CI servers.
 //! - [`github`]: annotations on a workflow's page.
+//! - [`summary`]: Markdown, for the page of a CI job.
 //! - [`explore`]: the same of an exploration.
 
 pub mod explore;
@@ -13,6 +14,7 @@ pub mod json;
 pub mod junit;
 mod matrix;
 pub mod strip;
+pub mod summary;
 pub mod terminal;
 
 use crate::oracle::{Clause, Finding};
@@ -112,8 +114,47 @@ pub(crate) fn text(finding: &Finding) -> &str {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    #![allow(clippy::unwrap_used)]
     use crate::oracle::{Cell, Clause, Counts, Finding, Judgement};
     use crate::run::{ControlReport, CutReport, LaneReport, RunReport, Verdict};
+
+    /// Holds a JUnit report against the schema; where there is no xmllint, that is noted.
+    pub(crate) fn check_junit(text: &str) {
+        match valid_junit(text) {
+            Some(valid) => assert_eq!(valid, Ok(()), "{text}"),
+            None => crate::out::note!("SKIPPED: JUnit against its schema: there is no xmllint"),
+        }
+    }
+
+    fn valid_junit(text: &str) -> Option<Result<(), String>> {
+        let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../ci/schema/junit.xsd");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("junit.xml");
+        std::fs::write(&file, text).unwrap();
+        let mut xmllint = std::process::Command::new("xmllint");
+        let output = match xmllint.args(["--noout", "--schema", schema]).arg(&file).output() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+            output => output.unwrap(),
+        };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Some(if output.status.success() { Ok(()) } else { Err(said) })
+    }
+
+    #[test]
+    fn the_schema_refuses_what_is_no_report() {
+        let good = r#"<testsuites tests="1"><testsuite name="s" tests="1"><testcase name="a"/></testsuite></testsuites>"#;
+        check_junit(good);
+        for (was, is) in [
+            (r#"<testcase name="a"/>"#, "<testcase/>"),
+            (r#"tests="1"><testcase"#, r#"tests="one"><testcase"#),
+            (r#"<testcase name="a"/>"#, r#"<testcase name="a"><failed/></testcase>"#),
+            ("testsuites", "report"),
+        ] {
+            let bad = good.replace(was, is);
+            assert_ne!(bad, good);
+            assert!(valid_junit(&bad).is_none_or(|valid| valid.is_err()), "{bad}");
+        }
+    }
 
     pub(crate) fn finding() -> Finding {
         let mut strip = vec![Cell::New; 3];

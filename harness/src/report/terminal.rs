@@ -245,7 +245,7 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
 }
 
 /// Where there are several kernels, a lane is told with its own.
-fn lane_name(report: &RunReport, lane: &LaneReport) -> String {
+pub(super) fn lane_name(report: &RunReport, lane: &LaneReport) -> String {
     if report.kernels.len() > 1 {
         format!("{} on {}", lane.name, lane.kernel)
     } else {
@@ -343,7 +343,7 @@ fn write_findings(
     Ok(())
 }
 
-fn write_finding(
+pub(super) fn write_finding(
     lane: &str,
     cut: &CutReport,
     finding: &Finding,
