@@ -125,6 +125,7 @@ pub(super) struct Around<'a> {
     pub(super) keep: bool,
     pub(super) json: Option<&'a Path>,
     pub(super) junit: Option<&'a Path>,
+    pub(super) html: Option<&'a Path>,
 }
 
 impl ExecOptions {
@@ -186,6 +187,7 @@ impl ExecOptions {
         explore.time = around.time.map(|time| time.saturating_sub(start.elapsed()));
         explore.json = around.json.map(Path::to_owned);
         explore.junit = around.junit.map(Path::to_owned);
+        explore.html = around.html.map(Path::to_owned);
         explore.goes = goes;
         let explored = explore.explore()?;
         if explored.code == 0 && explored.complete && goes {

@@ -1,6 +1,6 @@
 //! `tornblk explore`
 
-use super::{absolute, check_writable, run, signals, told};
+use super::{absolute, check_writable, run, say_where, signals, told, write_pages};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
     Drive, Ended, ExploreError, ExploreReport, GuestNeeds, Means, Opened, Settings, Shard, Units,
@@ -8,6 +8,8 @@ use crate::explore::{
 };
 use crate::out::Stdout;
 use crate::report::explore::{self as shown, Live};
+use crate::report::html;
+use crate::report::picture::{self, NoPicture, Picture};
 use crate::report::terminal::Look;
 use crate::run::{GuestArgs, Lab, RunFolder, word};
 use crate::suite::parse_time;
@@ -58,7 +60,7 @@ pub(super) struct ExploreArgs {
 
     /// Print the names of the states, each once, and judge none. (The report counts a state once
     /// for each strategy that chose it, so its number is higher)
-    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "out"])]
+    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "html", "out"])]
     list: bool,
 
     /// Only part K of N: the same N everywhere, K from 1; put together by `tornblk report merge`
@@ -94,6 +96,10 @@ pub(super) struct ExploreArgs {
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
     pub(super) junit: Option<PathBuf>,
+
+    /// Write the report as one HTML file, with a picture of each failure
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
 
     /// States judged at once, each by a guest of its own where guests are needed [default: one a
     /// processor]
@@ -198,6 +204,7 @@ impl ExploreArgs {
             out: None,
             json: None,
             junit: None,
+            html: None,
             jobs: None,
             fsck_every: None,
             failures: DEFAULT_FAILURES,
@@ -220,7 +227,7 @@ impl ExploreArgs {
 
     pub(super) fn explore(self) -> anyhow::Result<Explored> {
         self.guest.check()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
+        check_writable(self.json.iter().chain(&self.junit).chain(&self.html))?;
         let look = Look::detect();
         let interrupted = signals::watch()?;
         let live = Live::new(look);
@@ -301,8 +308,14 @@ impl ExploreArgs {
         if !keep {
             folder.remove();
         }
-        let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
-        let code = tell(&report, look, own.as_deref(), json, junit)?;
+        let wanted = Reports {
+            own: own.as_deref(),
+            json: self.json.as_deref(),
+            junit: self.junit.as_deref(),
+            html: self.html.as_deref(),
+        };
+        let pictures = || picture::of_failures(&opened, html::told(&report.failures));
+        let code = tell(&report, look, &wanted, pictures)?;
         Ok(Explored { code, complete: session.ended == Some(Ended::Complete) })
     }
 
@@ -394,7 +407,7 @@ impl ExploreArgs {
     fn session(&self, opened: &Opened, choices: Choices) -> Session {
         let mut session = Session::new(opened.identity.clone(), choices, self.shard);
         if let Some(subject) = &opened.subject {
-            (session.suite, session.lane) = (subject.suite.clone(), subject.lane.clone());
+            session.is_of(subject);
         }
         session
     }
@@ -581,18 +594,27 @@ pub(super) fn means<'a>(
     Ok(lab.means(opened, subject, needs)?)
 }
 
+/// Where a report goes, beside the terminal.
+pub(super) struct Reports<'a> {
+    /// Its own folder.
+    pub(super) own: Option<&'a Path>,
+    pub(super) json: Option<&'a Path>,
+    pub(super) junit: Option<&'a Path>,
+    pub(super) html: Option<&'a Path>,
+}
+
 /// Into its own folder and the files that were asked for, and on the terminal: → the exit code.
+/// `pictures` draws the failures, where there is a page for them.
 pub(super) fn tell(
     report: &ExploreReport,
     look: Look,
-    folder: Option<&Path>,
-    json: Option<&Path>,
-    junit: Option<&Path>,
+    wanted: &Reports<'_>,
+    pictures: impl FnOnce() -> Vec<Result<Picture, NoPicture>>,
 ) -> anyhow::Result<u8> {
     type How = fn(&ExploreReport, &Path) -> io::Result<()>;
-    let own = folder.map(|folder| folder.join("report.json"));
+    let own = wanted.own.map(|folder| folder.join("report.json"));
     let files: [(Option<&Path>, How); 3] =
-        [(own.as_deref(), shown::json), (json, shown::json), (junit, shown::junit)];
+        [(own.as_deref(), shown::json), (wanted.json, shown::json), (wanted.junit, shown::junit)];
     let mut written = Ok(());
     for (path, how) in files {
         let Some(path) = path else { continue };
@@ -600,6 +622,10 @@ pub(super) fn tell(
         // The others are tried all the same.
         written = written.and(one);
     }
+    let own = wanted.own.map(|folder| folder.join(html::NAME));
+    let pages: Vec<&Path> = own.as_deref().into_iter().chain(wanted.html).collect();
+    let wrote = write_pages(&pages, || html::of_exploration(report, pictures()));
     shown::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
-    told(written, report.exit)
+    say_where(&pages, &wrote);
+    told(written.and(wrote), report.exit)
 }

@@ -3,11 +3,11 @@
 use super::develop::{self, DevelopOptions};
 use super::exec::{Around, ExecOptions};
 use super::select::{check_profile, fitting, select};
-use super::{check_writable, session, signals, told};
+use super::{check_writable, say_where, session, signals, told, write_pages};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, note, say};
 use crate::report::terminal::{Live, Look};
-use crate::report::{github, json, junit, terminal};
+use crate::report::{github, html, json, junit, terminal};
 use crate::run::{
     Debugger, GuestArgs, KernelRun, Lab as _, LaneReport, RealLab, RunFolder, RunReport, Settings,
     Verdict, run_lanes, word,
@@ -122,6 +122,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 
+    /// Write the report as one HTML file, with a picture of each finding
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
     /// human, or github: with annotations for a workflow's page
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     format: Format,
@@ -166,7 +170,7 @@ impl RunArgs {
             bail!("--kernel names {twice} twice");
         }
         let interrupted = signals::watch()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
+        check_writable(self.json.iter().chain(&self.junit).chain(&self.html))?;
         if self.exec.exec.is_some() {
             return self.exec.run(&self.around()?, &interrupted);
         }
@@ -238,6 +242,7 @@ impl RunArgs {
                 }];
                 // Who reads these has not seen the terminal.
                 self.write_reports(&report)?;
+                write_pages(self.html.as_deref().as_slice(), || html::of_run(&report))?;
                 let logs = folder.and_then(|folder| self.leave(folder, &error));
                 return Err(match logs {
                     Some(path) => {
@@ -268,7 +273,12 @@ impl RunArgs {
             Some(folder) => write(&report, &folder.join("report.json"), json::write),
             None => Ok(()),
         };
-        let done = told(kept.and(self.tell(&report, look)), self.develop.exit(&report));
+        let own = report.folder.as_ref().map(|folder| folder.join(html::NAME));
+        let pages: Vec<&Path> = own.as_deref().into_iter().chain(self.html.as_deref()).collect();
+        let wrote = write_pages(&pages, || html::of_run(&report));
+        let said = self.tell(&report, look);
+        say_where(&pages, &wrote);
+        let done = told(kept.and(said).and(wrote), self.develop.exit(&report));
         match ended {
             Some(error) if report.exit != 1 => Err(error),
             Some(error) => {
@@ -306,6 +316,7 @@ impl RunArgs {
             keep: self.keep,
             json: self.json.as_deref(),
             junit: self.junit.as_deref(),
+            html: self.html.as_deref(),
         })
     }
 
