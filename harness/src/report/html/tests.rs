@@ -97,7 +97,7 @@ fn the_answer_says_what_was_seen_and_never_that_something_is_safe() {
     ] {
         assert!(text.contains(&part), "{part}\n{text:#?}");
     }
-    assert!(told.iter().map(|(tone, _)| *tone).is_sorted_by_key(|t| *t != Tone::Bad));
+    assert!(told.iter().map(|(tone, _)| *tone).is_sorted_by_key(|t| t != Tone::Bad));
     // Only what is green.
     let mut green = report.clone();
     green.lanes.retain(|lane| lane.verdict == Verdict::Passed);

@@ -256,8 +256,10 @@ fn brackets(picture: &Picture, about: &About) -> Vec<Bracket> {
         let Some(rows) = run(&picture.rows, has) else { continue };
         let apart = |other: &Bracket| other.rows.end <= rows.start || rows.end <= other.rows.start;
         if out.iter().all(apart) {
-            let text =
-                format!("write {}: {} of {} parts survived", bar.write, bar.survived, bar.parts);
+            let text = format!(
+                "TORN: {} of the {} parts of write {} survived",
+                bar.survived, bar.parts, bar.write
+            );
             out.push(Bracket { rows, text, bad: bar.blamed });
         }
     }
@@ -293,7 +295,7 @@ fn mix(rows: &[Row]) -> String {
 }
 
 impl Shows {
-    /// "write 151 shows; write 167 is missing"
+    /// "still write 151; write 167 is missing"
     pub fn words(&self) -> String {
         let of = match (self.kind, self.of) {
             (Kind::Foreign, Some(of)) => format!("content of write {of}, changed or misplaced"),
@@ -302,7 +304,7 @@ impl Shows {
             (_, None) => "what was there before".to_owned(),
         };
         match self.missing {
-            Some(missing) => format!("{of}; write {missing} is missing"),
+            Some(missing) => format!("still {of}; write {missing} is missing"),
             None => of,
         }
     }

@@ -56,6 +56,15 @@ pub(super) fn writes<'a>(states: &[State<'a>], about: &About) -> Chosen<'a> {
     // The newest matter most.
     let left_out = blamed.len().saturating_sub(BLAMED);
     blamed.drain(..left_out);
+    if blamed.is_empty() && about.place.is_none() {
+        // Nobody says which: what could be lost at this cut, else what came last.
+        let volatile = |r: &&&Request| !matches!(told.standing(r), Standing::Stable(_));
+        blamed = all.iter().rev().filter(volatile).take(BLAMED).copied().collect();
+        if blamed.is_empty() {
+            blamed = all.iter().rev().take(2).copied().collect();
+        }
+        blamed.reverse();
+    }
     let lb = u64::from(history.disk().lb_size);
     let mut focus: Vec<Range<u64>> = Vec::new();
     focus.extend(

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use tornblk_model::crash::{Choice, Parsed};
 use tornblk_model::event::Seq;
 
+/// Letters of what was found.
+const LONGEST: usize = 160;
+
 /// A recording, and whoever knows where its writes came from.
 pub struct Source<'a> {
     opened: &'a Opened,
@@ -93,6 +96,11 @@ impl<'a> Source<'a> {
         let mut about = About { state: state.to_owned(), ..About::default() };
         let Some(finding) = finding else { return about };
         about.what = headline(finding);
+        if finding.len == 0 {
+            // It says too little by itself.
+            let first = finding.text.lines().next().unwrap_or_default();
+            about.what = super::svg::clipped(&format!("{}: {first}", about.what), LONGEST);
+        }
         let Whose::Workload(carried) = &self.whose else { return about };
         if finding.len == 0 {
             return about;

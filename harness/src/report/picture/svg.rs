@@ -14,12 +14,12 @@ const WORDS: i32 = 300;
 /// Of a line of text.
 const LINE: i32 = 16;
 const LANE: i32 = 22;
-const HEAD: i32 = 3 * LANE + 10;
+const HEAD: i32 = 3 * LANE + 22;
 const ROW: i32 = 26;
-/// A logical block, where each is drawn.
-const BLOCK: i32 = 7;
-/// Blocks of a row that are drawn one by one.
-const DRAWN: u64 = 16;
+/// A tear unit, where each is drawn.
+const UNIT: i32 = 7;
+/// Tear units of a row that are drawn one by one.
+const DRAWN: u64 = 20;
 /// Rows that are drawn; the rest is counted.
 pub(super) const ROWS: usize = 24;
 /// Between rows that are not next to each other.
@@ -65,9 +65,9 @@ impl Layout {
             if i > 0 && drawn[i - 1].blocks.end != row.blocks.start {
                 y += APART;
             }
-            let n = (row.blocks.end - row.blocks.start).min(DRAWN) as i32;
+            let units = tears(&row.blocks, picture.tear).len() as u64 + 1;
             let lanes = lane_of(row);
-            let height = (n * BLOCK).max(lanes * LANE).max(ROW);
+            let height = (units.min(DRAWN) as i32 * UNIT).max(lanes * LANE).max(ROW);
             of_lanes.push(lanes);
             rows.push((y, height));
             y += height;
@@ -96,6 +96,13 @@ impl Layout {
         let to = bar.to.and_then(|to| self.columns.get(to)).copied().unwrap_or(self.cut);
         (from, to.max(from + 8))
     }
+}
+
+/// The blocks before which a write could be cut.
+fn tears(blocks: &Range<u64>, tear: u64) -> Vec<u64> {
+    let first = (blocks.start / tear + 1) * tear;
+    // Of more than that nothing could be seen.
+    (first..blocks.end).step_by(tear as usize).take(2 * DRAWN as usize).collect()
 }
 
 /// The last row of a bracket that is drawn.
@@ -207,7 +214,7 @@ fn drawn(picture: &Picture, layout: &Layout, top: i32) -> Markup {
             line class={ "event" @if matches!(column.what, Moment::Mark(_)) { " mark" } }
                 x1=(x) x2=(x) y1=(top + lane(&column.what) * LANE + LINE + 2) y2=(end) {}
             @if column.skipped > 0 {
-                text class="skipped" x=(x - layout.column / 2 - 13) y=(top + HEAD - 12) { "…" }
+                text class="skipped" x=(x - layout.column / 2 - 13) y=(top + HEAD - 10) { "…" }
             }
         }
         @for (i, (row, place)) in picture.rows.iter().zip(&layout.rows).enumerate() {
@@ -216,8 +223,8 @@ fn drawn(picture: &Picture, layout: &Layout, top: i32) -> Markup {
         @if picture.rows.len() > ROWS {
             text class="small" x="8" y=(layout.bottom - 8) { (rest(&picture.rows[ROWS..])) }
         }
-        line class="cut" x1=(layout.cut) x2=(layout.cut) y1=(top + LINE + 4) y2=(layout.bottom + 6) {}
-        text class="cut" x=(layout.cut) y=(top + LINE - 2) { "POWER CUT" }
+        line class="cut" x1=(layout.cut) x2=(layout.cut) y1=(top) y2=(layout.bottom + 6) {}
+        text class="cut" x=(layout.cut + 12) y=(top + LINE - 2) { "POWER CUT" }
         @for bracket in &picture.brackets {
             (one_bracket(bracket, layout))
         }
@@ -231,7 +238,7 @@ fn head(picture: &Picture, layout: &Layout, top: i32) -> Markup {
         @for (i, name) in ["program", "sent to the disk", "disk answered"].iter().enumerate() {
             text class="lane" x=(LEFT - 10) y=(y(i as i32)) { (name) }
         }
-        text class="lane" x=(LEFT - 10) y=(top + HEAD - 8) { "time \u{2192}" }
+        text class="lane" x=(LEFT - 10) y=(top + HEAD - 10) { "event, time \u{2192}" }
         @for (x, column) in layout.columns.iter().zip(&picture.columns) {
             g {
                 title { (full(&column.what)) ", event " (column.at) }
@@ -239,14 +246,13 @@ fn head(picture: &Picture, layout: &Layout, top: i32) -> Markup {
                     (clipped(&label(&column.what), most))
                 }
             }
-            text class="number" x=(x) y=(top + HEAD - 8) { (column.at) }
+            text class="number" x=(x) y=(top + HEAD - 10) { (column.at) }
         }
-        text class="number" x=(layout.cut) y=(top + LINE + 12) { "" }
         @let (first, second) = (layout.swatch(0), layout.swatch(1));
-        text class="after" x=(first) y=(y(0)) { "ON THE DISK AFTER THE CUT" }
+        text class="after" x=(first) y=(y(1)) { "what the disk holds after it" }
         @if picture.found.is_some() {
-            text class="number left" x=(first) y=(top + HEAD - 8) { "shrunk" }
-            text class="number left" x=(second) y=(top + HEAD - 8) { "as found" }
+            text class="number left" x=(first) y=(top + HEAD - 10) { "shrunk" }
+            text class="number left" x=(second) y=(top + HEAD - 10) { "as found" }
         }
     }
 }
@@ -279,7 +285,7 @@ fn one_row(
             rect class="line" x="0" y=(y) width=(layout.width) height=(height) {}
             text class="blocks" x=(LEFT - 10) y=(at) {
                 (blocks) " " (Picture::span(&row.blocks))
-                @if n > DRAWN { " (" (n) ")" }
+                @if n > 1 { " (" (n) ")" }
             }
             @if let Some(whose) = second {
                 text class="whose" x=(LEFT - 10) y=(at + LINE - 1) { (whose) }
@@ -287,12 +293,12 @@ fn one_row(
             @for (bar, fate) in &row.pieces {
                 (piece(picture, layout, i, *bar, *fate, (y, height / lanes.max(1))))
             }
-            (swatch(layout.swatch(0), y, height, row.shows.kind, n, picture.tear, &row.blocks))
+            (swatch(layout.swatch(0), (y, height), row.shows.kind, picture, row))
             @if let Some(found) = &row.found {
-                (swatch(layout.swatch(1), y, height, found.kind, n, picture.tear, &row.blocks))
+                (swatch(layout.swatch(1), (y, height), found.kind, picture, row))
             }
             text class={ "shows " (kind_class(row.shows.kind)) } x=(layout.words()) y=(middle) {
-                tspan class="kind" { (row.shows.kind.word().to_uppercase()) }
+                tspan class="kind" { (row.shows.kind.word().to_uppercase()) ":" }
                 tspan { " " (row.shows.words()) }
             }
         }
@@ -312,24 +318,37 @@ fn piece(
     let y = y + layout.lanes[i] * height;
     let has = |r: &Row| r.pieces.iter().any(|(own, _)| *own == i);
     let first = picture.rows.iter().position(has) == Some(row);
+    // What is still there because something newer is not is no success.
+    let old = picture.rows[row].shows.missing.is_some();
     let word = match fate {
+        Fate::There if old => "still there",
         Fate::There => "survived",
         Fate::Lost => "lost",
-        Fate::Covered => "overwritten",
+        Fate::Covered => "replaced",
     };
     let name = if first { format!("write {}: {word}", bar.write) } else { word.to_owned() };
     let fits = |text: &str| text.len() as i32 * LETTER + 8 <= to - from;
     let text = [name.as_str(), word].into_iter().find(|text| fits(text)).unwrap_or_default();
     let class = match fate {
+        Fate::There if old => "old",
         Fate::There => "there",
         Fate::Lost => "lost",
         Fate::Covered => "covered",
     };
+    let cached = cached(picture, layout, bar).filter(|end| *end > to);
     let middle = y + height / 2 + 4;
     html! {
         g class={ "piece " (class) @if bar.blamed { " blamed" } } {
             title { (tell::name(bar)) ", " (standing(bar)) ": " (word) " here" }
+            @if let Some(end) = cached {
+                line class="cached" x1=(to) x2=(end) y1=(middle - 4) y2=(middle - 4) {}
+                @let words = if bar.standing == Standing::Volatile { "not flushed" } else { "" };
+                @if first && !words.is_empty() && words.len() as i32 * LETTER + 8 <= end - to {
+                    text class="cached" x=((to + end) / 2) y=(middle - 9) { (words) }
+                }
+            }
             rect x=(from) y=(y + 2) width=(to - from) height=(height - 4) {}
+            (ticks(picture, row, (from, to), (y + 2, height - 4)))
             @if bar.to.is_some() {
                 line class="end" x1=(to) x2=(to) y1=(y + 1) y2=(y + height - 1) {}
             }
@@ -353,26 +372,38 @@ fn standing(bar: &Bar) -> String {
     }
 }
 
-fn swatch(
-    x: i32,
-    y: i32,
-    height: i32,
-    kind: Kind,
-    n: u64,
-    tear: u64,
-    blocks: &Range<u64>,
-) -> Markup {
-    let drawn = n.min(DRAWN);
-    let step = |i: u64| y + (height as u64 * i / drawn) as i32;
-    // A line where the disk may tear.
-    let tears = |i: &u64| n <= DRAWN && (blocks.start + i).is_multiple_of(tear);
+/// How far what was answered lay in the disk's cache: up to the flush that made it stable, or to the cut.
+fn cached(picture: &Picture, layout: &Layout, bar: &Bar) -> Option<i32> {
+    match bar.standing {
+        Standing::Volatile => Some(layout.cut),
+        Standing::Stable(Some(id)) => {
+            let flush = picture.flushes.iter().find(|flush| flush.id == id)?;
+            layout.columns.get(flush.to?).copied()
+        }
+        _ => None,
+    }
+}
+
+/// A line wherever the disk may tear.
+fn ticks(picture: &Picture, row: usize, (from, to): (i32, i32), (y, height): (i32, i32)) -> Markup {
+    let blocks = &picture.rows[row].blocks;
+    let all = tears(blocks, picture.tear);
+    let drawn = if all.len() < DRAWN as usize { all } else { Vec::new() };
+    let n = blocks.end - blocks.start;
+    html! {
+        @for at in drawn.iter().map(|at| y + (height as u64 * (at - blocks.start) / n) as i32) {
+            line class="tear" x1=(from) x2=(to) y1=(at) y2=(at) {}
+        }
+    }
+}
+
+fn swatch(x: i32, (y, height): (i32, i32), kind: Kind, picture: &Picture, row: &Row) -> Markup {
     let half = 12;
     let middle = y + height / 2;
+    let number = picture.rows.iter().position(|own| own.blocks == row.blocks).unwrap_or(0);
     html! {
         rect class={ "swatch " (kind_class(kind)) } x=(x) y=(y + 1) width=(SWATCH) height=(height - 2) {}
-        @for at in (1..drawn).filter(tears).map(step) {
-            line class="tear" x1=(x) x2=(x + SWATCH) y1=(at) y2=(at) {}
-        }
+        (ticks(picture, number, (x, x + SWATCH), (y + 1, height - 2)))
         rect class="label" x=(x + SWATCH / 2 - half) y=(middle - 9) width=(2 * half) height="18" rx="3" {}
         text class="letter" x=(x + SWATCH / 2) y=(middle + 5) { (kind.letter()) }
     }

@@ -156,12 +156,18 @@ fn what_faults_did_is_told_as_what_it_is() {
 }
 
 #[test]
-fn where_nothing_is_to_blame_there_is_no_picture() {
+fn where_nobody_is_to_blame_what_could_be_lost_is_drawn() {
     let told = Told::of(&Recorded::some(512).end());
-    let last = told.history.last().unwrap();
-    let draw = |state: String| told.draw(&About { state, ..About::default() }).unwrap_err().0;
-    assert_eq!(draw(format!("lb/p{last}:all")), "no write of the recording is to blame");
-    assert!(draw("nonsense".into()).contains("the state cannot be built"));
+    let (second, last) = (told.writes()[1], told.history.last().unwrap());
+    let draw = |told: &Told, state: String| told.draw(&About { state, ..About::default() });
+    let picture = draw(&told, format!("lb/p{last}:none")).unwrap();
+    let blamed: Vec<Seq> = picture.bars.iter().filter(|b| b.blamed).map(|b| b.write).collect();
+    assert_eq!(blamed, [second]);
+    assert!(draw(&told, "nonsense".into()).unwrap_err().0.contains("the state cannot be built"));
+    let mut empty = Recorded::new(512);
+    let last = empty.mark("nothing was written");
+    let why = draw(&Told::of(&empty.end()), format!("lb/p{last}:all")).unwrap_err().0;
+    assert_eq!(why, "no write of the recording is to blame");
 }
 
 /// Writes, answers and flushes, drawn at random, on a disk of 64 blocks.

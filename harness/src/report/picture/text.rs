@@ -204,10 +204,11 @@ impl Draw<'_> {
         let shows = &row.shows;
         let of = match (shows.kind, shows.of) {
             (Kind::Foreign, _) => shows.words(),
+            (_, Some(of)) if shows.missing.is_some() => format!("still write {of}"),
             (_, Some(of)) => format!("write {of}"),
-            (_, None) => "what was there".to_owned(),
+            (_, None) => "as before".to_owned(),
         };
-        let missing = shows.missing.map(|id| format!(", {id} missing")).unwrap_or_default();
+        let missing = shows.missing.map(|id| format!("; {id} is missing")).unwrap_or_default();
         format!("{sign}{sign} {} {}: {of}{missing}", shows.kind.letter(), shows.kind.word())
     }
 
