@@ -98,6 +98,8 @@ impl NotExplored<'_> {
             unsure: Vec::new(),
             folder: None,
             resume: None,
+            environment: None,
+            volume: None,
         };
         let json = self.json.map(|path| explore::json(&report, path));
         let junit = self.junit.map(|path| explore::junit(&report, path));

@@ -131,6 +131,7 @@ pub(super) struct Around<'a> {
     pub(super) time: Option<Duration>,
     pub(super) out: Option<&'a Path>,
     pub(super) keep: bool,
+    pub(super) html: Option<&'a Path>,
 }
 
 impl Around<'_> {
@@ -229,6 +230,7 @@ impl ExecOptions {
         explore.strategy.clone_from(&around.strategies);
         explore.time = around.time.map(|time| time.saturating_sub(start.elapsed()));
         explore.goes = around.goes();
+        explore.html = around.html.map(Path::to_owned);
         explore.explore(Some(lab))
     }
 

@@ -22,7 +22,8 @@ mod select;
 mod session;
 mod signals;
 
-use crate::out::{self, note};
+use crate::out::{self, note, say};
+use crate::report::html::Page;
 use anyhow::Context;
 use clap::builder::styling::Styles;
 use clap::{Parser, Subcommand};
@@ -150,6 +151,28 @@ fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::R
         }
     }
     Ok(())
+}
+
+/// The same page in several places; it is only made where there is one.
+fn write_pages(to: &[&Path], page: impl FnOnce() -> Page) -> anyhow::Result<()> {
+    if to.is_empty() {
+        return Ok(());
+    }
+    let page = page();
+    let mut written = Ok(());
+    for path in to {
+        let one = page.write(path).with_context(|| format!("cannot write {}", path.display()));
+        // The others are tried all the same.
+        written = written.and(one);
+    }
+    written
+}
+
+/// Where there is more to see than on the terminal.
+fn say_where(pages: &[&Path], written: &anyhow::Result<()>) {
+    if let (Some(page), Ok(())) = (pages.first(), written) {
+        say!("report: {}", page.display());
+    }
 }
 
 /// A violation is the news, whatever could not be written.

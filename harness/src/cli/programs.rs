@@ -254,12 +254,12 @@ impl OneOf {
         (around.out, around.keep, around.time) = (given.out, given.keep, given.time);
         let wanted = self.args.exec.wanted(&around)?;
         say!("{}: {}", self.name, wanted.told());
-        let profile = wanted.volume.profile.clone();
+        let volume = wanted.volume.clone();
         let folder = all.below(&self.name)?;
         let one = One { wanted, folder: &folder, live, interrupted };
         let mut lane = LaneReport::empty(suite, &self.name, &self.about);
-        (lane.profile, lane.kernel) = (profile, lab.image.release.clone());
-        lane.front_end = around.front_end;
+        (lane.profile, lane.kernel) = (volume.profile.clone(), lab.image.release.clone());
+        (lane.front_end, lane.volume) = (volume.front_end, Some(volume));
         match self.args.exec.explored(lab, one, &around) {
             Ok(Explored { report, .. }) => self.judge(&mut lane, report),
             Err(error) if super::interrupted(&error) => return Err(error),

@@ -4,14 +4,13 @@ use super::ci::{CiOptions, NotExplored};
 use super::develop::{self, DevelopOptions};
 use super::examples;
 use super::exec::{Around, ExecOptions};
-use super::explore::{Explored, tell};
 use super::programs::Programs;
 use super::select::{check_profile, fitting, select};
-use super::{check_writable, session, signals, told};
+use super::{check_writable, say_where, session, signals, told, write_pages};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, note, say};
 use crate::report::terminal::{Live, Look};
-use crate::report::{json, junit, terminal};
+use crate::report::{html, json, junit, terminal};
 use crate::run::{
     Debugger, GuestArgs, KernelRun, Lab as _, LaneReport, RealLab, RunFolder, RunReport, Settings,
     Verdict, run_lanes, word,
@@ -126,6 +125,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 
+    /// Write the report as one HTML file, with a picture of each finding
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
     #[command(flatten)]
     ci: CiOptions,
 
@@ -163,13 +166,14 @@ impl RunArgs {
             bail!("--kernel names {twice} twice");
         }
         let interrupted = signals::watch()?;
-        check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
+        let reports = [&self.json, &self.junit, &self.html, &self.ci.summary];
+        check_writable(reports.into_iter().flatten())?;
         if self.exec.exec.is_some() {
             let around = self.around()?;
             let explored = self.exec.run(&around, &interrupted);
-            let Explored { report, folder } = explored.map_err(|error| self.not_explored(error))?;
+            let explored = explored.map_err(|error| self.not_explored(error))?;
             let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
-            return tell(&report, Look::detect(), folder.as_deref(), json, junit, &self.ci);
+            return explored.tell(json, junit, self.html.as_deref(), &self.ci);
         }
         if let Some(programs) = Programs::load(&self)? {
             let (start, mut folder) = (Instant::now(), None);
@@ -264,6 +268,7 @@ impl RunArgs {
                 }];
                 // Who reads these has not seen the terminal.
                 self.write_reports(&report)?;
+                write_pages(self.html.as_deref().as_slice(), || html::of_run(&report))?;
                 let logs = folder.and_then(|folder| self.leave(folder, &error));
                 return Err(match logs {
                     Some(path) => {
@@ -298,7 +303,12 @@ impl RunArgs {
             Some(folder) => write(&report, &folder.join("report.json"), json::write),
             None => Ok(()),
         };
-        let done = told(kept.and(self.tell(&report, look)), self.develop.exit(&report));
+        let own = report.folder.as_ref().map(|folder| folder.join(html::NAME));
+        let pages: Vec<&Path> = own.as_deref().into_iter().chain(self.html.as_deref()).collect();
+        let wrote = write_pages(&pages, || html::of_run(&report));
+        let said = self.tell(&report, look);
+        say_where(&pages, &wrote);
+        let done = told(kept.and(said).and(wrote), self.develop.exit(&report));
         match ended {
             Some(error) if report.exit != 1 => Err(error),
             Some(error) => {
@@ -382,6 +392,7 @@ impl RunArgs {
             time: self.time,
             out: self.out.as_deref(),
             keep: self.keep,
+            html: self.html.as_deref(),
         })
     }
 

@@ -48,7 +48,7 @@ mod tests;
 mod units;
 mod worker;
 
-pub use carried::Carried;
+pub use carried::{Carried, Place};
 pub use drive::{Drive, Watch};
 pub use engine::{MakeVerifier, explore, list};
 pub use files::{FILES, Files};

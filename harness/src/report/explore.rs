@@ -99,7 +99,7 @@ fn progress_line(profile: &str, n: usize, of: usize, at: &Progress) -> String {
 }
 
 /// "lb512 failure 1: torn: /dev/vda unit 3 ..."
-fn title(kept: &Kept) -> String {
+pub(super) fn title(kept: &Kept) -> String {
     let what = kept.failure.findings.first().map(headline).unwrap_or_default();
     format!("{} failure {}: {what}", kept.failure.profile, kept.failure.number)
 }
@@ -186,7 +186,7 @@ fn said(profile: &ProfileReport) -> String {
     }
 }
 
-fn coverage(profile: &ProfileReport) -> String {
+pub(super) fn coverage(profile: &ProfileReport) -> String {
     let cuts = &profile.coverage;
     let built = format!(
         "for the {} writes that can be torn, each of the {} cuts was built ({}) or proved equal to one \
@@ -469,101 +469,10 @@ fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::explore::bundle::Judge;
-    use crate::explore::{Counts, Cuts, Explanation, Failure, Fingerprint};
-    use crate::report::testing::finding;
-    use tornblk_model::event::Seq;
+    use crate::explore::Counts;
+    use crate::report::testing::explored as report;
 
     const PLAIN: Look = Look { colour: false, utf8: false };
-
-    fn kept() -> Kept {
-        let piece = Piece {
-            write: Seq(22),
-            offset: 49152,
-            len: 16384,
-            fua: true,
-            atomic: false,
-            fragments: 4,
-            kept: vec![0, 3],
-            calls: Vec::new(),
-            text: "write 22 was torn".into(),
-        };
-        let explanation = Explanation {
-            pieces: vec![piece],
-            passing: Some(crate::explore::StateText("req16k/p28:all".into())),
-            minimal: true,
-            ..Explanation::default()
-        };
-        Kept {
-            failure: Failure {
-                number: 1,
-                state: crate::explore::StateText("req16k/p28:all,-w22.6".into()),
-                found: crate::explore::StateText("req16k/p28:r1.1.7".into()),
-                profile: "req16k".into(),
-                after: Seq(28),
-                promises: 3,
-                fingerprint: Fingerprint(5),
-                findings: vec![finding()],
-                explanation,
-            },
-            bundle: Some("failure-001.tornblk".into()),
-            again: 2,
-        }
-    }
-
-    fn profile(name: &str, verdict: Verdict, why: Option<&str>) -> ProfileReport {
-        let red = verdict == Verdict::Violated;
-        ProfileReport {
-            profile: name.into(),
-            counts: Counts {
-                states: 900,
-                unique: 400,
-                judged: 400,
-                failed: 3 * u64::from(red),
-                unsure: 0,
-                points: 25,
-            },
-            coverage: Cuts { writes: 2, cuts: 12, built: 8, equal: 3 },
-            failures: u64::from(red),
-            not_shrunk: 0,
-            complete: true,
-            verdict,
-            why: why.map(str::to_owned),
-        }
-    }
-
-    fn report() -> ExploreReport {
-        ExploreReport {
-            version: "0.1.0".into(),
-            recording: "/r/disk.recording".into(),
-            suite: "s".into(),
-            lane: "raw".into(),
-            judge: Judge::InPlace,
-            strategies: vec!["prefix".into()],
-            faults: Vec::new(),
-            seed: 1,
-            shard: None,
-            missing: Vec::new(),
-            ended: Some(Ended::Stopped),
-            seconds: 2.0,
-            verdict: Verdict::Violated,
-            why: None,
-            exit: 1,
-            profiles: vec![
-                profile("req16k", Verdict::Violated, None),
-                profile("req64k", Verdict::Passed, None),
-                profile(
-                    "lb512",
-                    Verdict::Inconclusive,
-                    Some("2 of 400 states could not be judged"),
-                ),
-            ],
-            failures: vec![kept()],
-            unsure: vec![("lb512/p3:all".into(), "the guest hung".into())],
-            folder: Some("/out dir".into()),
-            resume: Some("tornblk explore r --out '/out dir' --resume".into()),
-        }
-    }
 
     fn text(report: &ExploreReport, look: Look) -> String {
         let mut out = Vec::new();

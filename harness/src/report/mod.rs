@@ -7,12 +7,16 @@
 //! - [`github`]: annotations on a workflow's page.
 //! - [`summary`]: Markdown, for the page of a CI job.
 //! - [`explore`]: the same of an exploration.
+//! - [`picture`]: the disk at a cut, drawn.
+//! - [`html`]: all of it as a page.
 
 pub mod explore;
 pub mod github;
+pub mod html;
 pub mod json;
 pub mod junit;
 mod matrix;
+pub mod picture;
 pub mod strip;
 pub mod summary;
 pub mod terminal;
@@ -115,8 +119,15 @@ pub(crate) fn text(finding: &Finding) -> &str {
 #[cfg(test)]
 pub(crate) mod testing {
     #![allow(clippy::unwrap_used)]
+    use crate::explore::bundle::Judge;
+    use crate::explore::session::Kept;
+    use crate::explore::{
+        Counts as Tried, Cuts, Ended, Explanation, ExploreReport, Failure, Fingerprint, Piece,
+        ProfileReport, StateText,
+    };
     use crate::oracle::{Cell, Clause, Counts, Finding, Judgement};
     use crate::run::{ControlReport, CutReport, LaneReport, RunReport, Verdict};
+    use tornblk_model::event::Seq;
 
     /// Holds a JUnit report against the schema; where there is no xmllint, that is noted.
     pub(crate) fn check_junit(text: &str) {
@@ -194,6 +205,7 @@ pub(crate) mod testing {
             write: Some((1, 3, 7)),
             named: Default::default(),
             raced: None,
+            environment: None,
             judgement: Judgement { findings, ..Judgement::default() },
             folder: Some("/tmp/run/raw/cut-002".into()),
             again: vec!["tornblk repro '/tmp/run/raw/cut-002'".into()],
@@ -227,6 +239,8 @@ pub(crate) mod testing {
             named: Default::default(),
             raced: None,
             not_seen: Vec::new(),
+            volume: None,
+            environment: None,
             explored: None,
         }
     }
@@ -255,6 +269,98 @@ pub(crate) mod testing {
             exit: RunReport::exit_code(&lanes, &[]),
             folder: Some("/tmp/run".into()),
             lanes,
+        }
+    }
+
+    fn kept() -> Kept {
+        let piece = Piece {
+            write: Seq(22),
+            offset: 49152,
+            len: 16384,
+            fua: true,
+            atomic: false,
+            fragments: 4,
+            kept: vec![0, 3],
+            calls: Vec::new(),
+            text: "write 22 was torn".into(),
+        };
+        let explanation = Explanation {
+            pieces: vec![piece],
+            passing: Some(StateText("req16k/p28:all".into())),
+            minimal: true,
+            ..Explanation::default()
+        };
+        Kept {
+            failure: Failure {
+                number: 1,
+                state: StateText("req16k/p28:all,-w22.6".into()),
+                found: StateText("req16k/p28:r1.1.7".into()),
+                profile: "req16k".into(),
+                after: Seq(28),
+                promises: 3,
+                fingerprint: Fingerprint(5),
+                findings: vec![finding()],
+                explanation,
+            },
+            bundle: Some("failure-001.tornblk".into()),
+            again: 2,
+        }
+    }
+
+    fn profile(name: &str, verdict: Verdict, why: Option<&str>) -> ProfileReport {
+        let red = verdict == Verdict::Violated;
+        ProfileReport {
+            profile: name.into(),
+            counts: Tried {
+                states: 900,
+                unique: 400,
+                judged: 400,
+                failed: 3 * u64::from(red),
+                unsure: 0,
+                points: 25,
+            },
+            coverage: Cuts { writes: 2, cuts: 12, built: 8, equal: 3 },
+            failures: u64::from(red),
+            not_shrunk: 0,
+            complete: true,
+            verdict,
+            why: why.map(str::to_owned),
+        }
+    }
+
+    /// A profile of each kind.
+    pub(crate) fn explored() -> ExploreReport {
+        ExploreReport {
+            version: "0.1.0".into(),
+            recording: "/r/disk.recording".into(),
+            suite: "s".into(),
+            lane: "raw".into(),
+            judge: Judge::InPlace,
+            strategies: vec!["prefix".into()],
+            faults: Vec::new(),
+            seed: 1,
+            shard: None,
+            missing: Vec::new(),
+            ended: Some(Ended::Stopped),
+            seconds: 2.0,
+            verdict: Verdict::Violated,
+            why: None,
+            exit: 1,
+            profiles: vec![
+                profile("req16k", Verdict::Violated, None),
+                profile("req64k", Verdict::Passed, None),
+                profile(
+                    "lb512",
+                    Verdict::Inconclusive,
+                    Some("2 of 400 states could not be judged"),
+                ),
+            ],
+            failures: vec![kept()],
+            unsure: vec![("lb512/p3:all".into(), "the guest hung".into())],
+            volume: None,
+            environment: None,
+            folder: Some("/out dir".into()),
+            resume: Some("tornblk explore r --out '/out dir' --resume".into()),
         }
     }
 }

@@ -15,6 +15,7 @@
 mod complaints;
 mod cut;
 mod debugger;
+mod environment;
 mod explored;
 mod folder;
 mod frozen;
@@ -38,6 +39,7 @@ mod wire;
 
 pub use cut::{CutReport, Judged};
 pub use debugger::Debugger;
+pub use environment::Environment;
 pub use folder::RunFolder;
 pub use lane::run_lanes;
 pub(crate) use lane::word;
@@ -239,6 +241,11 @@ pub trait Lab {
     /// Release of the guest's kernel.
     fn release(&self) -> String {
         String::new()
+    }
+
+    /// Where guests run, as far as that is known before one does.
+    fn environment(&self) -> Environment {
+        Environment::default()
     }
 
     /// What the guest's image was made of.

@@ -1,7 +1,8 @@
 //! What came of a lane.
 
-use super::Settings;
 use super::cut::CutReport;
+use super::volume::Volume;
+use super::{Environment, Settings};
 use crate::explore::ExploreReport;
 use crate::oracle::{Counts, Finding};
 use crate::suite::{Entry, Known, Lane};
@@ -85,6 +86,12 @@ pub struct LaneReport {
     /// `None`: not asked for.
     pub control: Option<ControlReport>,
     pub seconds: f64,
+    /// The disk, and what is on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
+    /// Where it ran; `None`: no cut was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Cuts with findings, and all where they are kept.
     pub reports: Vec<CutReport>,
     /// The crash states of the last cut's recording; `None`: not asked for.
@@ -116,6 +123,8 @@ impl LaneReport {
             control: None,
             seconds: 0.0,
             reports: Vec::new(),
+            volume: None,
+            environment: None,
             explored: None,
         }
     }
@@ -129,6 +138,7 @@ impl LaneReport {
         LaneReport {
             profile: settings.profile.clone().unwrap_or_else(|| lane.profile.clone()),
             front_end: lane.front_end,
+            volume: Some(Volume::new(lane, settings.profile.as_ref().unwrap_or(&lane.profile))),
             planned: if settings.only.is_some() { 1 } else { settings.cuts },
             raced: lane.race.as_ref().map(|_| Raced::default()),
             ..LaneReport::empty(suite, &lane.name, &lane.about)
