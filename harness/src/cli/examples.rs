@@ -186,23 +186,30 @@ mod tests {
         lines.filter(|line| line.starts_with("tornblk ")).map(words).collect()
     }
 
-    fn check(command: &Command, path: &str) -> usize {
+    /// How many there are, or what is wrong with one.
+    fn check(command: &Command, path: &str) -> Result<usize, String> {
         let all = examples(command);
-        assert!(!all.is_empty(), "the help of `{path}` has no example");
+        if all.is_empty() {
+            return Err(format!("the help of `{path}` has no example"));
+        }
         for words in &all {
             let line = words.join(" ");
-            assert!(line.starts_with(path), "`{line}` in the help of `{path}`");
-            if let Err(error) = Cli::try_parse_from(words) {
-                panic!("`{line}` in the help of `{path}`: {error}");
+            if !line.starts_with(path) {
+                return Err(format!("`{line}` in the help of `{path}`"));
             }
+            Cli::try_parse_from(words)
+                .map_err(|error| format!("`{line}` in the help of `{path}`: {error}"))?;
         }
-        let below = command.get_subcommands().filter(|below| below.get_name() != "help");
-        all.len() + below.map(|c| check(c, &format!("{path} {}", c.get_name()))).sum::<usize>()
+        let mut sum = all.len();
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+            sum += check(below, &format!("{path} {}", below.get_name()))?;
+        }
+        Ok(sum)
     }
 
     #[test]
     fn the_help_of_each_command_has_examples_that_can_be_typed() {
-        let all = check(&Cli::command(), "tornblk");
+        let all = check(&Cli::command(), "tornblk").unwrap_or_else(|wrong| panic!("{wrong}"));
         assert!(all > 40, "{all}");
         assert_eq!(words("tornblk mark 'a  b' c   said"), ["tornblk", "mark", "a  b", "c"]);
         assert_eq!(words("tornblk image kconfig >> .config"), ["tornblk", "image", "kconfig"]);
@@ -211,7 +218,11 @@ mod tests {
     #[test]
     fn an_example_that_cannot_be_typed_is_noticed() {
         let wrong = Command::new("doctor").after_help("Examples:\n  tornblk doctor --patient");
-        assert!(std::panic::catch_unwind(|| check(&wrong, "tornblk doctor")).is_err());
-        assert!(std::panic::catch_unwind(|| check(&Command::new("x"), "tornblk x")).is_err());
+        let error = check(&wrong, "tornblk doctor").unwrap_err();
+        assert!(error.contains("--patient"), "{error}");
+        let error = check(&Command::new("x"), "tornblk x").unwrap_err();
+        assert!(error.contains("no example"), "{error}");
+        // Of another command.
+        assert!(check(&wrong, "tornblk image").is_err());
     }
 }
