@@ -10,7 +10,7 @@ use crate::explore::{
 use crate::out::Stdout;
 use crate::report::explore::{self as shown, Live};
 use crate::report::terminal::Look;
-use crate::run::{GuestArgs, Lab, RunFolder, word};
+use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, word};
 use crate::suite::parse_time;
 use crate::vm::debug::check_append;
 use anyhow::{Context, bail};
@@ -177,11 +177,18 @@ impl GuestOptions {
 }
 
 /// What came of an exploration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Explored {
-    pub(super) code: u8,
-    /// Everything that was asked for was gone through.
-    pub(super) complete: bool,
+    pub(super) report: ExploreReport,
+    /// Where it is kept; `None`: it is not.
+    pub(super) folder: Option<PathBuf>,
+}
+
+impl Explored {
+    /// Everything that was asked for was gone through, and there was no finding.
+    pub(super) fn is_clean(&self) -> bool {
+        self.report.exit == 0 && self.report.ended == Some(Ended::Complete)
+    }
 }
 
 impl ExploreArgs {
@@ -225,28 +232,21 @@ impl ExploreArgs {
             return self.list();
         }
         let (json, junit, ci) = (self.json.clone(), self.junit.clone(), self.ci.clone());
+        let (json, junit) = (json.as_deref(), junit.as_deref());
         let (recording, seed) = (self.recording.clone(), self.seed.unwrap_or(DEFAULT_SEED));
-        match self.explore() {
-            Ok(explored) => Ok(explored.code),
-            Err(error) => Err(NotExplored {
-                recording: &recording,
-                suite: "",
-                lane: "",
-                seed,
-                json: json.as_deref(),
-                junit: junit.as_deref(),
-                ci: &ci,
-            }
-            .tell(error)),
-        }
+        let Explored { report, folder } = self.explore(None).map_err(|error| {
+            let recording = &recording;
+            NotExplored { recording, suite: "", lane: "", seed, json, junit, ci: &ci }.tell(error)
+        })?;
+        tell(&report, Look::detect(), folder.as_deref(), json, junit, &ci)
     }
 
-    pub(super) fn explore(self) -> anyhow::Result<Explored> {
+    /// `lab`: that of the run whose recording it is, where it is there still.
+    pub(super) fn explore(self, lab: Option<&RealLab>) -> anyhow::Result<Explored> {
         self.guest.check()?;
         check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
-        let look = Look::detect();
         let interrupted = signals::watch()?;
-        let live = Live::new(look);
+        let live = Live::new(Look::detect());
         live.note("reading the recording");
         let opened = Opened::open(&self.recording, self.base.as_deref())?;
         if opened.subject.is_some() {
@@ -274,7 +274,8 @@ impl ExploreArgs {
             seed: choices.seed,
             stop: Arc::clone(&interrupted),
         };
-        let means = means(&opened, &self.guest.given(), &needs, &mut |text| live.note(text))?;
+        let given = self.guest.given();
+        let means = means(&opened, &given, &needs, lab, &mut |text| live.note(text))?;
         let (folder, mut session, judged) = match old {
             Some(old) => {
                 let out = self.out.clone().unwrap_or_default();
@@ -324,9 +325,7 @@ impl ExploreArgs {
         if !keep {
             folder.remove();
         }
-        let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
-        let code = tell(&report, look, own.as_deref(), json, junit, &self.ci)?;
-        Ok(Explored { code, complete: session.ended == Some(Ended::Complete) })
+        Ok(Explored { report, folder: own })
     }
 
     /// The session in --out, if it is of this recording and what is asked for.
@@ -573,11 +572,12 @@ fn drive(
 }
 
 /// Who judges the states of this recording: its units in place where it is of the disk itself, else
-/// guests.
+/// guests. `lab`: of these guests, if they are built already.
 pub(super) fn means<'a>(
     opened: &'a Opened,
     guest: &GuestArgs,
     needs: &GuestNeeds,
+    lab: Option<&RealLab>,
     note: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Box<dyn Means + 'a>> {
     if !opened.reader.header().data {
@@ -592,11 +592,14 @@ pub(super) fn means<'a>(
             opened.reader.path().display()
         );
     };
-    if subject.volume.is_raw() && subject.checker.is_none() {
+    if subject.is_judged_in_place() {
         if needs.nested > 0 {
             bail!("--nested: a raw disk has no recovery of its own to explore; leave it out");
         }
         return Ok(Box::new(Units::of(opened, subject)?));
+    }
+    if let Some(lab) = lab {
+        return Ok(lab.means(opened, subject, needs)?);
     }
     note("building the guest");
     let lab = run::lab(&guest.clone().or(subject.guest.clone()), note, &needs.stop)?;

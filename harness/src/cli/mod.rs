@@ -13,6 +13,7 @@ mod exec;
 mod explore;
 mod image;
 mod manual;
+mod programs;
 mod recording;
 mod report;
 mod repro;
@@ -49,11 +50,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run suites: write, cut the power, verify (default: direct-atomic, about 3 minutes)
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Show a kept cut again: its disk, byte for byte, read and judged anew
     Repro(repro::ReproArgs),
     /// Try the crash states of a recording: thousands, on every disk one might buy
-    Explore(explore::ExploreArgs),
+    Explore(Box<explore::ExploreArgs>),
     /// Put reports together
     #[command(subcommand, after_help = examples::REPORT)]
     Report(report::ReportCommand),

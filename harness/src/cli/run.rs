@@ -4,6 +4,8 @@ use super::ci::{CiOptions, NotExplored};
 use super::develop::{self, DevelopOptions};
 use super::examples;
 use super::exec::{Around, ExecOptions};
+use super::explore::{Explored, tell};
+use super::programs::Programs;
 use super::select::{check_profile, fitting, select};
 use super::{check_writable, session, signals, told};
 use crate::device::find_tornblkd;
@@ -36,11 +38,11 @@ const CANNOT_RUN: u8 = 2;
 pub(super) struct RunArgs {
     /// Suites by name, or paths of .toml files [default: direct-atomic]
     #[arg(value_name = "SUITE")]
-    suites: Vec<String>,
+    pub(super) suites: Vec<String>,
 
     /// Only this lane; or all that begin so (`--lane xfs-cow`); can be given several times
     #[arg(long, value_name = "NAME")]
-    lane: Vec<String>,
+    pub(super) lane: Vec<String>,
 
     #[arg(long, value_name = "KERNEL", help = format!(
         "The guest's kernel: a series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder \
@@ -128,7 +130,7 @@ pub(super) struct RunArgs {
     ci: CiOptions,
 
     #[command(flatten)]
-    exec: ExecOptions,
+    pub(super) exec: ExecOptions,
 
     #[command(flatten)]
     pub(super) develop: DevelopOptions,
@@ -164,7 +166,19 @@ impl RunArgs {
         check_writable(self.json.iter().chain(&self.junit).chain(&self.ci.summary))?;
         if self.exec.exec.is_some() {
             let around = self.around()?;
-            return self.exec.run(&around, &interrupted).map_err(|error| self.not_explored(error));
+            let explored = self.exec.run(&around, &interrupted);
+            let Explored { report, folder } = explored.map_err(|error| self.not_explored(error))?;
+            let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
+            return tell(&report, Look::detect(), folder.as_deref(), json, junit, &self.ci);
+        }
+        if let Some(programs) = Programs::load(&self)? {
+            let (start, mut folder) = (Instant::now(), None);
+            let mut report = self.report(vec![programs.name.clone()]);
+            let ran = programs.run(&self, &mut report, &mut folder, &interrupted);
+            return self.end(ran, folder, report, start);
+        }
+        if self.exec.states.is_some() {
+            bail!("--states is for --exec, and for suites of programs of your own");
         }
         if let Some(known) = &self.known {
             self.known_list = Known::load(known)?;
@@ -207,17 +221,33 @@ impl RunArgs {
         }
         let mut matrix = Matrix { lanes: &lanes, debugger, interrupted, live, folder: None };
         let start = Instant::now();
-        let mut report = RunReport {
+        let mut report = self.report(suites.iter().map(|s| s.name.clone()).collect());
+        let ran = self.on_each(&mut matrix, &suites, &mut report);
+        matrix.live.finish();
+        self.end(ran, matrix.folder, report, start)
+    }
+
+    /// Nothing is in it yet.
+    fn report(&self, suites: Vec<String>) -> RunReport {
+        RunReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            suites: suites.iter().map(|s| s.name.clone()).collect(),
+            suites,
             options: self.options(),
             chosen: self.lane.iter().map(|lane| format!(" --lane {}", word(lane))).collect(),
             seed: self.seed,
             ..RunReport::default()
-        };
-        let ran = self.on_each(&mut matrix, &suites, &mut report);
-        matrix.live.finish();
-        let Matrix { folder, .. } = matrix;
+        }
+    }
+
+    /// Tells what came of it: → the exit code.
+    fn end(
+        &self,
+        ran: anyhow::Result<()>,
+        folder: Option<RunFolder>,
+        mut report: RunReport,
+        start: Instant,
+    ) -> anyhow::Result<u8> {
+        let look = Look::detect();
         report.seconds = start.elapsed().as_secs_f64();
         report.exit = RunReport::exit_code(&report.lanes, &report.kernels);
         let ended = match ran {
@@ -255,6 +285,10 @@ impl RunArgs {
         let folder = match folder {
             Some(folder) if !keep => {
                 folder.remove_all();
+                // What a control left is gone with it.
+                for explored in report.lanes.iter_mut().filter_map(|l| l.explored.as_mut()) {
+                    (explored.folder, explored.resume) = (None, None);
+                }
                 None
             }
             kept => kept,
@@ -275,6 +309,40 @@ impl RunArgs {
         }
     }
 
+    /// As a program of a suite: what was given to the run goes before its own.
+    pub(super) fn under(&mut self, given: &RunArgs) {
+        self.kernel.clone_from(&given.kernel);
+        self.modules.clone_from(&given.modules);
+        self.qemu.clone_from(&given.qemu);
+        self.develop.append.clone_from(&given.develop.append);
+        self.seed = given.seed;
+        self.front_end = given.front_end.or(self.front_end);
+        self.exec.states = given.exec.states.or(self.exec.states);
+        if given.profile.is_some() {
+            self.profile.clone_from(&given.profile);
+        }
+        if !given.explore.is_empty() {
+            self.explore.clone_from(&given.explore);
+        }
+    }
+
+    /// What a suite of programs has no use for.
+    pub(super) fn refuse_for_programs(&self, path: &str) -> anyhow::Result<()> {
+        let given = [
+            ("--crashes", self.crashes.is_some()),
+            ("--cut", self.cut.is_some()),
+            ("--soak", self.soak),
+            ("--known", self.known.is_some()),
+            ("--fault", !self.fault.is_empty()),
+            ("--shell", self.develop.shell),
+            ("--gdb", self.develop.gdb.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            bail!("{option} is for suites with lanes, and {path} has programs of your own");
+        }
+        Ok(())
+    }
+
     /// A program that could not be explored: the reports say so, too.
     fn not_explored(&self, error: anyhow::Error) -> anyhow::Error {
         NotExplored {
@@ -290,7 +358,7 @@ impl RunArgs {
     }
 
     /// What --exec goes by.
-    fn around(&self) -> anyhow::Result<Around<'_>> {
+    pub(super) fn around(&self) -> anyhow::Result<Around<'_>> {
         if self.kernel.len() > 1 {
             bail!("--exec is for one --kernel");
         }
@@ -314,9 +382,6 @@ impl RunArgs {
             time: self.time,
             out: self.out.as_deref(),
             keep: self.keep,
-            json: self.json.as_deref(),
-            junit: self.junit.as_deref(),
-            ci: &self.ci,
         })
     }
 
@@ -380,9 +445,7 @@ impl RunArgs {
         };
         let release = report.label(&lab.image.release, given);
         let own = given.map(|_| all.below(&release)).transpose()?;
-        let (major, minor, micro) = lab.qemu.version();
-        report.accelerator = lab.accel.to_string();
-        report.qemu = format!("{major}.{minor}.{micro}");
+        report.about_machine(&lab);
         let cuts = if settings.only.is_some() { 1 } else { settings.cuts.into() };
         say!(
             "{}, QEMU {}, kernel {release}, seed {}: {}, {} each",
@@ -574,7 +637,7 @@ mod tests {
     fn parse(line: &str) -> Result<RunArgs, clap::Error> {
         let words = ["tornblk", "run"].into_iter().chain(line.split_whitespace());
         Cli::try_parse_from(words).map(|cli| match cli.command {
-            Command::Run(args) => args,
+            Command::Run(args) => *args,
             _ => panic!("not a run"),
         })
     }

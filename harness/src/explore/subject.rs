@@ -148,6 +148,11 @@ pub fn said(ran: &Ran) -> String {
 }
 
 impl Subject {
+    /// Without a guest: what the workload wrote is read off the disk itself.
+    pub fn is_judged_in_place(&self) -> bool {
+        self.volume.is_raw() && self.checker.is_none()
+    }
+
     /// The names of the marks that say it.
     pub fn marks(&self) -> Vec<String> {
         // Cannot fail: no map has a key that is no string, and writing to memory has no errors.

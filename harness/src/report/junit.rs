@@ -84,17 +84,17 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
     let kernel = if kernel.is_empty() { kernel } else { format!(".{kernel}") };
     case.set_classname(format!("tornblk.{}{kernel}", lane.suite));
     case.set_time(Duration::from_secs_f64(lane.seconds));
-    case.set_system_out(format!(
-        "kernel {}, {} of {} cuts, profile {}, seed {}, {} eligible, {} not eligible{}",
-        if lane.kernel.is_empty() { &report.kernel } else { &lane.kernel },
-        lane.cuts,
-        lane.planned,
-        lane.profile,
-        report.seed,
-        lane.counts.eligible,
-        lane.counts.not_eligible,
-        lane.why.as_ref().map(|why| format!("; {why}")).unwrap_or_default()
-    ));
+    let kernel = if lane.kernel.is_empty() { &report.kernel } else { &lane.kernel };
+    let tried = match &lane.explored {
+        Some(explored) if lane.is_explored_only() => format!("{} states", explored.unique()),
+        _ => format!(
+            "{} of {} cuts, {} eligible, {} not eligible",
+            lane.cuts, lane.planned, lane.counts.eligible, lane.counts.not_eligible
+        ),
+    };
+    let why = lane.why.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+    let (profile, seed) = (&lane.profile, report.seed);
+    case.set_system_out(format!("kernel {kernel}, profile {profile}, seed {seed}: {tried}{why}"));
     case
 }
 

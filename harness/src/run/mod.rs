@@ -373,6 +373,13 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// What its guests ran on.
+    pub fn about_machine(&mut self, lab: &RealLab) {
+        let (major, minor, micro) = lab.qemu.version();
+        self.accelerator = lab.accel.to_string();
+        self.qemu = format!("{major}.{minor}.{micro}");
+    }
+
     /// How a kernel is told from those before it: by its release, and where that was there already
     /// by what it was given as, too.
     pub fn label(&self, release: &str, given: Option<&str>) -> String {

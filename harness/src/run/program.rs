@@ -39,6 +39,14 @@ pub struct Wanted {
     pub virtiofsd: Virtiofsd,
 }
 
+impl Wanted {
+    /// "./write.sh on ext4, 256 MiB"
+    pub fn told(&self) -> String {
+        let fs = if self.volume.is_raw() { "a raw disk" } else { &self.volume.fstype };
+        format!("{} on {fs}, {} MiB", self.name, self.size >> 20)
+    }
+}
+
 /// What is left of it.
 #[derive(Debug)]
 pub struct Programmed {

@@ -186,7 +186,7 @@ impl Lab for RealLab {
         subject: &Subject,
         needs: &GuestNeeds,
     ) -> Result<Box<dyn Means + 'a>, ExploreError> {
-        if subject.volume.is_raw() && subject.checker.is_none() {
+        if subject.is_judged_in_place() {
             return Ok(Box::new(Units::of(opened, subject)?));
         }
         let stop = self.stop.clone().unwrap_or_else(|| Arc::clone(&needs.stop));
