@@ -18,6 +18,10 @@ fn main() -> anyhow::Result<()> {
         std::fs::create_dir_all(folder)?;
     }
     clap_mangen::generate_to(options::Options::command(), &pages)?;
+    // The examples' lines are not filled; nothing else comes behind them but the version.
+    let page = pages.join("tornblkd.1");
+    let text = std::fs::read_to_string(&page)?.replace(".SH EXTRA\n", ".SH EXAMPLES\n.nf\n");
+    std::fs::write(&page, text.replace("\n.SH VERSION", "\n.fi\n.SH VERSION"))?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(
             shell,

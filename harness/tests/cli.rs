@@ -164,6 +164,7 @@ fn each_command_has_a_page_and_each_shell_its_completions() {
     let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
     assert!(read("man1/tornblk-run.1").contains("crash states of what it wrote"));
     assert!(read("man1/tornblk-recording-export.1").contains("state"));
+    assert!(read("man1/tornblk-stall.1").contains(".SH EXAMPLES\n.nf\n"));
     for file in ["tornblk.bash", "_tornblk", "tornblk.fish"] {
         assert!(read(&format!("completions/{file}")).contains("doctor"), "{file}");
     }

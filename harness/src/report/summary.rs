@@ -4,7 +4,7 @@ use super::explore::{again, failure};
 use super::terminal::{Look, duration, lane_name, write_finding};
 use super::{findings, headline};
 use crate::explore::ExploreReport;
-use crate::run::{RunReport, Verdict};
+use crate::run::{LaneReport, RunReport, Verdict};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ pub fn run(report: &RunReport) -> String {
     about.push(duration(Duration::from_secs_f64(report.seconds.max(0.0))));
     paragraph(&mut out, &about.join(", "));
     if !report.lanes.is_empty() {
-        row(&mut out, &["lane", "cuts", "eligible", "findings", "control", "verdict"]);
+        let tried = if report.lanes.iter().all(by_states) { "states" } else { "eligible" };
+        row(&mut out, &["lane", "cuts", tried, "findings", "control", "verdict"]);
         out += "| --- | ---: | ---: | ---: | --- | --- |\n";
     }
     for lane in &report.lanes {
@@ -46,10 +47,14 @@ pub fn run(report: &RunReport) -> String {
             Some(_) => "not caught".to_owned(),
         };
         let why = lane.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let tried = match by_states(lane) {
+            true => lane.explored.as_ref().map_or(0, ExploreReport::unique),
+            false => lane.counts.eligible,
+        };
         let cells = [
             lane_name(report, lane),
-            lane.cuts.to_string(),
-            lane.counts.eligible.to_string(),
+            if lane.is_explored_only() { "-".to_owned() } else { lane.cuts.to_string() },
+            tried.to_string(),
             lane.violations.to_string(),
             control,
             format!("{}{why}", strong(lane.verdict)),
@@ -81,6 +86,11 @@ pub fn run(report: &RunReport) -> String {
         }
     }
     out
+}
+
+/// What it is held against is the crash states of its recording.
+fn by_states(lane: &LaneReport) -> bool {
+    lane.raced.is_some() || lane.is_explored_only()
 }
 
 /// Of an exploration, of a program of one's own, too.
