@@ -117,6 +117,7 @@ impl Simulated {
             guest: GuestArgs::default(),
             image: None,
             checker: None,
+            disks: Vec::new(),
         };
         let mut simulated = Simulated {
             dir,
@@ -251,7 +252,7 @@ impl Simulated {
                 thread.in_flight.push(request);
             }
             Some(Step::Flush) => {
-                let flush = self.submit(Op::Flush);
+                let flush = self.submit(Op::FLUSH);
                 thread.in_flight.push(flush);
             }
             Some(Step::Wait) | None => {}

@@ -10,7 +10,7 @@
 //!
 //! The format's version, the part and how many there are, and a piece of one line of JSON.
 
-use crate::run::{GuestArgs, Volume};
+use crate::run::{FurtherDisk, GuestArgs, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tornblk_agent::channel::{Program, Ran, Workload};
@@ -65,6 +65,9 @@ pub struct Subject {
     /// Who says whether a state is sound; `None`: a workload of the agent's is read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checker: Option<Checker>,
+    /// Beside the disk of `volume`, which is then LUN 0 of the recorded device, these follow it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<FurtherDisk>,
 }
 
 /// A program of the user's that looks at the disk, mounted where [`USER_DISK`] is: exit status 0, and it
@@ -89,7 +92,7 @@ impl Checker {
     /// As the guest is asked, with the marks before the crash.
     pub fn program(&self, marks: Vec<String>) -> Program {
         let Checker { argv, env, timeout_ms, .. } = self.clone();
-        Program { argv, env, marks, timeout_ms }
+        Program { argv, env, marks, timeout_ms, disks: Vec::new() }
     }
 
     /// What it says of a disk by how it ended.
@@ -307,6 +310,7 @@ mod tests {
             guest: GuestArgs::default(),
             image: Some("abc".into()),
             checker: None,
+            disks: Vec::new(),
         }
     }
 

@@ -15,6 +15,7 @@
 mod complaints;
 mod cut;
 mod debugger;
+pub mod disks;
 mod explored;
 mod folder;
 mod frozen;
@@ -38,6 +39,7 @@ mod wire;
 
 pub use cut::{CutReport, Judged};
 pub use debugger::Debugger;
+pub use disks::FurtherDisk;
 pub use folder::RunFolder;
 pub use lane::run_lanes;
 pub(crate) use lane::word;

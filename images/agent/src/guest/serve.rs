@@ -136,7 +136,7 @@ fn run(outbox: &Arc<Outbox>, id: u64, command: Command) -> Result<Value> {
             outbox.end();
             to_value(&ran?)
         }
-        Command::FileMap {} => to_value(&program::file_map()),
+        Command::FileMap { folders } => to_value(&program::file_map(&folders)),
         Command::Umount { target } => fs::umount(&target),
         Command::StatAtomic { path } => to_value(&fs::stat_atomic(&path)?),
         Command::AtomicRefusals { path, offset, limits, block } => {
