@@ -80,8 +80,16 @@ fn device(front_end: FrontEnd, machine: &Arc<Machine>) -> Arc<dyn Device> {
             Blk::new(BlkOptions { store, limits, queues: 1, queue_size, writeback, id })
         }
         FrontEnd::Scsi => {
-            let request_queues = 1;
-            Scsi::new(ScsiOptions { store, limits, request_queues, queue_size, writeback, id })
+            let (request_queues, luns) = (1, Vec::new());
+            Scsi::new(ScsiOptions {
+                store,
+                luns,
+                limits,
+                request_queues,
+                queue_size,
+                writeback,
+                id,
+            })
         }
     }
 }
@@ -107,6 +115,7 @@ impl Bench {
             record_payload: true,
             queues: 4,
             hold_completions: HoldCompletions::None,
+            divided: false,
             serial: "bench".to_owned(),
         });
         let device = device(front_end, &machine.unwrap());

@@ -190,9 +190,9 @@ impl Bench {
                 Blk::new(BlkOptions { store, limits, queues, queue_size, writeback, id }).queue(0)
             }
             FrontEnd::Scsi => {
-                let request_queues = 1;
+                let (request_queues, luns) = (1, Vec::new());
                 let options =
-                    ScsiOptions { store, limits, request_queues, queue_size, writeback, id };
+                    ScsiOptions { store, luns, limits, request_queues, queue_size, writeback, id };
                 Scsi::new(options).queue(2)
             }
         };

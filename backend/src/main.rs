@@ -3,7 +3,7 @@
 mod options;
 mod said;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use clap::error::ErrorKind;
 use env_logger::{Target, WriteStyle};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tornblk_backend::control::{Bound, Server};
 use tornblk_backend::device::blk::{Blk, BlkOptions};
 use tornblk_backend::device::limits::{Limits, mode_name};
-use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
+use tornblk_backend::device::scsi::{Lun, Scsi, ScsiOptions};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::device::{Device, FrontEnd};
 use tornblk_backend::folder_of;
@@ -144,6 +144,7 @@ fn open(options: &Options, limits: &Limits) -> anyhow::Result<Arc<Machine>> {
         seed: options.seed,
         faults: options.fault.clone(),
         hold_completions: options.hold_completions.unwrap_or_default(),
+        divided: !options.luns.is_empty(),
         serial: options.serial.clone(),
     })?)
 }
@@ -166,7 +167,17 @@ fn start(
         }
         FrontEnd::Scsi => {
             let request_queues = options.num_queues;
-            Scsi::new(ScsiOptions { store, limits, request_queues, queue_size, writeback, id })
+            let luns = options.luns.clone();
+            Lun::check(&luns, store.disk().capacity).map_err(|why| anyhow!("--lun: {why}"))?;
+            Scsi::new(ScsiOptions {
+                store,
+                luns,
+                limits,
+                request_queues,
+                queue_size,
+                writeback,
+                id,
+            })
         }
     };
     vhost::can_serve(&*device)?;
@@ -232,8 +243,16 @@ fn shown(options: &Options) -> String {
         options.states.as_deref().map(|path| recording("the states of", path)),
         options.read_only.then(|| "read-only".to_owned()),
         (options.front_end() == FrontEnd::Scsi).then(|| "as a SCSI disk".to_owned()),
+        divided(options),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The logical units, where there are several.
+fn divided(options: &Options) -> Option<String> {
+    let luns = options.luns.iter().map(|Lun { name, bytes }| format!("{name} {}", Size(*bytes)));
+    let luns: Vec<String> = luns.collect();
+    (!luns.is_empty()).then(|| format!("divided into {}", luns.join(", ")))
 }
 
 /// What the guest is offered, in a line.
@@ -284,13 +303,14 @@ fn advertised(
         )
     };
     format!(
-        "{}: {}{} from {}{}, {store}; blocks {} logical, {} physical; {} queues of {}; {atomic}; \
+        "{}: {}{} from {}{}{}, {store}; blocks {} logical, {} physical; {} queues of {}; {atomic}; \
          torn at {}; waiting at {}",
         options.serial,
         if limits.front_end == FrontEnd::Scsi { "SCSI, " } else { "" },
         size(device.store().disk().capacity),
         options.image.as_deref().map_or("its base image".into(), |i| i.display().to_string()),
         if options.read_only { ", read-only" } else { "" },
+        divided(options).map_or(String::new(), |units| format!(", {units}")),
         size(limits.logical_block_size.into()),
         size(limits.physical_block_size.into()),
         device.queues(),

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use tornblk_backend::device::FrontEnd;
 use tornblk_backend::device::blk::{QUEUE_SIZE, QUEUES, seg_max};
 use tornblk_backend::device::limits::LimitOptions;
-use tornblk_backend::device::scsi::{FIXED_QUEUES, FRONT_END_SEG_MAX, REQUEST_QUEUES};
+use tornblk_backend::device::scsi::{FIXED_QUEUES, FRONT_END_SEG_MAX, Lun, REQUEST_QUEUES};
 use tornblk_backend::device::size::Size;
 use tornblk_backend::store::{Cache, HoldCompletions, IoEngine};
 use tornblk_model::crash::{AtomicMode, Fault, Profile};
@@ -64,6 +64,12 @@ pub(crate) struct Options {
     /// LUN 0, for QEMU's vhost-user-scsi-pci)
     #[arg(long, value_name = "WHICH", default_value = "blk", help_heading = "Disk")]
     pub(crate) front_end: Which,
+
+    /// With --front-end scsi: a disk of its own for the guest, whose serial number is SERIAL-NAME. Can be
+    /// given several times: LUN 0 first, they lie one after another in the image and are all of it. They
+    /// share one order of requests and one power cut, and each is flushed by itself
+    #[arg(long = "lun", value_name = "NAME=SIZE", action = ArgAction::Append, help_heading = "Disk")]
+    pub(crate) luns: Vec<Lun>,
 
     /// Offer the disk read-only
     #[arg(long, help_heading = "Disk")]
@@ -239,6 +245,11 @@ impl Options {
                 self.num_queues
             ));
         }
+        if self.front_end == Which::Blk && !self.luns.is_empty() {
+            return Err(
+                "--lun: a virtio-blk disk has no logical units: add --front-end scsi".into()
+            );
+        }
         if self.direct && self.recording.is_some() && self.record_payload {
             return Err(
                 "--direct is about the image, which is only read with --recording: leave one of \
@@ -388,10 +399,22 @@ mod tests {
             "--serial \u{e4}",
             "--hold-completions never",
             "--seed -1",
+            "--front-end scsi --lun log",
+            "--front-end scsi --lun log=1k",
             "--unknown",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn logical_units_are_those_of_a_scsi_disk() {
+        let options = parse("--front-end scsi --lun main=1m --lun log=2m").unwrap();
+        assert_eq!(options.check(), Ok(()));
+        let bytes: Vec<u64> = options.luns.iter().map(|lun| lun.bytes).collect();
+        assert_eq!(bytes, [1 << 20, 2 << 20]);
+        let why = parse("--lun main=1m").unwrap().check().unwrap_err();
+        assert!(why.contains("--front-end scsi"), "{why}");
     }
 
     #[test]

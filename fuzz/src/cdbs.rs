@@ -15,8 +15,9 @@ use crate::store::{self, Disks, Kind};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tornblk_backend::device::limits::{LimitOptions, Limits};
-use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Scsi, ScsiOptions};
+use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Lun, Scsi, ScsiOptions};
 use tornblk_backend::device::{Device, FrontEnd};
+use tornblk_backend::store::Store;
 use vm_memory::{Bytes, GuestAddress};
 
 static ASKED: Count = Count::new("commands answered");
@@ -67,8 +68,11 @@ pub(crate) fn run(data: &[u8]) {
     })
     .unwrap();
     let disks = Disks::new(kind, &limits.profile);
+    let half = |name: &str| Lun { name: name.to_owned(), bytes: disks.store.disk().capacity / 2 };
+    let luns = if setup & 6 == 4 { vec![half("a"), half("b")] } else { Vec::new() };
     let device = Scsi::new(ScsiOptions {
         store: disks.store.clone(),
+        luns,
         limits,
         request_queues: 1,
         queue_size: 256,
@@ -180,7 +184,8 @@ fn cdb(dish: &mut Dish<'_>) -> [u8; 32] {
 
 fn lun(dish: &mut Dish<'_>) -> [u8; 8] {
     match dish.byte() {
-        0..=220 => DISK,
+        0..=210 => DISK,
+        211..=220 => [1, 0, 0, 1, 0, 0, 0, 0],
         221..=230 => [1, 0, 0x40, 0, 0, 0, 0, 0],
         231..=240 => [0xc1, 1, 0, 0, 0, 0, 0, 0],
         _ => dish.u64().to_le_bytes(),

@@ -78,6 +78,7 @@ fn machine(setup: u8, place: &Place) -> Arc<Machine> {
         record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
+        divided: false,
         serial: "tornblk".to_owned(),
     })
     .unwrap()
@@ -127,11 +128,11 @@ fn work(queue: &mut dyn StoreQueue, position: &mut u16, dish: &mut Dish<'_>) {
     let offset = u64::from(dish.byte()) * 512;
     let op = match dish.below(4) {
         0 => Op::Read { offset },
-        1 => Op::Flush,
+        1 => Op::FLUSH,
         _ => Op::Write { offset, fua: false, atomic: false },
     };
     let buffers = match op {
-        Op::Flush => Buffers::empty(),
+        Op::Flush { .. } => Buffers::empty(),
         _ => Buffers::from_vec(vec![dish.byte(); 1024]),
     };
     let origin = Origin { queue: 0, position: *position, head: *position, ioprio: 0 };

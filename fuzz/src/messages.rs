@@ -110,9 +110,17 @@ fn case(data: &[u8]) {
     let store = disks.store.clone();
     let id = || *b"serial-of-20-letters";
     let device: Arc<dyn Device> = if scsi {
-        let (request_queues, queue_size) = (1, 256);
+        let (request_queues, queue_size, luns) = (1, 256, Vec::new());
         let id = Box::new(id);
-        Scsi::new(ScsiOptions { store, limits, request_queues, queue_size, writeback: true, id })
+        Scsi::new(ScsiOptions {
+            store,
+            luns,
+            limits,
+            request_queues,
+            queue_size,
+            writeback: true,
+            id,
+        })
     } else {
         let (queues, queue_size, id) = (2, 256, Box::new(id));
         Blk::new(BlkOptions { store, limits, queues, queue_size, writeback: true, id })

@@ -96,7 +96,7 @@ pub(crate) fn record(kind: u8, path: &Path, image: &Path) {
     let lb = u64::from(lb_size);
     let first = hand.write(0, 4 * lb, false, false);
     hand.done(first);
-    let flush = hand.submit(Op::Flush);
+    let flush = hand.submit(Op::FLUSH);
     let over = hand.write(lb, 8 * lb, false, true);
     hand.done(flush);
     // A part of a block.

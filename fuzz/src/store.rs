@@ -236,13 +236,13 @@ impl StoreQueue for WatchedQueue {
                 WRITES.one();
                 seen.written.push(on_disk(*offset, len));
             }
-            Op::Flush => FLUSHES.one(),
+            Op::Flush { .. } => FLUSHES.one(),
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 CUTS.one();
                 seen.written.extend(segments.iter().map(|s| on_disk(s.offset, s.len)));
             }
         }
-        let changes = !matches!(request.op, Op::Read { .. } | Op::Flush);
+        let changes = !matches!(request.op, Op::Read { .. } | Op::Flush { .. });
         assert!(!(changes && self.read_only), "of a read-only disk: {:?}", request.op);
         assert!(
             changes && !matches!(request.op, Op::Discard { .. } | Op::WriteZeroes { .. })

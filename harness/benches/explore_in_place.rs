@@ -77,7 +77,7 @@ fn recorded(size: u64, writes: u64, epoch: u64) -> Recorded {
         let request = put(&mut events, submit(op));
         put(&mut events, Event::Complete { request, status: Status::Ok });
         if (n + 1) % epoch == 0 || n + 1 == writes {
-            let request = put(&mut events, submit(Op::Flush));
+            let request = put(&mut events, submit(Op::FLUSH));
             put(&mut events, Event::Complete { request, status: Status::Ok });
             acknowledged.push(put(&mut events, Event::Mark(Mark { name: "synced".into() })));
         }

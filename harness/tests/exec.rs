@@ -72,6 +72,28 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
     assert!(!dir.path().join("tornblk-out").exists(), "what passed is not kept");
 }
 
+/// The law of several disks: were a flush of one a flush of all, the wrong twin would pass.
+#[test]
+fn a_log_on_a_disk_of_its_own_is_safe_only_once_that_disk_is_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exec, check) = (example("two-disks.sh"), example("two-disks-check.sh"));
+    let run = ["run", "--exec", &exec, "--check", &check, "--size", "16m", "--disk", "log=8m"];
+    let on =
+        |more: &[&str]| tornblk(&[&run[..], &["--explore", "prefix"], more].concat(), dir.path());
+    let wrong = on(&["--env", "FLUSH=main", "--states", "60", "--out", "run"]);
+    let text = told(&wrong);
+    assert_eq!(wrong.status.code(), Some(1), "{text}");
+    assert!(text.contains("log on ext4, 8 MiB; SCSI disks that share a power cut"), "{text}");
+    assert!(text.contains("data is new, and the log says: nothing"), "{text}");
+    assert!(text.contains("in the end are on log:log, its bytes 0 to 4096"), "{text}");
+
+    let right = on(&["--json", "sound.json"]);
+    assert_eq!(right.status.code(), Some(0), "{}", told(&right));
+    let report = report(&dir.path().join("sound.json"));
+    let unique = &report["profiles"][0]["counts"]["unique"];
+    assert!(unique.as_u64().unwrap() > 10, "{report:#}");
+}
+
 #[test]
 fn what_is_no_finding_is_told_before_anything_is_explored() {
     let dir = tempfile::tempdir().unwrap();
@@ -81,6 +103,13 @@ fn what_is_no_finding_is_told_before_anything_is_explored() {
         assert_eq!(output.status.code(), Some(2), "{}", told(&output));
         told(&output)
     };
+    // Before any guest is started.
+    let text = fails("true", "true", &["--disk", "log=8m", "--front-end", "blk"]);
+    assert!(text.contains("--front-end blk has none"), "{text}");
+    let text = fails("true", "true", &["--disk", "a-b=8m", "--disk", "a_b=8m"]);
+    assert!(text.contains("called so, or nearly so"), "{text}");
+    let text = fails("true", "true", &["--disk", "main=8m"]);
+    assert!(text.contains("main is the disk that there is anyway"), "{text}");
     let reports = ["--size", "32m", "--json", "r.json", "--junit", "r.xml", "--summary", "r.md"];
     let text = fails("echo oh; exit 3", "true", &reports);
     let says = "echo oh; exit 3 ended with status 3: oh";

@@ -39,6 +39,7 @@ fn recorded(n: u64, forgotten: &[u64]) -> Recorded {
             image: None,
             checker: None,
             environment: None,
+            disks: Vec::new(),
         };
         subject.marks()
     })

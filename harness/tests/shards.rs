@@ -38,6 +38,7 @@ fn shards_by_the_script_are_the_whole() {
             image: None,
             checker: None,
             environment: None,
+            disks: Vec::new(),
         }
         .marks()
     });

@@ -98,7 +98,7 @@ fn record(path: &std::path::Path, base: &std::path::Path, writes: u64) -> Result
             }
         }
         if n % 200 == 199 {
-            end(ask(0, Op::Flush)?)?;
+            end(ask(0, Op::FLUSH)?)?;
         }
     }
     for one in flying {

@@ -130,7 +130,7 @@ fn events(requests: u64) -> Vec<(Seq, Event)> {
             recorded.complete(queue, request);
         }
         if flush {
-            let request = recorded.submit(queue, Op::Flush);
+            let request = recorded.submit(queue, Op::FLUSH);
             recorded.complete(queue, request);
         }
     }

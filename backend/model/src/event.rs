@@ -90,7 +90,12 @@ pub enum Op {
         atomic: bool,
         payload: Payload,
     },
-    Flush,
+    /// Of the bytes `offset..offset + len`, where several disks share one recording; `len` 0: of
+    /// everything, as every flush of a disk that is alone.
+    Flush {
+        offset: u64,
+        len: u64,
+    },
     Discard {
         segments: Vec<Segment>,
     },
@@ -99,6 +104,11 @@ pub enum Op {
     WriteZeroes {
         segments: Vec<Segment>,
     },
+}
+
+impl Op {
+    /// A flush of everything.
+    pub const FLUSH: Op = Op::Flush { offset: 0, len: 0 };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -185,8 +195,9 @@ impl Disk {
         let inside =
             |offset: u64, len: u64| offset.checked_add(len).is_some_and(|end| end <= self.capacity);
         match op {
-            Op::Read { offset, len } | Op::Write { offset, len, .. } => inside(*offset, *len),
-            Op::Flush => true,
+            Op::Read { offset, len }
+            | Op::Write { offset, len, .. }
+            | Op::Flush { offset, len } => inside(*offset, *len),
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 segments.iter().all(|s| inside(s.offset, s.len))
             }

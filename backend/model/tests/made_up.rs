@@ -73,6 +73,26 @@ fn a_write_of_more_than_there_can_be_takes_no_memory() {
 }
 
 #[test]
+fn a_flush_of_what_is_not_on_the_disk_is_no_history() {
+    use tornblk_model::crash::History;
+    let says = |offset, len, text: &str| {
+        let op = Op::Flush { offset, len };
+        let event =
+            Event::Submit(Submit { queue: 0, position: 0, head: 0, ioprio: 0, op: op.clone() });
+        let place = Place::new();
+        let reader = Reader::open(&place.record(disk(), None, &[event])).unwrap();
+        let events: Vec<_> = reader.events().collect::<Result<_, _>>().unwrap();
+        assert_eq!(disk().holds(&op), !text.contains("past the end"));
+        let error = History::new(disk(), events).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    says(256 << 10, 512, "past the end of the disk");
+    says(u64::MAX - 511, 512, "past the end of the disk");
+    says(512, u64::MAX, "past the end of the disk");
+    says(512, 100, "no whole sectors");
+}
+
+#[test]
 fn a_disk_is_no_larger_than_its_image() {
     let place = Place::new();
     let larger = Disk { capacity: 1 << 62, lb_size: 4096 };

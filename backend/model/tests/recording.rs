@@ -87,7 +87,8 @@ fn any_event() -> impl Strategy<Value = Event> {
                 payload: Payload { position, crc }
             }
         ),
-        Just(Op::Flush),
+        Just(Op::FLUSH),
+        place.prop_map(|(offset, len)| Op::Flush { offset, len }),
         any_segments().prop_map(|segments| Op::Discard { segments }),
         any_segments().prop_map(|segments| Op::WriteZeroes { segments }),
     ];
@@ -163,7 +164,7 @@ proptest! {
     ) {
         let place = Place::new();
         let writer = place.create();
-        let request = writer.append(&submit(Op::Flush)).unwrap();
+        let request = writer.append(&submit(Op::FLUSH)).unwrap();
         let end = writer.complete(&visible, Completion::ok(request)).unwrap();
         let events = events(&place.path());
         let seen: Vec<(u16, u16)> = events[1..events.len() - 1]
@@ -287,7 +288,7 @@ fn the_power_cut_lies_after_one_event_for_all_threads() {
                     s.spawn(|| {
                         let mut last = None;
                         loop {
-                            match writer.append(&submit(Op::Flush)) {
+                            match writer.append(&submit(Op::FLUSH)) {
                                 Ok(seq) => last = Some(seq),
                                 Err(RecordingError::Frozen) => return last,
                                 Err(e) => panic!("{e}"),
@@ -635,7 +636,8 @@ fn info_counts_what_happened() {
     let writer = Writer::create(&place.path(), place.new_recording(4096)).unwrap();
     let ops = [
         Op::Read { offset: 0, len: 4096 },
-        Op::Flush,
+        Op::FLUSH,
+        Op::Flush { offset: 0, len: 4096 },
         Op::Discard { segments: vec![] },
         Op::WriteZeroes { segments: vec![Segment { offset: 0, len: 4096, unmap: true }] },
     ];
@@ -658,13 +660,14 @@ fn info_counts_what_happened() {
         reads: 1,
         writes: 2,
         sub_block: 1,
-        flushes: 1,
+        flushes: 2,
+        flushes_of_one: 1,
         discards: 1,
         write_zeroes: 1,
         failed: 1,
         unanswered: 1,
         marks: 1,
-        visible: 4,
+        visible: 5,
         negotiations: 0,
         writeback_changes: 1,
         resets: 1,
@@ -672,12 +675,12 @@ fn info_counts_what_happened() {
         power_cuts: 0,
     };
     assert_eq!(info.counts, counts);
-    assert_eq!((info.events, info.holes), (14, 0));
+    assert_eq!((info.events, info.holes), (16, 0));
     // Only of the one that failed is it said that it was not executed.
     let reader = Reader::open(&place.path()).unwrap();
     assert_eq!(reader.not_executed().unwrap().into_iter().collect::<Vec<_>>(), [seq]);
     assert_eq!(info.payload_bytes, 4096 + 8192);
-    assert_eq!(info.marks, [(Seq(11), Mark { name: "here".into() })]);
+    assert_eq!(info.marks, [(Seq(13), Mark { name: "here".into() })]);
     assert_eq!(info.file_bytes, File::open(place.path()).unwrap().metadata().unwrap().len());
 }
 
@@ -696,9 +699,9 @@ fn the_crash_model_takes_events_that_share_a_slot() {
     let write = put(0, op);
     // The flush at position 1 was there before the write completed: it does not cover it.
     writer.complete(&[(0, 2)], Completion::ok(write)).unwrap();
-    let early = put(1, Op::Flush);
+    let early = put(1, Op::FLUSH);
     writer.complete(&[(0, 2)], Completion::ok(early)).unwrap();
-    let late = put(2, Op::Flush);
+    let late = put(2, Op::FLUSH);
     let end = writer.complete(&[(0, 3)], Completion::ok(late)).unwrap();
     let reader = Reader::open(&place.path()).unwrap();
     let events: Vec<_> = reader.events().collect::<Result<_, _>>().unwrap();

@@ -166,7 +166,7 @@ fn fill_up(writer: &Writer) -> u64 {
     // No payload fits any more, but slots do; and when none is given to requests, those that are
     // out can still end.
     let e = loop {
-        match writer.append(&submit(0, Op::Flush)) {
+        match writer.append(&submit(0, Op::FLUSH)) {
             Ok(seq) => open.push(seq),
             Err(e) => break e,
         }

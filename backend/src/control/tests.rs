@@ -39,6 +39,7 @@ fn machine(dir: &tempfile::TempDir, recording: bool) -> Arc<Machine> {
         record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
+        divided: false,
         serial: "tornblk".to_owned(),
     })
     .unwrap()

@@ -80,7 +80,7 @@ impl GateContext<'_> {
         match self.op {
             Op::Read { .. } => Kind::Read,
             Op::Write { .. } => Kind::Write,
-            Op::Flush => Kind::Flush,
+            Op::Flush { .. } => Kind::Flush,
             Op::Discard { .. } => Kind::Discard,
             Op::WriteZeroes { .. } => Kind::WriteZeroes,
         }
@@ -90,7 +90,7 @@ impl GateContext<'_> {
     pub fn offset(&self) -> Option<u64> {
         match self.op {
             Op::Read { offset } | Op::Write { offset, .. } => Some(*offset),
-            Op::Flush => None,
+            Op::Flush { .. } => None,
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 segments.first().map(|s| s.offset)
             }
@@ -103,7 +103,7 @@ impl GateContext<'_> {
             |at: u64, n: u64| at < offset.saturating_add(len) && offset < at.saturating_add(n);
         match self.op {
             Op::Read { offset } | Op::Write { offset, .. } => meets(*offset, self.len),
-            Op::Flush => false,
+            Op::Flush { .. } => false,
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 segments.iter().any(|s| meets(s.offset, s.len))
             }

@@ -12,8 +12,8 @@
 //! What a store promises:
 //! - `Done` comes once for each request, in any order, unless the power was cut: then never again.
 //! - An error ends one request, never the store.
-//! - `Flush` is answered after every write that was *done* before its submission is as durable as
-//!   the store's medium makes it.
+//! - `Flush` is answered after every write to the bytes that it is of, which was *done* before its
+//!   submission, is as durable as the store's medium makes it.
 
 mod broken;
 mod buffers;
@@ -122,20 +122,37 @@ impl fmt::Debug for Note {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    Read { offset: u64 },
-    Write { offset: u64, fua: bool, atomic: bool },
-    Flush,
-    Discard { segments: Vec<Segment> },
-    WriteZeroes { segments: Vec<Segment> },
+    Read {
+        offset: u64,
+    },
+    Write {
+        offset: u64,
+        fua: bool,
+        atomic: bool,
+    },
+    /// Of these bytes; `len` 0: of everything.
+    Flush {
+        offset: u64,
+        len: u64,
+    },
+    Discard {
+        segments: Vec<Segment>,
+    },
+    WriteZeroes {
+        segments: Vec<Segment>,
+    },
 }
 
 impl Op {
+    /// A flush of everything.
+    pub const FLUSH: Op = Op::Flush { offset: 0, len: 0 };
+
     /// For sentences.
     pub fn name(&self) -> &'static str {
         match self {
             Op::Read { .. } => "a read",
             Op::Write { .. } => "a write",
-            Op::Flush => "a flush",
+            Op::Flush { .. } => "a flush",
             Op::Discard { .. } => "a discard",
             Op::WriteZeroes { .. } => "a write of zeroes",
         }
@@ -176,6 +193,11 @@ pub enum ResizeError {
          larger image, and another recording"
     )]
     Traced,
+    #[error(
+        "a disk that is divided into logical units (--lun) keeps its size: start tornblkd with a larger \
+         image, and the sizes that its units are to have"
+    )]
+    Divided,
     #[error("the image has {now} bytes and had {before}: make it larger, and try again")]
     NotLarger { before: u64, now: u64 },
     #[error(

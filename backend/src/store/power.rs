@@ -246,7 +246,7 @@ mod tests {
         power.arm(9, plan(Trigger::Submit(second_write()))).unwrap();
         assert_eq!(power.arm(10, plan(Trigger::Now)), Err(NotArmed::Armed));
         for (id, op, point, fires) in [
-            (2, &Op::Flush, Point::Submit, false),
+            (2, &Op::FLUSH, Point::Submit, false),
             (3, &WRITE, Point::Submit, false),
             (3, &WRITE, Point::Complete, false),
             (4, &WRITE, Point::Submit, true),
@@ -285,7 +285,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| power.cut_after(&ctx(2, &WRITE), Point::Submit));
             // What does not match waits for nobody.
-            assert!(!power.cut_after(&ctx(3, &Op::Flush), Point::Submit));
+            assert!(!power.cut_after(&ctx(3, &Op::FLUSH), Point::Submit));
             assert!(!waiting.is_finished());
             power.submitted(1);
             assert!(waiting.join().unwrap());

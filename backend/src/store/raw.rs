@@ -223,7 +223,7 @@ impl Engine for RawEngine {
 
     fn begin(&mut self, request: &Request, _: bool) -> Result<Step<()>, Failure> {
         match request.op {
-            Op::Read { .. } | Op::Flush => Ok(Step::Next(())),
+            Op::Read { .. } | Op::Flush { .. } => Ok(Step::Next(())),
             _ if self.shared.read_only => Err(Failure::ReadOnly),
             _ => Ok(Step::Next(())),
         }
@@ -257,7 +257,7 @@ impl Engine for RawEngine {
         let whole = usize::try_from(moved).is_ok_and(|moved| moved == request.buffers.len());
         let error = (moved < 0).then(|| io::Error::from_raw_os_error(-moved));
         match request.op {
-            Op::Flush if !given_up(moved) => self.shared.image.synced(error),
+            Op::Flush { .. } if !given_up(moved) => self.shared.image.synced(error),
             Op::Read { .. } | Op::Write { .. } if whole => Ok(()),
             // It may have been the sync that failed, after the write, which the kernel says once: all is
             // well if both work now. What is wrong otherwise the calls tell.
@@ -316,7 +316,7 @@ impl RawEngine {
                 shared.image.there(offset, len)?;
                 Ask::Write { offset, through: shared.through(fua) }
             }
-            Op::Flush if shared.flushes() => {
+            Op::Flush { .. } if shared.flushes() => {
                 shared.image.there(0, shared.image.size())?;
                 Ask::Sync
             }
@@ -342,8 +342,8 @@ impl Shared {
                 self.image.write(*offset, &request.buffers)?;
                 self.settle(*fua)
             }
-            Op::Flush if self.flushes() => self.image.sync(),
-            Op::Flush => Ok(()),
+            Op::Flush { .. } if self.flushes() => self.image.sync(),
+            Op::Flush { .. } => Ok(()),
             Op::Discard { segments } => self.each(segments, Image::discard),
             Op::WriteZeroes { segments } => self.each(segments, Image::zero),
         }

@@ -537,7 +537,7 @@ impl Shared {
                         }
                         event::Op::WriteZeroes { segments } => self.zero_work(&segments),
                         event::Op::Discard { segments } => self.discard_work(&segments),
-                        event::Op::Read { .. } | event::Op::Flush => Work::Nothing,
+                        event::Op::Read { .. } | event::Op::Flush { .. } => Work::Nothing,
                     };
                     self.apply(seq, &work);
                 }

@@ -321,7 +321,7 @@ impl Engine for StateEngine {
 
     fn begin(&mut self, request: &Request, _: bool) -> Result<Step<()>, Failure> {
         match request.op {
-            Op::Read { .. } | Op::Flush => Ok(Step::Next(())),
+            Op::Read { .. } | Op::Flush { .. } => Ok(Step::Next(())),
             _ if self.0.options.read_only => Err(Failure::ReadOnly),
             _ => Ok(Step::Next(())),
         }
@@ -332,7 +332,7 @@ impl Engine for StateEngine {
             Op::Read { offset } => self.0.read(*offset, &mut request.buffers),
             Op::Write { offset, .. } => self.0.write(*offset, &request.buffers),
             // The overlay lives no longer than this process: there is nothing to make durable.
-            Op::Flush => Ok(()),
+            Op::Flush { .. } => Ok(()),
             Op::Discard { segments } => {
                 self.0.discard(segments);
                 Ok(())

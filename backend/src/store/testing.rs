@@ -23,7 +23,7 @@ pub(crate) fn read(position: u16, offset: u64, len: usize) -> Request {
 }
 
 pub(crate) fn flush(position: u16) -> Request {
-    request(position, Op::Flush, Buffers::empty())
+    request(position, Op::FLUSH, Buffers::empty())
 }
 
 pub(crate) fn discard(position: u16, offset: u64, len: u64) -> Request {

@@ -14,7 +14,7 @@ use store::{MemStore, Shared};
 use tornblk_backend::device::FrontEnd;
 use tornblk_backend::device::blk::{Blk, BlkOptions, seg_max};
 use tornblk_backend::device::limits::{LimitOptions, Limits};
-use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Scsi, ScsiOptions};
+use tornblk_backend::device::scsi::{FRONT_END_SEG_MAX, Lun, Scsi, ScsiOptions};
 
 pub(crate) const ID: [u8; 20] = *b"serial-of-20-letters";
 
@@ -41,10 +41,21 @@ pub(crate) fn scsi_with(
     request_queues: u16,
     limits: LimitOptions,
 ) -> Arc<Scsi> {
+    scsi_of(store, request_queues, limits, Vec::new())
+}
+
+/// Several, of these names and sizes.
+pub(crate) fn scsi_of(
+    store: &Arc<MemStore>,
+    request_queues: u16,
+    limits: LimitOptions,
+    luns: Vec<Lun>,
+) -> Arc<Scsi> {
     let (front_end, seg_max) = (FrontEnd::Scsi, FRONT_END_SEG_MAX);
     let limits = LimitOptions { seg_max, front_end, ..limits };
     Scsi::new(ScsiOptions {
         store: Arc::new(Shared(store.clone())),
+        luns,
         limits: Limits::new(&limits).unwrap(),
         request_queues,
         queue_size: 256,

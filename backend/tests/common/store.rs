@@ -137,7 +137,7 @@ impl MemStore {
                 let to = &mut bytes[*offset as usize..][..len];
                 assert_eq!(request.buffers.copy_to(0, to), len);
             }
-            Op::Flush => {}
+            Op::Flush { .. } => {}
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 for s in segments {
                     bytes[s.offset as usize..][..s.len as usize].fill(0);

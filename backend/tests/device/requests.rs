@@ -113,7 +113,7 @@ fn flush_and_id_have_their_own_shapes() {
     let mut b = bench();
     let sent = b.driver.gives(VIRTIO_BLK_T_FLUSH, 0, &[]);
     assert_eq!(b.answer(sent), (OK, 1));
-    assert_eq!(b.store.take_ops(), [Op::Flush]);
+    assert_eq!(b.store.take_ops(), [Op::FLUSH]);
 
     let sent = b.driver.wants(VIRTIO_BLK_T_GET_ID, 0, 20);
     assert_eq!(b.answer(sent), (OK, 21));

@@ -112,7 +112,7 @@ fn what_is_synchronised_is_the_whole_cache() {
         vec![0x1b, 0, 0, 0, 0, 0],
     ] {
         assert!(b.ask(&cdb, &[], 0).good(), "{cdb:02x?}");
-        assert_eq!(b.store.take_ops(), [Op::Flush], "{cdb:02x?}");
+        assert_eq!(b.store.take_ops(), [Op::FLUSH], "{cdb:02x?}");
     }
     // Starting, or stopping with NO_FLUSH; PREVENT ALLOW; TEST UNIT READY.
     for cdb in [[0x1b, 0, 0, 0, 1, 0], [0x1b, 1, 0, 0, 4, 0], [0x1e, 0, 0, 0, 1, 0], [0; 6]] {

@@ -74,6 +74,7 @@ fn the_serial_number_is_asked_each_time_and_the_identity_stays() {
     let limits = LimitOptions { seg_max: 126, front_end: FrontEnd::Scsi, ..Default::default() };
     let device = Scsi::new(ScsiOptions {
         store: Arc::new(crate::common::store::Shared(store.clone())),
+        luns: Vec::new(),
         limits: Limits::new(&limits).unwrap(),
         request_queues: 1,
         queue_size: 256,

@@ -12,6 +12,7 @@ mod mode;
 mod random;
 mod recorded;
 mod refused;
+mod units;
 
 use common::driver::Driver;
 use common::scsi::{DISK, Reply, SentCommand};

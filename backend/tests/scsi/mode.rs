@@ -88,7 +88,7 @@ fn switching_the_cache_reaches_the_store() {
         assert!(reply.good() && reply.residual == 0, "{reply:?}");
         assert_eq!(b.store.take_told(), [Told::Writeback(wce)]);
         // What is in the cache is written out.
-        assert_eq!(b.store.take_ops(), if wce { vec![] } else { vec![Op::Flush] });
+        assert_eq!(b.store.take_ops(), if wce { vec![] } else { vec![Op::FLUSH] });
         assert_eq!(b.device.wce(), wce);
         assert_eq!(b.told(&sense6(8, 8, 0), 255)[6], u8::from(wce) << 2);
         // The default value stays.

@@ -4,7 +4,7 @@
 use crate::common::driver::{WRITE, descriptor};
 use crate::common::random::{EACH, Piece, config, piece};
 use crate::common::scsi::{DISK, REQUEST, RESPONSE, header};
-use crate::common::scsi_with;
+use crate::common::scsi_of;
 use crate::common::store::MemStore;
 use crate::common::touched::{everything, outside, writable};
 use crate::{Bench, END, FIRST, LimitOptions, SEAM, memory};
@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tornblk_backend::device::scsi::Lun;
 use tornblk_backend::store::Op;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -169,12 +170,13 @@ fn given() -> impl Strategy<Value = Vec<u8>> {
 fn lun() -> impl Strategy<Value = [u8; 8]> {
     let others: [[u8; 8]; 5] = [
         [1, 0, 0x40, 0, 0, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0, 0, 0],
+        [1, 0, 0, 2, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
         [0xc1, 1, 0, 0, 0, 0, 0, 0],
         [0; 8],
     ];
-    prop_oneof![20 => Just(DISK), 2 => proptest::sample::select(others.to_vec()), 1 => any::<[u8; 8]>()]
+    let second = [1, 0, 0, 1, 0, 0, 0, 0];
+    prop_oneof![20 => Just(DISK), 2 => Just(second), 2 => proptest::sample::select(others.to_vec()), 1 => any::<[u8; 8]>()]
 }
 
 #[derive(Clone, Debug)]
@@ -213,16 +215,24 @@ fn asked() -> impl Strategy<Value = Asked> {
     })
 }
 
-/// Disks: a profile, and whether it can be written.
-fn disk() -> impl Strategy<Value = (Option<&'static str>, bool)> {
+/// Disks: a profile, whether it can be written, and whether there are two.
+fn disk() -> impl Strategy<Value = (Option<&'static str>, bool, bool)> {
     let profiles = [None, Some("req4k"), Some("explicit4k"), Some("explicit4k+b4k"), Some("lb512")];
-    (proptest::sample::select(profiles.to_vec()), prop_oneof![7 => Just(false), 1 => Just(true)])
+    let read_only = prop_oneof![7 => Just(false), 1 => Just(true)];
+    (proptest::sample::select(profiles.to_vec()), read_only, any::<bool>())
 }
 
-fn bench((profile, read_only): (Option<&str>, bool), event_idx: bool) -> Bench {
+/// Where the second of two begins.
+const MIDDLE: u64 = 24 * 512;
+
+fn bench((profile, read_only, two): (Option<&str>, bool, bool), event_idx: bool) -> Bench {
     let store = if read_only { MemStore::read_only(SECTORS) } else { MemStore::new(SECTORS) };
     let profile = profile.map(|name| name.parse().unwrap());
-    let device = scsi_with(&store, 1, LimitOptions { profile, ..LimitOptions::default() });
+    let lun = |name: &str, bytes| Lun { name: name.to_owned(), bytes };
+    let luns = [lun("a", MIDDLE), lun("b", SECTORS * 512 - MIDDLE)];
+    let luns = if two { luns.to_vec() } else { Vec::new() };
+    let limits = LimitOptions { profile, ..LimitOptions::default() };
+    let device = scsi_of(&store, 1, limits, luns);
     Bench::with(store, device, memory(), 0x1000, FIRST, event_idx)
 }
 
@@ -230,7 +240,9 @@ fn bench((profile, read_only): (Option<&str>, bool), event_idx: bool) -> Bench {
 fn on_the_disk(ops: &[Op]) -> bool {
     ops.iter().all(|op| match op {
         Op::Read { offset } | Op::Write { offset, .. } => *offset < SECTORS * 512,
-        Op::Flush => true,
+        Op::Flush { offset, len } => {
+            [(0, 0), (0, MIDDLE), (MIDDLE, SECTORS * 512 - MIDDLE)].contains(&(*offset, *len))
+        }
         Op::Discard { segments } | Op::WriteZeroes { segments } => segments
             .iter()
             .all(|s| s.len > 0 && s.offset.checked_add(s.len).is_some_and(|e| e <= SECTORS * 512)),

@@ -4,9 +4,10 @@
 use crate::common::driver::Driver;
 use crate::common::scsi::DISK;
 use crate::{FIRST, atomic, cdb10, cdb16, memory};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tornblk_backend::device::limits::{LimitOptions, Limits};
-use tornblk_backend::device::scsi::{Scsi, ScsiOptions};
+use tornblk_backend::device::scsi::{Lun, Scsi, ScsiOptions};
 use tornblk_backend::device::{Device, FrontEnd};
 use tornblk_backend::store::{Cache, HoldCompletions, IoEngine, Machine, Options, Rings, Store};
 use tornblk_model::crash::{History, Profile};
@@ -25,13 +26,10 @@ impl Rings for Indices {
     }
 }
 
-#[test]
-fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("disk.img");
-    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
-    let file = dir.path().join("disk.rec");
-    let profile: Profile = "explicit16k".parse().unwrap();
+/// A recorded disk of 1 MiB for each logical unit, two request queues.
+fn recorded(dir: &Path, profile: &Profile, luns: Vec<Lun>) -> Arc<Scsi> {
+    let image = dir.join("disk.img");
+    std::fs::write(&image, vec![0; luns.len().max(1) << 20]).unwrap();
     let limits = Limits::new(&LimitOptions {
         profile: Some(profile.clone()),
         seg_max: 126,
@@ -41,7 +39,7 @@ fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
     let machine = Machine::open(Options {
         image,
         states: None,
-        recording: Some(file.clone()),
+        recording: Some(dir.join("disk.rec")),
         profile: profile.clone(),
         logical_block_size: 512,
         physical_block_size: 512,
@@ -54,18 +52,28 @@ fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
         record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
+        divided: !luns.is_empty(),
         serial: "disk".to_owned(),
     });
     let machine = machine.unwrap();
     let identity = machine.clone();
-    let device = Scsi::new(ScsiOptions {
+    Scsi::new(ScsiOptions {
         store: machine.clone() as Arc<dyn Store>,
+        luns,
         limits: limits.unwrap(),
         request_queues: 2,
         queue_size: 256,
         writeback: true,
         id: Box::new(move || identity.id_string()),
-    });
+    })
+}
+
+#[test]
+fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk.rec");
+    let profile: Profile = "explicit16k".parse().unwrap();
+    let device = recorded(dir.path(), &profile, Vec::new());
     let indices = Arc::new(Indices::default());
     device.store().connected(indices.clone());
     device.negotiated(device.features());
@@ -111,7 +119,7 @@ fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
                         Op::Write { offset, len, fua, atomic, .. } => {
                             format!("write {offset}+{len} {fua} {atomic}")
                         }
-                        Op::Flush => "flush".to_owned(),
+                        Op::Flush { .. } => "flush".to_owned(),
                         other => panic!("{other:?}"),
                     },
                 ));
@@ -144,4 +152,52 @@ fn a_recording_tells_the_request_queues_apart_and_the_model_understands_it() {
     let history = History::new(device.disk().clone(), events).unwrap();
     let volatile = completed.iter().map(|at| history.cut(*at, &profile).unwrap().volatile().len());
     assert_eq!(volatile.collect::<Vec<_>>(), [0, 1, 0, 8, 8, 8, 8, 8, 8, 8, 8, 0]);
+}
+
+#[test]
+fn units_are_flushed_apart_and_the_model_understands_it() {
+    const LOG: [u8; 8] = [1, 0, 0, 1, 0, 0, 0, 0];
+    let dir = tempfile::tempdir().unwrap();
+    let profile: Profile = "lb512".parse().unwrap();
+    let lun = |name: &str| Lun { name: name.into(), bytes: 1 << 20 };
+    let device = recorded(dir.path(), &profile, vec![lun("main"), lun("log")]);
+    device.store().connected(Arc::new(Indices::default()));
+    device.negotiated(device.features());
+    let mem = memory();
+    let mut driver = Driver::new(mem.clone(), 0x1000, 256, 0x1_0000);
+    let (mut queue, mut ring) = (device.request_queue(FIRST), driver.ring(false));
+    let flush = cdb10(0x35, 0, 0, 0);
+    let commands: [([u8; 8], &[u8], &[u8]); 4] = [
+        (DISK, &cdb10(0x2a, 0, 3, 1), &[1; 512]),
+        (LOG, &cdb10(0x2a, 0, 3, 1), &[2; 512]),
+        (DISK, &flush, &[]),
+        (LOG, &flush, &[]),
+    ];
+    for (lun, cdb, out) in commands {
+        let sent = driver.command(lun, 1, cdb, out, 0);
+        let _ = queue.pump(&mut ring, &mem, true);
+        assert_eq!(driver.take_used(), [(sent.head, 108)]);
+        assert!(driver.reply(&sent).good(), "{cdb:02x?}");
+    }
+    let reader = Reader::open(&dir.path().join("disk.rec")).unwrap();
+    let events: Vec<(Seq, Event)> = reader.events().collect::<Result<_, _>>().unwrap();
+    let ops = events.iter().filter_map(|(_, event)| match event {
+        Event::Submit(submit) => Some(&submit.op),
+        _ => None,
+    });
+    let ops: Vec<&Op> = ops.collect();
+    assert!(matches!(ops[1], Op::Write { offset: 0x10_0600, .. }), "{:?}", ops[1]);
+    let mib = 1 << 20;
+    assert_eq!(
+        ops[2..],
+        [&Op::Flush { offset: 0, len: mib }, &Op::Flush { offset: mib, len: mib }]
+    );
+    let history = History::new(device.disk(), events.clone()).unwrap();
+    let done = events.iter().filter(|(_, event)| matches!(event, Event::Complete { .. }));
+    let volatile = |at: Seq| {
+        let volatile = history.cut(at, &profile).unwrap().volatile();
+        volatile.iter().map(|w| history.request(*w).unwrap().ranges()[0].0).collect::<Vec<_>>()
+    };
+    let volatile: Vec<Vec<u64>> = done.map(|(at, _)| volatile(*at)).collect();
+    assert_eq!(volatile, [vec![0x600], vec![0x600, 0x10_0600], vec![0x10_0600], vec![]]);
 }

@@ -194,6 +194,7 @@ fn as_many_segments_as_a_front_end_may_show_and_no_more() {
     let limits = LimitOptions { seg_max: 6, front_end: FrontEnd::Scsi, ..LimitOptions::default() };
     let device = Scsi::new(ScsiOptions {
         store: Arc::new(Shared(store.clone())),
+        luns: Vec::new(),
         limits: Limits::new(&limits).unwrap(),
         request_queues: 1,
         queue_size: 8,

@@ -6,6 +6,7 @@ use super::run;
 use crate::explore::{ByName, Checker, GuestNeeds, Opened, Verdict, judge};
 use crate::out::say;
 use crate::report::terminal::{Live, Look};
+use crate::run::disks::{self, FurtherDisk, LUNS_MAX};
 use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, Volume, Wanted, program, word};
 use crate::suite::parse_time;
 use crate::vm::{FrontEnd, Virtiofsd};
@@ -64,6 +65,14 @@ pub(super) struct ExecOptions {
     /// Of the disk
     #[arg(long, value_name = "SIZE", default_value = SIZE, value_parser = parse_size, requires = "exec")]
     size: u64,
+
+    /// Another disk for both programs, with a file system FS of its own [default: that of --fs; raw: none]:
+    /// its device is $TORNBLK_DEVICE_NAME, and it is mounted at $TORNBLK_MOUNT_NAME (in capitals, _ for -).
+    /// All disks share one order of events and one power cut, and each is flushed by itself; they are
+    /// SCSI disks. --mkfs-opts and --mount-opts are for those with the file system of --fs. Can be given
+    /// several times
+    #[arg(long = "disk", value_name = "NAME=SIZE[,FS]", value_parser = another, requires = "exec")]
+    disks: Vec<Another>,
 
     /// Of both programs' environment; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable, requires = "exec")]
@@ -124,7 +133,7 @@ impl FileSystem {
 #[derive(Clone)]
 pub(super) struct Around<'a> {
     pub(super) guest: GuestArgs,
-    pub(super) front_end: FrontEnd,
+    pub(super) front_end: Option<FrontEnd>,
     pub(super) profiles: Vec<Profile>,
     pub(super) strategies: Vec<Strategy>,
     pub(super) seed: u64,
@@ -247,16 +256,25 @@ impl ExecOptions {
         if let Some(kernel) = &around.guest.kernel {
             kernel.parse::<KernelSource>()?;
         }
-        let mut mkfs: Vec<String> = self.fs.mkfs().iter().map(|word| (*word).to_owned()).collect();
-        if !self.mkfs_opts.is_empty() {
-            if mkfs.is_empty() {
-                bail!("--mkfs-opts: no file system is made on a raw disk");
+        if !self.mkfs_opts.is_empty() && self.fs == FileSystem::Raw {
+            bail!("--mkfs-opts: no file system is made on a raw disk");
+        }
+        let mkfs_opts = words(&self.mkfs_opts)?;
+        let mkfs = |fs: FileSystem| -> Vec<String> {
+            let mut mkfs: Vec<String> = fs.mkfs().iter().map(|word| (*word).to_owned()).collect();
+            if !mkfs.is_empty() {
+                mkfs.extend(mkfs_opts.iter().filter(|_| fs == self.fs).cloned());
+                mkfs.push("{device}".to_owned());
             }
-            mkfs.extend(words(&self.mkfs_opts)?);
-        }
-        if !mkfs.is_empty() {
-            mkfs.push("{device}".to_owned());
-        }
+            mkfs
+        };
+        let front_end = self.front_end(around.front_end)?;
+        let disks = self.disks.iter().map(|disk| {
+            let fs = disk.fs.unwrap_or(self.fs);
+            let mount_options = if fs == self.fs { self.mount_opts.clone() } else { String::new() };
+            let (name, fstype) = (disk.name.clone(), fs.name().to_owned());
+            (FurtherDisk { name, size: disk.size, fstype, mount_options }, mkfs(fs))
+        });
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Ok(Wanted {
             name: exec.to_owned(),
@@ -265,6 +283,7 @@ impl ExecOptions {
                 env: env.clone(),
                 marks: Vec::new(),
                 timeout_ms: millis(self.exec_timeout),
+                disks: Vec::new(),
             },
             checker: Checker {
                 name: check.to_owned(),
@@ -273,23 +292,50 @@ impl ExecOptions {
                 timeout_ms: millis(self.check_timeout),
                 corrupt_status: self.corrupt_status,
             },
-            mkfs,
+            mkfs: mkfs(self.fs),
             volume: Volume {
                 fstype: self.fs.name().to_owned(),
                 mount_options: self.mount_opts.clone(),
                 queues: 1,
                 logical_block_size: 512,
                 profile: profile.to_string(),
-                front_end: around.front_end,
+                front_end,
                 shows_limits: false,
                 on_wire: Default::default(),
             },
             size: self.size,
+            disks: disks.collect(),
             seed: around.seed,
             guest: around.guest.clone(),
             // Before anything that takes its time.
             virtiofsd: Virtiofsd::find()?,
         })
+    }
+
+    /// Several disks are logical units of one SCSI device.
+    fn front_end(&self, asked: Option<FrontEnd>) -> anyhow::Result<FrontEnd> {
+        if self.disks.is_empty() {
+            return Ok(asked.unwrap_or_default());
+        }
+        let mut known = std::collections::BTreeSet::new();
+        for disk in &self.disks {
+            if !known.insert(disk.name.replace('-', "_")) {
+                bail!("--disk {}: there is one that is called so, or nearly so", disk.name);
+            }
+        }
+        if self.disks.len() >= LUNS_MAX {
+            bail!(
+                "--disk: {} disks and the main one are too many: at most {LUNS_MAX}",
+                self.disks.len()
+            );
+        }
+        match asked {
+            None | Some(FrontEnd::Scsi) => Ok(FrontEnd::Scsi),
+            Some(other) => bail!(
+                "--disk: several disks are logical units of one SCSI device, and --front-end {other} has \
+                 none: leave it out"
+            ),
+        }
     }
 
     /// Of both programs.
@@ -401,6 +447,27 @@ fn words(options: &str) -> anyhow::Result<Vec<String>> {
     Ok(options.split_whitespace().map(str::to_owned).collect())
 }
 
+/// A disk as it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Another {
+    name: String,
+    size: u64,
+    /// `None`: that of --fs.
+    fs: Option<FileSystem>,
+}
+
+fn another(text: &str) -> Result<Another, String> {
+    let Some((name, rest)) = text.split_once('=') else {
+        return Err("write NAME=SIZE or NAME=SIZE,FS, such as log=64m,xfs".to_owned());
+    };
+    disks::check_name(name)?;
+    let (size, fs) = match rest.split_once(',') {
+        Some((size, fs)) => (size, Some(FileSystem::from_str(fs, false)?)),
+        None => (rest, None),
+    };
+    Ok(Another { name: name.to_owned(), size: parse_size(size)?, fs })
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -435,6 +502,20 @@ mod tests {
     fn options_are_split_as_a_shell_would() {
         assert_eq!(words("-b 4096  -O bigalloc").unwrap(), ["-b", "4096", "-O", "bigalloc"]);
         assert!(words("-L 'a b'").is_err());
+        let log = another("log=64m,xfs").unwrap();
+        assert_eq!((&*log.name, log.size, log.fs), ("log", 64 << 20, Some(FileSystem::Xfs)));
+        assert_eq!(another("b=1m").unwrap().fs, None);
+        for (text, why) in [
+            ("log", "NAME=SIZE"),
+            ("main=1m", "is the disk that there is anyway"),
+            ("LOG=1m", "lower-case"),
+            ("log=1k", "whole MiB"),
+            ("log=0", "whole MiB"),
+            ("log=1m,fat", "fat"),
+        ] {
+            let error = another(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
         assert_eq!(variable("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
         assert!(variable("=x").is_err() && variable("x").is_err());
     }

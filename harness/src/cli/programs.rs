@@ -37,13 +37,14 @@ use std::time::Instant;
 use toml::{Table, Value};
 
 /// What a program may say: options of `tornblk run --exec`.
-const OPTIONS: [&str; 14] = [
+const OPTIONS: [&str; 15] = [
     "exec",
     "check",
     "fs",
     "mkfs-opts",
     "mount-opts",
     "size",
+    "disk",
     "env",
     "exec-timeout",
     "check-timeout",

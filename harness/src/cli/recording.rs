@@ -259,10 +259,14 @@ fn info(path: &Path, marks: bool, json: bool) -> anyhow::Result<()> {
         info.holes
     );
     say!(
-        "requests   {} reads, {} writes, {} flushes, {} discards, {} write zeroes; {} failed, {} never answered",
+        "requests   {} reads, {} writes, {} flushes{}, {} discards, {} write zeroes; {} failed, {} never answered",
         counts.reads,
         counts.writes,
         counts.flushes,
+        match counts.flushes_of_one {
+            0 => String::new(),
+            n => format!(" ({n} of one disk of several)"),
+        },
         counts.discards,
         counts.write_zeroes,
         counts.failed,

@@ -11,18 +11,18 @@ use crate::out::say;
 use crate::report::strip::{strip, utf8_locale};
 use crate::report::terminal::{Live, Look};
 use crate::report::{findings, headline, text};
+use crate::run::disks::{self, FurtherDisk};
 use crate::run::{
     GuestArgs, Lab, RealLab, RunError, RunFolder, RunReport, Settings, kept_state, repro, run_lanes,
 };
 use crate::suite;
-use crate::vm::{self, BOOT_TIMEOUT, FrontEnd, NoHost, Vm, VmConfig};
+use crate::vm::{self, BOOT_TIMEOUT, FrontEnd, Vm, VmConfig};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
-use tornblk_agent::channel::{Command, MarkText, Outcome};
+use tornblk_agent::channel::MarkText;
 use tornblk_image::Lock;
 use tornblk_model::crash::StateName;
 use tornblk_model::recording::StateReader;
@@ -55,7 +55,7 @@ impl ReproArgs {
             let kept = kept_state(&self.what)?;
             let (state, name) = (&kept.state, kept.name.as_str());
             let (fstype, front_end) = (kept.volume.fstype.as_str(), kept.volume.front_end);
-            let on = On { state, name, fstype, front_end, partly: false };
+            let on = On { state, name, fstype, front_end, further: &[], partly: false };
             return shell(&on, &self.guest.given().or(kept.guest), None, &interrupted);
         }
         let live = Live::new(Look::detect());
@@ -103,7 +103,9 @@ impl ReproArgs {
             let fstype = volume.map_or("", |v| v.fstype.as_str());
             let front_end = volume.map(|v| v.front_end).unwrap_or_default();
             let partly = meta.judge == Judge::InPlace;
-            let on = On { state: &state, name: &name_of(&meta), fstype, front_end, partly };
+            let further = opened.subject.as_ref().map_or(&[][..], |s| &s.disks);
+            let name = &name_of(&meta);
+            let on = On { state: &state, name, fstype, front_end, further, partly };
             let lock = meta.image.as_ref().filter(|_| self.guest.given().kernel.is_none());
             return shell(&on, &given, lock, interrupted);
         }
@@ -254,6 +256,8 @@ struct On<'a> {
     /// Empty: the raw disk.
     fstype: &'a str,
     front_end: FrontEnd,
+    /// Disks beside the main one.
+    further: &'a [FurtherDisk],
     /// Only the blocks that its judge needs are there.
     partly: bool,
 }
@@ -285,6 +289,7 @@ fn shell(
             profile: "lb".into(),
             logical_block_size: on.state.disk().lb_size,
             front_end: on.front_end,
+            luns: disks::luns(on.state.disk().capacity, on.further),
             serial: SERIAL.into(),
             seed: 0,
             faults: Vec::new(),
@@ -306,17 +311,26 @@ fn shell(
         stop: Some(Arc::clone(stop)),
     };
     let (mut vm, console) = Vm::boot_with_console(&config, BOOT_TIMEOUT)?;
-    vm.attach_disk(&device.socket(), SERIAL, 1, on.front_end)?;
-    let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
-    let disk = match vm.call(wait, &mut NoHost, Instant::now() + Duration::from_secs(60))? {
-        Outcome::Ok { value } => value["device"].as_str().unwrap_or_default().to_owned(),
-        other => bail!("the guest did not find the disk: {other:?}"),
-    };
+    let serials = disks::serials(SERIAL, on.further);
+    let mut found = vec![vm.attach_disk(&device.socket(), &serials[0], 1, on.front_end)?.device];
+    for serial in &serials[1..] {
+        found.push(vm.find_disk(serial)?);
+    }
     live.finish();
-    let mount = match on.fstype {
+    let mut mount = match on.fstype {
         "" => String::new(),
-        fstype => format!("\n  mount -t {fstype} {disk} /mnt"),
+        fstype => format!("\n  mount -t {fstype} {} /mnt", found[0]),
     };
+    for (further, disk) in on.further.iter().zip(&found[1..]) {
+        mount += &match further.mount() {
+            None => format!("\n{disk} is {}", further.name),
+            Some(at) => format!(
+                "\n{disk} is {}\n  mkdir -p {2} && mount -t {} {disk} {2}",
+                further.name, at.fstype, at.target
+            ),
+        };
+    }
+    let disk = &found[0];
     let partly = match on.partly {
         true => "\nOnly the blocks that judge it are there; all others are zero.",
         false => "",

@@ -385,7 +385,7 @@ impl RunArgs {
                 qemu: self.qemu.clone(),
                 append: self.develop.append.clone(),
             },
-            front_end: self.front_end.map(FrontEnd::from).unwrap_or_default(),
+            front_end: self.front_end.map(FrontEnd::from),
             profiles: profiles?,
             strategies: self.explore.clone(),
             seed: self.seed,

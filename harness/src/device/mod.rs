@@ -45,6 +45,8 @@ pub struct DiskSpec {
     pub profile: String,
     pub logical_block_size: u32,
     pub front_end: FrontEnd,
+    /// `--lun`, each; none: one disk.
+    pub luns: Vec<String>,
     pub serial: String,
     pub seed: u64,
     /// Armed from the start.
@@ -63,6 +65,8 @@ pub struct StatesSpec {
     pub base: Option<PathBuf>,
     pub profile: String,
     pub front_end: FrontEnd,
+    /// `--lun`, each; none: one disk.
+    pub luns: Vec<String>,
     pub serial: String,
     /// Where what is done to a state may be recorded, besides beside the recording.
     pub folder: PathBuf,
@@ -97,6 +101,9 @@ impl Device {
         if spec.front_end != FrontEnd::default() {
             option("--front-end", spec.front_end.of_device().as_ref());
         }
+        for lun in &spec.luns {
+            option("--lun", lun.as_ref());
+        }
         option("--seed", spec.seed.to_string().as_ref());
         for fault in &spec.faults {
             option("--fault", fault.as_ref());
@@ -121,6 +128,9 @@ impl Device {
         option("--profile", spec.profile.as_ref());
         if spec.front_end != FrontEnd::default() {
             option("--front-end", spec.front_end.of_device().as_ref());
+        }
+        for lun in &spec.luns {
+            option("--lun", lun.as_ref());
         }
         option("--serial", spec.serial.as_ref());
         option("--allow", spec.folder.as_os_str());

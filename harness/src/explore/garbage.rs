@@ -37,7 +37,7 @@ fn recorded(lb_size: u32, writes: &[(u64, u32, bool, Then)]) -> Recorded {
         disk.complete(write);
         let since = disk.mark(&[MarkText::Done { file: 1, unit, r#gen, result: UNIT.into() }]);
         if then == Then::Durable {
-            let flush = disk.submit(Op::Flush);
+            let flush = disk.submit(Op::FLUSH);
             disk.complete(flush);
             disk.mark(&[MarkText::Synced { file: 1, since, result: 0 }]);
         }

@@ -265,7 +265,7 @@ fn an_ignored_flush_is_found_where_the_same_bytes_are_legal_before_and_after() {
     for value in [1, 2, 1] {
         let write = disk.write(offset, &[value; 4096], false);
         disk.complete(write);
-        let flush = disk.submit(Op::Flush);
+        let flush = disk.submit(Op::FLUSH);
         disk.complete(flush);
         let mark = Mark { name: "acknowledged".into() };
         writes.push((write, disk.append(&Event::Mark(mark)), value));
@@ -377,7 +377,7 @@ fn random_workload(seed: u64) -> Recorded {
                 }
             }
             8 => {
-                let flush = disk.submit(Op::Flush);
+                let flush = disk.submit(Op::FLUSH);
                 in_flight.push((flush, None));
             }
             _ => {

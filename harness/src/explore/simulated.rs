@@ -118,6 +118,7 @@ impl Simulated {
             image: None,
             checker: None,
             environment: None,
+            disks: Vec::new(),
         };
         let mut simulated = Simulated {
             dir,
@@ -252,7 +253,7 @@ impl Simulated {
                 thread.in_flight.push(request);
             }
             Some(Step::Flush) => {
-                let flush = self.submit(Op::Flush);
+                let flush = self.submit(Op::FLUSH);
                 thread.in_flight.push(flush);
             }
             Some(Step::Wait) | None => {}

@@ -10,7 +10,7 @@
 //!
 //! The format's version, the part and how many there are, and a piece of one line of JSON.
 
-use crate::run::{Environment, GuestArgs, Volume};
+use crate::run::{Environment, FurtherDisk, GuestArgs, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tornblk_agent::channel::{Program, Ran, Workload};
@@ -68,6 +68,9 @@ pub struct Subject {
     /// Where it was made; `None`: it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
+    /// Beside the disk of `volume`, which is then LUN 0 of the recorded device, these follow it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<FurtherDisk>,
 }
 
 /// A program of the user's that looks at the disk, mounted where [`USER_DISK`] is: exit status 0, and it
@@ -92,7 +95,7 @@ impl Checker {
     /// As the guest is asked, with the marks before the crash.
     pub fn program(&self, marks: Vec<String>) -> Program {
         let Checker { argv, env, timeout_ms, .. } = self.clone();
-        Program { argv, env, marks, timeout_ms }
+        Program { argv, env, marks, timeout_ms, disks: Vec::new() }
     }
 
     /// What it says of a disk by how it ended.
@@ -311,6 +314,7 @@ mod tests {
             image: Some("abc".into()),
             checker: None,
             environment: Some(crate::run::Environment::default()),
+            disks: Vec::new(),
         }
     }
 

@@ -69,7 +69,7 @@ impl Recorded {
     }
 
     pub(crate) fn flush(&mut self) -> Seq {
-        let flush = self.submit(Op::Flush);
+        let flush = self.submit(Op::FLUSH);
         self.complete(flush)
     }
 

@@ -44,7 +44,7 @@ impl Driver {
     }
 
     fn flush(&mut self) {
-        self.request(Op::Flush);
+        self.request(Op::FLUSH);
     }
 
     /// Something is promised from here on.

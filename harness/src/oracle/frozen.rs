@@ -87,7 +87,7 @@ impl<'a> Watch<'a> {
     }
 
     fn submitted(&mut self, at: Seq, op: &'a Op) {
-        if matches!(op, Op::Read { .. } | Op::Flush) {
+        if matches!(op, Op::Read { .. } | Op::Flush { .. }) {
             return;
         }
         self.on_its_way.insert(at, op);
@@ -133,7 +133,7 @@ fn in_words(op: &Op) -> String {
         Op::Discard { segments: s } => segments("a discard", s),
         Op::WriteZeroes { segments: s } => segments("a write of zeroes", s),
         Op::Read { .. } => "a read".to_owned(),
-        Op::Flush => "a flush".to_owned(),
+        Op::Flush { .. } => "a flush".to_owned(),
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_ends_before_and_begins_after_is_allowed() {
-        let flush = submit(Op::Flush);
+        let flush = submit(Op::FLUSH);
         let read = submit(Op::Read { offset: 0, len: 4096 });
         let events = vec![
             write(0),

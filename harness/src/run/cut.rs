@@ -2,7 +2,7 @@
 
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
-use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
+use super::volume::{Guest, LONG, MakeFs, SHORT, Volume, Way, make, whole_file};
 use super::{
     CallError, Disk, Environment, GuestArgs, Lab, RunError, WireQuery, check, complaints, race,
 };
@@ -126,6 +126,7 @@ impl Setting<'_> {
             profile: self.volume.profile.clone(),
             logical_block_size: self.lane.logical_block_size,
             front_end: self.volume.front_end,
+            luns: Vec::new(),
             serial: SERIAL.to_owned(),
             seed,
             faults: Vec::new(),
@@ -146,7 +147,8 @@ impl Setting<'_> {
             let partition = self.lane.partition_command(device);
             partition.unwrap_or_else(|| self.lane.mkfs_command(device))
         };
-        self.volume.format(lab, disk.as_ref(), dir, &mkfs, self.interrupted)?;
+        let all: [(_, &MakeFs); 1] = [(SERIAL.to_owned(), &mkfs)];
+        self.volume.format(lab, disk.as_ref(), dir, &all, self.interrupted)?;
         disk.stop()?;
         race::check_poison(self.base, self.lane)
     }
@@ -344,6 +346,7 @@ impl Setting<'_> {
             image,
             checker: None,
             environment: Some(environment.clone()),
+            disks: Vec::new(),
         };
         for mark in subject.marks() {
             if disk.mark(&mark)?.is_none() {

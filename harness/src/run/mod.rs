@@ -15,6 +15,7 @@
 mod complaints;
 mod cut;
 mod debugger;
+pub mod disks;
 mod environment;
 mod explored;
 mod folder;
@@ -39,6 +40,7 @@ mod wire;
 
 pub use cut::{CutReport, Judged};
 pub use debugger::Debugger;
+pub use disks::FurtherDisk;
 pub use environment::Environment;
 pub use folder::RunFolder;
 pub use lane::run_lanes;

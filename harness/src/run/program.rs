@@ -4,8 +4,9 @@
 //! (mark `synced`). What comes after that is no part of what is explored.
 
 use super::cut::SERIAL;
+use super::disks::{self, FurtherDisk};
 use super::session::{ask, guest, nobodys};
-use super::volume::{LONG, SHORT, make};
+use super::volume::{LONG, MakeFs, SHORT, make};
 use super::{Environment, GuestArgs, Lab as _, RealLab, RunError, RunFolder, Volume, check};
 use crate::device::{Device, DeviceError, DiskSpec};
 use crate::explore::{Checker, FILES, Subject, said};
@@ -34,6 +35,8 @@ pub struct Wanted {
     pub volume: Volume,
     /// Bytes.
     pub size: u64,
+    /// Disks beside that one, each with its `mkfs`: all on a SCSI device.
+    pub disks: Vec<(FurtherDisk, Vec<String>)>,
     pub seed: u64,
     pub guest: GuestArgs,
     pub virtiofsd: Virtiofsd,
@@ -43,7 +46,32 @@ impl Wanted {
     /// "./write.sh on ext4, 256 MiB"
     pub fn told(&self) -> String {
         let fs = if self.volume.is_raw() { "a raw disk" } else { &self.volume.fstype };
-        format!("{} on {fs}, {} MiB", self.name, self.size >> 20)
+        let each = self.disks.iter().map(|(disk, _)| {
+            let fs = if disk.is_raw() { "raw" } else { &disk.fstype };
+            format!(", {} on {fs}, {} MiB", disk.name, disk.size >> 20)
+        });
+        let mut told = format!("{} on {fs}, {} MiB", self.name, self.size >> 20);
+        told.extend(each);
+        if !self.disks.is_empty() {
+            told += "; SCSI disks that share a power cut";
+        }
+        told
+    }
+
+    fn further(&self) -> Vec<FurtherDisk> {
+        self.disks.iter().map(|(disk, _)| disk.clone()).collect()
+    }
+
+    /// What makes each file system, by the disk's serial number.
+    fn mkfs(&self) -> impl Iterator<Item = (String, impl Fn(&str) -> Vec<String>)> {
+        let each = std::iter::once(&self.mkfs).chain(self.disks.iter().map(|(_, mkfs)| mkfs));
+        let named = disks::serials(SERIAL, &self.further()).into_iter().zip(each);
+        named.filter(|(_, mkfs)| !mkfs.is_empty()).map(|(serial, mkfs)| {
+            let on = move |device: &str| -> Vec<String> {
+                mkfs.iter().map(|word| word.replace("{device}", device)).collect()
+            };
+            (serial, on)
+        })
     }
 }
 
@@ -70,27 +98,29 @@ pub fn program(
     let dir = folder.path().to_owned();
     let (base, recording) = (dir.join("base.img"), dir.join(super::RECORDING));
     let image = std::fs::File::create(&base).map_err(RunError::io("make", &base))?;
-    image.set_len(wanted.size).map_err(RunError::io("make", &base))?;
+    let further = wanted.further();
+    let capacity = wanted.size + further.iter().map(|disk| disk.size).sum::<u64>();
+    image.set_len(capacity).map_err(RunError::io("make", &base))?;
     let mut spec = DiskSpec {
         image: base,
         recording: None,
         profile: wanted.volume.profile.clone(),
         logical_block_size: wanted.volume.logical_block_size,
         front_end: wanted.volume.front_end,
+        luns: disks::luns(capacity, &further),
         serial: SERIAL.to_owned(),
         seed: wanted.seed,
         faults: Vec::new(),
         hold_completions: None,
         log: dir.join("device.log"),
     };
-    if !wanted.mkfs.is_empty() {
-        phase("formatting the disk");
+    let mkfs: Vec<_> = wanted.mkfs().collect();
+    let all: Vec<(String, &MakeFs)> =
+        mkfs.iter().map(|(serial, mkfs)| (serial.clone(), mkfs as &MakeFs)).collect();
+    if !all.is_empty() {
+        phase(if all.len() > 1 { "formatting the disks" } else { "formatting the disk" });
         let disk = lab.disk(&spec)?;
-        let mkfs = |device: &str| {
-            let at = |word: &String| word.replace("{device}", device);
-            wanted.mkfs.iter().map(at).collect()
-        };
-        wanted.volume.format(lab, disk.as_ref(), &dir, &mkfs, interrupted)?;
+        wanted.volume.format(lab, disk.as_ref(), &dir, &all, interrupted)?;
         disk.stop()?;
     }
     spec.recording = Some(recording.clone());
@@ -99,8 +129,13 @@ pub fn program(
     let device = Device::start(&lab.tornblkd, &spec)?;
     let mut room = Room::new(lab, wanted, &device, &dir, interrupted)?;
     if !wanted.volume.is_raw() {
-        let mount = wanted.volume.mount_on(&room.disk, USER_MOUNT);
+        let mount = wanted.volume.mount_on(&room.devices[0], USER_MOUNT);
         room.ask("the mount", mount)?;
+    }
+    for (disk, device) in further.iter().zip(room.devices[1..].to_vec()) {
+        if let Some(mount) = disk.mount_on(&device) {
+            room.ask(&format!("the mount of {}", disk.name), mount)?;
+        }
     }
     phase(&format!("running {}", wanted.name));
     let start = Instant::now();
@@ -129,8 +164,9 @@ pub fn program(
     room.ask("syncing", Command::Sync {})?;
     room.phase(SYNCED)?;
     let marks = std::mem::take(&mut room.host.said);
-    if !wanted.volume.is_raw() {
-        let map = room.ask("looking where the files lie", Command::FileMap {})?;
+    let folders = disks::folders(wanted.size, wanted.volume.is_raw(), &further);
+    if !folders.is_empty() {
+        let map = room.ask("looking where the files lie", Command::FileMap { folders })?;
         let place = dir.join(FILES);
         std::fs::write(&place, map.to_string()).map_err(RunError::io("write", &place))?;
     }
@@ -148,7 +184,9 @@ fn keep(path: &Path, ran: &Ran) -> Result<(), RunError> {
 /// The guest with the disk.
 struct Room<'a> {
     vm: Vm,
-    disk: String,
+    /// The main one first.
+    devices: Vec<String>,
+    further: Vec<FurtherDisk>,
     host: Marks<'a>,
 }
 
@@ -165,8 +203,12 @@ impl<'a> Room<'a> {
         let mut vm = lab.vm(&dir)?;
         vm.show_host_root(&wanted.virtiofsd, &dir).map_err(guest)?;
         let Volume { queues, front_end, .. } = wanted.volume;
-        let disk = vm.attach_disk(&device.socket(), SERIAL, queues, front_end).map_err(guest)?;
-        environment.shown(&disk.info);
+        let further = wanted.further();
+        let serials = disks::serials(SERIAL, &further);
+        let main = vm.attach_disk(&device.socket(), &serials[0], queues, front_end);
+        environment.shown(&main.map_err(guest)?.info);
+        let devices = serials.iter().map(|serial| vm.find_disk(serial));
+        let devices = devices.collect::<Result<Vec<_>, _>>().map_err(guest)?;
         let subject = Subject {
             suite: "exec".to_owned(),
             lane: wanted.name.clone(),
@@ -178,13 +220,14 @@ impl<'a> Room<'a> {
             image: lab.image(),
             checker: Some(wanted.checker.clone()),
             environment: Some(environment),
+            disks: further.clone(),
         };
         let client = device.client();
         for line in subject.marks() {
             client.mark(&line).map_err(DeviceError::from)?;
         }
         let host = Marks { client, batch: 0, said: Vec::new(), interrupted };
-        Ok(Room { vm, disk: disk.device, host })
+        Ok(Room { vm, devices, further, host })
     }
 
     fn ask(&mut self, what: &str, command: Command) -> Result<Value, RunError> {
@@ -193,7 +236,8 @@ impl<'a> Room<'a> {
 
     fn run(&mut self, program: &Program, name: &str) -> Result<Ran, RunError> {
         let mut program = program.clone();
-        program.env.push(("TORNBLK_DEVICE".to_owned(), self.disk.clone()));
+        program.env.extend(disks::variables(&self.devices, &self.further));
+        program.disks = disks::mounted(&self.further);
         let time = Duration::from_millis(program.timeout_ms) + SHORT;
         let outcome =
             self.vm.call(Command::Program { program }, &mut self.host, Instant::now() + time);

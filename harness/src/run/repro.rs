@@ -73,6 +73,7 @@ pub fn repro(
         profile: volume.profile.clone(),
         logical_block_size: volume.logical_block_size,
         front_end: volume.front_end,
+        luns: Vec::new(),
         serial: SERIAL.to_owned(),
         seed: then.seed,
         faults: Vec::new(),

@@ -83,6 +83,7 @@ pub fn session(
         image: Some(lab.image.key.clone()),
         checker: None,
         environment: Some(lab.environment()),
+        disks: Vec::new(),
     });
     for line in subject.iter().flat_map(Subject::marks) {
         mark(&line)?;

@@ -77,37 +77,48 @@ impl Volume {
         name: &str,
         interrupted: &'a AtomicBool,
     ) -> Result<Guest<'a>, RunError> {
+        self.guest_of(lab, disk, dir, (name, SERIAL), interrupted)
+    }
+
+    /// The same, by the disk's serial number.
+    fn guest_of<'a>(
+        &self,
+        lab: &mut dyn Lab,
+        disk: &dyn Disk,
+        dir: &Path,
+        (name, serial): (&str, &str),
+        interrupted: &'a AtomicBool,
+    ) -> Result<Guest<'a>, RunError> {
         check(interrupted)?;
         let dir = make(dir, name)?;
         let mut machine = lab.machine(&dir)?;
         check(interrupted)?;
-        machine.attach(&disk.socket(), SERIAL, self.queues, self.front_end)?;
+        machine.attach(&disk.socket(), serial, self.queues, self.front_end)?;
         let mut guest = Guest { machine, device: String::new(), dir, interrupted };
-        let value = guest.describe()?;
-        guest.device = value["device"].as_str().unwrap_or_default().to_owned();
-        if guest.device.is_empty() {
-            return Err(RunError::Guest("the guest did not say which disk it found".into()));
-        }
+        guest.device = guest.find(serial)?;
         Ok(guest)
     }
 
-    /// Has a guest make the file system: `mkfs` gives the command for the disk by its name there.
+    /// Has a guest make file systems, of each disk that has one, by its serial number.
     pub(super) fn format(
         &self,
         lab: &mut dyn Lab,
         disk: &dyn Disk,
         dir: &Path,
-        mkfs: &dyn Fn(&str) -> Vec<String>,
+        all: &[(String, &MakeFs)],
         interrupted: &AtomicBool,
     ) -> Result<(), RunError> {
-        let mut guest = self.guest(lab, disk, dir, "mkfs", interrupted)?;
-        let argv = mkfs(&guest.device);
-        let name = argv.join(" ");
-        let value =
-            guest.ask(&name, Command::Exec { argv, timeout_ms: LONG.as_millis() as u64 }, LONG)?;
-        if value["status"] != 0 {
-            let said = value["stderr"].as_str().unwrap_or_default().trim().to_owned();
-            return Err(RunError::Guest(format!("`{name}` failed in the guest: {said}")));
+        let Some((first, _)) = all.first() else { return Ok(()) };
+        let mut guest = self.guest_of(lab, disk, dir, ("mkfs", first.as_str()), interrupted)?;
+        for (serial, mkfs) in all {
+            let argv = mkfs(&guest.find(serial)?);
+            let name = argv.join(" ");
+            let exec = Command::Exec { argv, timeout_ms: LONG.as_millis() as u64 };
+            let value = guest.ask(&name, exec, LONG)?;
+            if value["status"] != 0 {
+                let said = value["stderr"].as_str().unwrap_or_default().trim().to_owned();
+                return Err(RunError::Guest(format!("`{name}` failed in the guest: {said}")));
+            }
         }
         guest.ask("sync", Command::Sync {}, LONG)?;
         guest.machine.kill();
@@ -216,6 +227,9 @@ pub(crate) fn whole_file(workload: &Workload, file: u32, clause: Clause, text: S
     Finding { file, path: path.unwrap_or_default(), ..Finding::new(clause, text) }
 }
 
+/// The command that makes a file system on a disk, by the disk's name in the guest.
+pub(super) type MakeFs<'a> = dyn Fn(&str) -> Vec<String> + 'a;
+
 /// How a recovery is gone about.
 pub(super) struct Way<'a> {
     pub(super) dir: &'a Path,
@@ -244,8 +258,22 @@ pub(super) struct Guest<'a> {
 impl Guest<'_> {
     /// What the guest's kernel says of the disk, the limits in `queue` among it.
     pub(super) fn describe(&mut self) -> Result<serde_json::Value, RunError> {
-        let wait = Command::WaitDisk { serial: SERIAL.to_owned(), timeout_ms: 30_000 };
+        self.describe_of(SERIAL)
+    }
+
+    fn describe_of(&mut self, serial: &str) -> Result<serde_json::Value, RunError> {
+        let wait = Command::WaitDisk { serial: serial.to_owned(), timeout_ms: 30_000 };
         self.ask("the wait for the disk", wait, SHORT)
+    }
+
+    /// The disk with this serial number: `/dev/vda`.
+    fn find(&mut self, serial: &str) -> Result<String, RunError> {
+        let value = self.describe_of(serial)?;
+        let device = value["device"].as_str().unwrap_or_default().to_owned();
+        if device.is_empty() {
+            return Err(RunError::Guest("the guest did not say which disk it found".into()));
+        }
+        Ok(device)
     }
 
     pub(super) fn call(&mut self, command: Command, time: Duration) -> Result<Outcome, CallError> {

@@ -59,7 +59,7 @@ impl Agent {
     pub(super) fn run(&mut self, command: Command) -> Result<(), VmError> {
         let id = self.take_id();
         self.running = Some(id);
-        self.send(&ToGuest::Run { id, command })
+        self.send(&ToGuest::Run { id, command: Box::new(command) })
     }
 
     /// Serves the running command for a moment; `Some` when it has ended.
@@ -198,7 +198,7 @@ mod tests {
         drop(agent);
         let heard: Vec<String> = BufReader::new(guest).lines().map(Result::unwrap).collect();
         let heard: Vec<ToGuest> = heard.iter().map(|l| serde_json::from_str(l).unwrap()).collect();
-        let run = ToGuest::Run { id: 1, command: Command::Dmesg {} };
+        let run = ToGuest::Run { id: 1, command: Box::new(Command::Dmesg {}) };
         assert_eq!(heard, [run, ToGuest::Acked { mark: 7 }]);
     }
 

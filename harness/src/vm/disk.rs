@@ -22,7 +22,7 @@ pub enum FrontEnd {
     /// virtio-blk through QEMU's device for testing, which lets every feature bit and the whole
     /// configuration space through. From QEMU 10.2 on.
     BlkFull,
-    /// A virtio-scsi host adapter with one disk.
+    /// A virtio-scsi host adapter with one disk, or several.
     Scsi,
 }
 
@@ -192,14 +192,24 @@ impl Vm {
             return Err(failed(e));
         }
         self.slots.taken[slot] = true;
+        let (device, info) = self.wait_for_disk(serial)?;
+        Ok(Disk { slot, id, serial: serial.to_owned(), device, info })
+    }
+
+    /// The disk with this serial number, of a device that was plugged in and has several:
+    /// `/dev/sdb`.
+    pub fn find_disk(&mut self, serial: &str) -> Result<String, VmError> {
+        self.wait_for_disk(serial).map(|(device, _)| device)
+    }
+
+    fn wait_for_disk(&mut self, serial: &str) -> Result<(String, Value), VmError> {
         let timeout_ms = PLUG_TIMEOUT.as_millis() as u64;
         let wait = Command::WaitDisk { serial: serial.to_owned(), timeout_ms };
         let deadline = Instant::now() + PLUG_TIMEOUT + Duration::from_secs(10);
         let why = match self.call(wait, &mut NoHost, deadline)? {
             Outcome::Ok { value } => {
                 if let Some(device) = value.get("device").and_then(Value::as_str) {
-                    let (device, serial) = (device.to_owned(), serial.to_owned());
-                    return Ok(Disk { slot, id, serial, device, info: value });
+                    return Ok((device.to_owned(), value));
                 }
                 "the agent does not say where it is".to_owned()
             }

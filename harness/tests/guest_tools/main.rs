@@ -101,7 +101,7 @@ fn told(op: &Op) -> Vec<String> {
             let how = (flag(*atomic, " atomic"), flag(*fua, " fua"));
             vec![format!("write {offset}+{len}{}{}", how.0, how.1)]
         }
-        Op::Flush => vec!["flush".to_owned()],
+        Op::Flush { .. } => vec!["flush".to_owned()],
         Op::Discard { segments } => {
             segments.iter().map(|s| format!("discard {}+{}", s.offset, s.len)).collect()
         }

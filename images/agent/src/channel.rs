@@ -29,10 +29,14 @@ pub const PROTOCOL: u32 = 3;
 pub const USER_ROOT: &str = "/user";
 /// Where the disk under test is mounted for them, in the guest.
 pub const USER_MOUNT: &str = "/disk";
+/// The folder in which further disks are mounted for them, each under its name, in the guest.
+pub const USER_MOUNTS: &str = "/disks";
 /// Seen from their root: what the agent puts there for them.
 pub const USER_FILES: &str = "/run/tornblk";
 /// Seen from there: the disk under test, where they begin.
 pub const USER_DISK: &str = "/run/tornblk/disk";
+/// Seen from there: the folder of the further disks.
+pub const USER_DISKS: &str = "/run/tornblk/disks";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "to-guest", rename_all = "kebab-case", deny_unknown_fields)]
@@ -42,7 +46,7 @@ pub enum ToGuest {
     /// Marks up to this number are recorded.
     Acked { mark: u64 },
     /// → [`ToHost::Ended`] with the command's own `result`.
-    Run { id: u64, command: Command },
+    Run { id: u64, command: Box<Command> },
     /// Ends the workload that `Run` with this `id` started: it stops asking for writes, waits for
     /// those in flight and ends as [`Outcome::Failed`]. No answer of its own.
     Stop { id: u64 },
@@ -221,8 +225,10 @@ pub enum Command {
     Program {
         program: Program,
     },
-    /// Where the files below [`USER_MOUNT`] lie on the disk. → [`FileMap`]
-    FileMap {},
+    /// Where the files in these folders lie on the disk. → [`FileMap`]
+    FileMap {
+        folders: Vec<Folder>,
+    },
     Mount {
         device: String,
         target: String,
@@ -514,10 +520,22 @@ pub struct StateCheck {
     pub tail: String,
     /// `None`: the workload's targets are the disk itself.
     pub mount: Option<MountPoint>,
+    /// Other disks, which show the same state: the same is done with each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<FurtherCheck>,
     pub workload: Workload,
     /// Who else looks at it, once it is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<Program>,
+}
+
+/// Another disk in a [`StateCheck`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FurtherCheck {
+    pub device: String,
+    /// `None`: it is raw.
+    pub mount: Option<MountPoint>,
 }
 
 /// A program of the user's, run in [`USER_ROOT`] with [`USER_DISK`] as its working directory.
@@ -531,6 +549,20 @@ pub struct Program {
     pub marks: Vec<String>,
     /// After that its process group is killed.
     pub timeout_ms: u64,
+    /// Disks that are mounted in [`USER_MOUNTS`]: it finds them in [`USER_DISKS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<String>,
+}
+
+/// A folder whose files are looked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Folder {
+    pub path: String,
+    /// What their names begin with.
+    pub prefix: String,
+    /// Where on the disk the file system in that folder begins (bytes).
+    pub start: u64,
 }
 
 /// A piece of a file: (offset in it, place on the disk, bytes).
@@ -778,7 +810,7 @@ mod tests {
     fn messages_survive_the_channel() {
         let message = ToGuest::Run {
             id: 7,
-            command: Command::Exec { argv: vec!["a\nb".into()], timeout_ms: 1 },
+            command: Box::new(Command::Exec { argv: vec!["a\nb".into()], timeout_ms: 1 }),
         };
         let mut lines = Lines::new();
         lines.push(&encode(&message));

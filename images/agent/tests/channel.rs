@@ -62,7 +62,7 @@ fn pings_are_answered_while_a_workload_runs_and_it_can_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let mut host = Host::new();
     let workload = workload(vec![target(1, &dir.path().join("a"), 16, 2, 1)], 1_000_000);
-    host.send(&ToGuest::Run { id: 70, command: Command::Workload { workload } });
+    host.send(&ToGuest::Run { id: 70, command: Box::new(Command::Workload { workload }) });
     let (mut marks, mut hellos) = (0, 0);
     let result = loop {
         match host.receive() {
@@ -96,7 +96,7 @@ fn a_host_that_goes_away_ends_the_workload() {
     let dir = tempfile::tempdir().unwrap();
     let mut host = Host::new();
     let workload = workload(vec![target(1, &dir.path().join("a"), 16, 2, 1)], 1_000_000);
-    host.send(&ToGuest::Run { id: 1, command: Command::Workload { workload } });
+    host.send(&ToGuest::Run { id: 1, command: Box::new(Command::Workload { workload }) });
     assert!(matches!(host.receive(), ToHost::Mark { .. }));
     // Dropping it waits for the agent to end.
     drop(host);
@@ -156,7 +156,8 @@ fn the_program_serves_one_host_after_the_other_and_ends_when_told() {
         assert!(matches!(serde_json::from_str(&hello).unwrap(), ToHost::Hello { .. }));
     }
     let mut last = connect();
-    last.write_all(&encode(&ToGuest::Run { id: 1, command: Command::PowerOff {} })).unwrap();
+    last.write_all(&encode(&ToGuest::Run { id: 1, command: Box::new(Command::PowerOff {}) }))
+        .unwrap();
     assert!(agent.wait().unwrap().success());
     assert!(!socket.exists());
 }

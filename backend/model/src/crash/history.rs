@@ -33,7 +33,7 @@ impl End {
 /// Why a write is stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stable {
-    /// A flush that was submitted after the write completed has completed.
+    /// A flush of its bytes that was submitted after the write completed has completed.
     Flushed { flush: Seq },
     /// The write cache was off from its submission to its completion, or never agreed on.
     WriteThrough,
@@ -224,7 +224,8 @@ impl Reader {
         }
         let ranges = match &op {
             Op::Read { offset, len } | Op::Write { offset, len, .. } => [(*offset, *len)].into(),
-            Op::Flush => Ranges::new(),
+            Op::Flush { len: 0, .. } => Ranges::new(),
+            Op::Flush { offset, len } => [(*offset, *len)].into(),
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 segments.iter().map(|s| (s.offset, s.len)).collect()
             }
@@ -262,8 +263,9 @@ impl Reader {
             Ok(())
         };
         match op {
-            Op::Flush => Ok(()),
-            Op::Read { offset, len } | Op::Write { offset, len, .. } => inside(*offset, *len),
+            Op::Read { offset, len }
+            | Op::Write { offset, len, .. }
+            | Op::Flush { offset, len } => inside(*offset, *len),
             Op::Discard { segments } => {
                 segments.iter().try_for_each(|s: &Segment| inside(s.offset, s.len))
             }
@@ -372,10 +374,14 @@ fn same(a: &Op, b: &Op) -> bool {
     }
 }
 
-/// Flushes by submission: when each was submitted, the earliest completion among it and all later
-/// ones, and whose that is.
+/// The flushes that worked, by what they are about: of everything (`None`), and of each range. There
+/// are as many ranges as disks.
 #[derive(Debug)]
-pub(super) struct Flushes(Vec<(Seq, Seq, Seq)>);
+pub(super) struct Flushes(BTreeMap<Option<(u64, u64)>, Vec<Flushed>>);
+
+/// When a flush was submitted, the earliest completion among it and all later ones of the same
+/// bytes, and whose that is.
+type Flushed = (Seq, Seq, Seq);
 
 impl History {
     /// Reads a recording's events, in rising order of their `Seq` (holes are no error).
@@ -435,33 +441,40 @@ impl History {
 
     /// The flushes that worked, of those that `counts` accepts.
     pub(super) fn flushes(&self, counts: impl Fn(Seq) -> bool) -> Flushes {
-        let mut flushes: Vec<(Seq, Seq, Seq)> = self
-            .requests
-            .iter()
-            .filter(|r| r.kind() == RequestKind::Flush && counts(r.id()))
-            .filter_map(|r| Some((r.submitted(), r.succeeded()?, r.id())))
-            .collect();
-        flushes.sort_unstable();
-        for i in (1..flushes.len()).rev() {
-            if flushes[i].1 < flushes[i - 1].1 {
-                (flushes[i - 1].1, flushes[i - 1].2) = (flushes[i].1, flushes[i].2);
+        let mut all: BTreeMap<_, Vec<Flushed>> = BTreeMap::new();
+        for r in self.requests.iter().filter(|r| r.kind() == RequestKind::Flush && counts(r.id())) {
+            let Some(at) = r.succeeded() else { continue };
+            let of = r.ranges().first().copied();
+            all.entry(of).or_default().push((r.submitted(), at, r.id()));
+        }
+        for flushes in all.values_mut() {
+            flushes.sort_unstable();
+            for i in (1..flushes.len()).rev() {
+                if flushes[i].1 < flushes[i - 1].1 {
+                    (flushes[i - 1].1, flushes[i - 1].2) = (flushes[i].1, flushes[i].2);
+                }
             }
         }
-        Flushes(flushes)
+        Flushes(all)
     }
 
     /// Since when a request is stable, if only these flushes had worked.
     pub(super) fn stable_by(&self, flushes: &Flushes, request: &Request) -> Option<(Seq, Stable)> {
         let own = request.stable().filter(|(_, why)| !matches!(why, Stable::Flushed { .. }));
         let done = request.succeeded().filter(|_| request.changes())?;
-        // At the same event it was there before: see [`Seq`].
-        let next = flushes.0.partition_point(|(submitted, ..)| *submitted <= done);
+        let first = |flushes: &Vec<Flushed>| {
+            // At the same event it was there before: see [`Seq`].
+            let next = flushes.partition_point(|(submitted, ..)| *submitted <= done);
+            let (_, at, flush) = *flushes.get(next)?;
+            (self.base_of(at) == self.base_of(done)).then_some((at, flush))
+        };
         let flushed = flushes
             .0
-            .get(next)
-            .filter(|(_, at, _)| self.base_of(*at) == self.base_of(done))
-            .map(|(_, at, flush)| (*at, Stable::Flushed { flush: *flush }));
-        own.or(flushed)
+            .iter()
+            .filter(|(of, _)| of.is_none_or(|range| request.lies_in(range)))
+            .filter_map(|(_, flushes)| first(flushes))
+            .min();
+        own.or(flushed.map(|(at, flush)| (at, Stable::Flushed { flush })))
     }
 
     pub fn disk(&self) -> &Disk {

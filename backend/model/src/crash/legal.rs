@@ -99,7 +99,13 @@ impl Cut<'_> {
         let lost = |write: &Write<'_>, what: String, found: &mut Vec<Violation>| {
             let why = match write.stable {
                 Some(Stable::Flushed { flush }) => {
-                    format!("FLUSH {flush}, submitted after it completed, completed (stability 1)")
+                    let of = match self.history.request(flush).map(|f| f.ranges()[..].to_vec()) {
+                        Some(ranges) if !ranges.is_empty() => ", of its disk",
+                        _ => "",
+                    };
+                    format!(
+                        "FLUSH {flush}{of}, submitted after it completed, completed (stability 1)"
+                    )
                 }
                 Some(Stable::WriteThrough) => "there was no write cache (stability 2, 3)".into(),
                 Some(Stable::Fua) => "it carried FUA and completed (stability 4)".into(),

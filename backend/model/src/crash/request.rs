@@ -28,7 +28,7 @@ impl RequestKind {
         match op {
             Op::Read { .. } => RequestKind::Read,
             Op::Write { fua, atomic, .. } => RequestKind::Write { fua: *fua, atomic: *atomic },
-            Op::Flush => RequestKind::Flush,
+            Op::Flush { .. } => RequestKind::Flush,
             Op::Discard { .. } => RequestKind::Discard,
             Op::WriteZeroes { .. } => RequestKind::WriteZeroes,
         }
@@ -91,7 +91,8 @@ fn pack(facts: &Facts) -> Option<[u64; 3]> {
         return None;
     }
     let (kind, ranges) = match facts.kind {
-        RequestKind::Flush => (0, 0),
+        RequestKind::Flush if facts.ranges.is_empty() => (0, 0),
+        RequestKind::Flush => (8, 1),
         RequestKind::Read => (1, 1),
         RequestKind::Discard => (2, 1),
         RequestKind::WriteZeroes => (3, 1),
@@ -180,7 +181,7 @@ impl Request {
             return aside.kind;
         }
         match self.field(KIND) {
-            0 => RequestKind::Flush,
+            0 | 8 => RequestKind::Flush,
             1 => RequestKind::Read,
             2 => RequestKind::Discard,
             3 => RequestKind::WriteZeroes,
@@ -188,11 +189,11 @@ impl Request {
         }
     }
 
-    /// The bytes it is about, of each segment; none of a flush.
+    /// The bytes it is about, of each segment; of a flush of everything, none.
     pub fn ranges(&self) -> Ranges {
         match &self.aside {
             Some(aside) => aside.ranges.clone(),
-            None if self.kind() == RequestKind::Flush => Ranges::new(),
+            None if self.field(KIND) == 0 => Ranges::new(),
             None => Ranges::from_buf([(self.field(SECTOR_AT) * SECTOR, self.field(LEN) * SECTOR)]),
         }
     }
@@ -215,6 +216,12 @@ impl Request {
     /// Does it change what is on the disk?
     pub fn changes(&self) -> bool {
         !matches!(self.kind(), RequestKind::Read | RequestKind::Flush)
+    }
+
+    /// Do all its bytes lie in `offset..offset + len`?
+    pub(super) fn lies_in(&self, (offset, len): (u64, u64)) -> bool {
+        let end = offset.saturating_add(len);
+        self.ranges().iter().all(|(at, n)| *n == 0 || offset <= *at && at.saturating_add(*n) <= end)
     }
 
     /// When it completed with status OK.

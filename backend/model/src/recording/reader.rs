@@ -50,6 +50,8 @@ pub struct Counts {
     /// Writes that covered a part of a logical block.
     pub sub_block: u64,
     pub flushes: u64,
+    /// Of them, those of one disk of several.
+    pub flushes_of_one: u64,
     pub discards: u64,
     pub write_zeroes: u64,
     /// Requests that ended with another status than OK.
@@ -511,7 +513,10 @@ impl Reader {
                                     self.payload_len(offset, len).saturating_add(payload_bytes);
                             }
                         }
-                        Op::Flush => counts.flushes += 1,
+                        Op::Flush { len, .. } => {
+                            counts.flushes += 1;
+                            counts.flushes_of_one += u64::from(len > 0);
+                        }
                         Op::Discard { .. } => counts.discards += 1,
                         Op::WriteZeroes { .. } => counts.write_zeroes += 1,
                     }

@@ -209,7 +209,7 @@ pub(super) fn encode(event: &Event, at: Payload) -> Words {
                     let (at, crc) = (payload.position, u64::from(payload.crc));
                     [word0(2, flags, 0), who, *offset, *len, at, crc]
                 }
-                Op::Flush => [word0(3, 0, 0), who, 0, 0, 0, 0],
+                Op::Flush { offset, len } => [word0(3, 0, 0), who, *offset, *len, 0, 0],
                 Op::Discard { segments } => cut(4, segments),
                 Op::WriteZeroes { segments } => cut(5, segments),
             }
@@ -286,7 +286,8 @@ pub(super) fn decode(words: &Words) -> Option<Decoded> {
             atomic: flags & 2 != 0,
             payload,
         })),
-        3 => Some(submit(Op::Flush)),
+        // Of everything, before several disks could share a recording.
+        3 => Some(submit(Op::Flush { offset: words[2], len: words[3] })),
         4 | 5 => {
             let segments = if flags & INLINE != 0 {
                 vec![Segment { offset: words[2], len: words[3], unmap: flags & UNMAP != 0 }]

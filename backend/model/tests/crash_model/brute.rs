@@ -35,7 +35,7 @@ pub(crate) struct Req {
 
 impl Req {
     pub(crate) fn changes(&self) -> bool {
-        !matches!(self.op, Op::Read { .. } | Op::Flush)
+        !matches!(self.op, Op::Read { .. } | Op::Flush { .. })
     }
 
     pub(crate) fn before(&self, other: &Req) -> bool {
@@ -192,9 +192,24 @@ fn resumed(events: &[(Seq, Event)], at: u64, cause: ResetCause, r: &Req) -> bool
 fn is_stable(r: &Req, reqs: &[Req], seen: &[(u64, &Event)]) -> bool {
     let Some(done) = r.ok else { return false };
     let flushed =
-        reqs.iter().any(|f| matches!(f.op, Op::Flush) && f.ok.is_some() && f.submitted > done);
+        reqs.iter().any(|f| f.ok.is_some() && f.submitted > done && is_flush_of_all(&f.op, &r.op));
     let fua = matches!(r.op, Op::Write { fua: true, .. });
     flushed || fua || no_cache_between(r.submitted, done, seen)
+}
+
+/// Is every byte of `op` one that this FLUSH is of? Byte by byte, but that all are whole sectors.
+fn is_flush_of_all(flush: &Op, op: &Op) -> bool {
+    let Op::Flush { offset: first, len: bytes } = flush else { return false };
+    let ranges: Vec<(u64, u64)> = match op {
+        Op::Write { offset, len, .. } => vec![(*offset, *len)],
+        Op::Discard { segments } | Op::WriteZeroes { segments } => {
+            segments.iter().map(|s| (s.offset, s.len)).collect()
+        }
+        Op::Read { .. } | Op::Flush { .. } => return false,
+    };
+    let flushed: BTreeSet<u64> = (first / 512..(first + bytes) / 512).collect();
+    *bytes == 0
+        || ranges.iter().all(|(at, n)| (at / 512..(at + n) / 512).all(|s| flushed.contains(&s)))
 }
 
 /// Rules 2 and 3, at every moment from `from` to `to`.
@@ -287,7 +302,7 @@ pub(crate) fn pieces(disk: &Disk, reqs: &[Req], p: &Profile) -> Vec<Piece> {
                     }
                 }
             }
-            Op::Read { .. } | Op::Flush => {}
+            Op::Read { .. } | Op::Flush { .. } => {}
         }
     }
     pieces

@@ -60,9 +60,11 @@ struct Maker {
     /// Blocks that writes may still touch in all: at most that many fragments.
     budget: u64,
     wce: bool,
+    several: bool,
 }
 
-pub(crate) fn recording(seed: u64, fragments: u64) -> Recording {
+/// `several`: some flushes are of one disk of two, or of any range.
+pub(crate) fn recording(seed: u64, fragments: u64, several: bool) -> Recording {
     let mut dice = Dice::new(seed);
     let lb = dice.pick(&[512u32, 1024, 4096]);
     let disk = Disk { capacity: u64::from(lb) * (4 + dice.below(4)), lb_size: lb };
@@ -82,6 +84,7 @@ pub(crate) fn recording(seed: u64, fragments: u64) -> Recording {
         flight: Vec::new(),
         budget: fragments,
         wce: false,
+        several,
     };
     maker.negotiate();
     let steps = 14 + maker.dice.below(30) + 3 * fragments.saturating_sub(12);
@@ -153,12 +156,30 @@ impl Maker {
         (offset, end - offset)
     }
 
+    fn flush(&mut self) -> Op {
+        if !self.several || self.dice.one_in(5) {
+            return Op::FLUSH;
+        }
+        let Disk { capacity, lb_size } = self.disk;
+        let middle = capacity / 2 / u64::from(lb_size) * u64::from(lb_size);
+        match self.dice.below(9) {
+            0 => {
+                let sectors = capacity / 512;
+                let first = self.dice.below(sectors);
+                let n = 1 + self.dice.below(sectors - first);
+                Op::Flush { offset: first * 512, len: n * 512 }
+            }
+            n if n % 2 == 0 => Op::Flush { offset: 0, len: middle },
+            _ => Op::Flush { offset: middle, len: capacity - middle },
+        }
+    }
+
     fn post(&mut self) {
         let queue = self.dice.below(self.rings.len() as u64) as usize;
         let lb = u64::from(self.disk.lb_size);
         let kind = self.dice.below(20);
         let op = if self.budget == 0 || kind < 5 {
-            if self.dice.one_in(6) { Op::Read { offset: 0, len: 512 } } else { Op::Flush }
+            if self.dice.one_in(6) { Op::Read { offset: 0, len: 512 } } else { self.flush() }
         } else if kind < 16 {
             let step = if self.dice.one_in(4) { 512 } else { lb };
             let (offset, len) = self.range(step);
@@ -284,7 +305,12 @@ impl Maker {
                     // The device still knows of it.
                     self.flight.push(flight);
                 } else if !self.dice.one_in(4) {
-                    self.submit(flight.queue, flight.position, flight.op);
+                    let op = match flight.op {
+                        // Of other bytes, it is another request.
+                        Op::Flush { .. } if self.several && self.dice.one_in(4) => self.flush(),
+                        op => op,
+                    };
+                    self.submit(flight.queue, flight.position, op);
                 }
             }
         }

@@ -47,7 +47,7 @@ fn sample() -> History {
         negotiated(),
         submit(0, write(0, 4096)),
         done(2),
-        submit(1, Op::Flush),
+        submit(1, Op::FLUSH),
         done(4),
         submit(2, write(512, 1024)),
         done(6),
@@ -340,7 +340,7 @@ fn crash_points_are_before_and_after_flushes_marks_and_the_end() {
         negotiated(),
         submit(0, write(0, 512)),
         done(2),
-        submit(1, Op::Flush),
+        submit(1, Op::FLUSH),
         Event::Visible { queue: 0, index: 2 },
         done(4),
         mark(),
@@ -359,7 +359,7 @@ fn a_flush_that_was_queued_with_the_write_makes_nothing_stable() {
     let run = |visible: Option<u16>| {
         let mut events = vec![negotiated(), submit(0, write(0, 512))];
         events.extend(visible.map(|index| Event::Visible { queue: 0, index }));
-        events.extend([done(2), submit(1, Op::Flush)]);
+        events.extend([done(2), submit(1, Op::FLUSH)]);
         let flush = events.len() as u64;
         events.push(done(flush));
         let history = history(events);
@@ -370,6 +370,52 @@ fn a_flush_that_was_queued_with_the_write_makes_nothing_stable() {
     assert_eq!(run(None), 0, "submitted after the write completed");
     assert_eq!(run(Some(1)), 0, "the write itself was visible, the flush was not");
     assert_eq!(run(Some(2)), 1, "the flush was visible before the write completed");
+}
+
+/// Two disks of 8 blocks: what a flush is not of stays volatile.
+#[test]
+fn a_flush_of_one_disk_makes_nothing_stable_on_another() {
+    let run = |flushes: &[(u64, u64)]| {
+        let mut events = vec![negotiated()];
+        for (i, (at, len)) in (0..).zip([(0, 1024), (4096, 1024), (3584, 1024)]) {
+            let id = events.len() as u64 + 1;
+            events.extend([submit(i, write(at, len)), done(id)]);
+        }
+        for (i, (offset, len)) in (3..).zip(flushes) {
+            let id = events.len() as u64 + 1;
+            events.extend([submit(i, Op::Flush { offset: *offset, len: *len }), done(id)]);
+        }
+        let history = history(events);
+        let after = history.last().unwrap();
+        history.cut(after, &Profile::PLAIN).unwrap().volatile().iter().map(|w| w.0).collect()
+    };
+    let volatile: Vec<u64> = run(&[]);
+    assert_eq!(volatile, [2, 4, 6]);
+    assert_eq!(run(&[(0, 4096)]), [4, 6]);
+    assert_eq!(run(&[(4096, 4096)]), [2, 6]);
+    assert_eq!(run(&[(0, 4096), (4096, 4096)]), [6], "the write over both, by neither");
+    assert_eq!(run(&[(512, 7680)]), [2], "all its bytes, not some");
+    let none: [u64; 0] = [];
+    assert_eq!(run(&[(0, 8192)]), none);
+    assert_eq!(run(&[(0, 0)]), none);
+    // What the flush of one disk promises breaks where that flush is ignored, and nowhere else.
+    let history = history(vec![
+        negotiated(),
+        submit(0, write(0, 512)),
+        done(2),
+        submit(1, write(4096, 512)),
+        done(4),
+        submit(2, Op::Flush { offset: 4096, len: 4096 }),
+        done(6),
+    ]);
+    let cut = history.cut(Seq(7), &Profile::PLAIN).unwrap();
+    let none = StateName("lb512/p7:none".into());
+    assert_eq!(shown(&history, &none.0), ". . . . . . . . 4:0 . . . . . . .");
+    let (name, _) = cut.break_with(&none, &["ignore-flush".parse().unwrap()], 0).unwrap();
+    assert_eq!(shown(&history, &name.0), ". . . . . . . . . . . . . . . .");
+    assert_eq!(clauses(&history, &name.0), [1]);
+    let words = &cut.violations(&name).unwrap()[0].words;
+    assert!(words.contains("FLUSH 6, of its disk, submitted after"), "{words}");
 }
 
 #[test]
@@ -396,7 +442,7 @@ fn a_fault_on_the_nth_eligible_write_tears_it_right_after_its_submission() {
         negotiated(),
         submit(0, write(0, 1024)),
         done(2),
-        submit(1, Op::Flush),
+        submit(1, Op::FLUSH),
         done(4),
         submit(2, write(2048, 1024)),
         done(6),
@@ -426,7 +472,7 @@ fn a_broken_barrier_keeps_what_came_later() {
         negotiated(),
         submit(0, write(0, 512)),
         done(2),
-        submit(1, Op::Flush),
+        submit(1, Op::FLUSH),
         done(4),
         submit(2, write(512, 512)),
     ]);

@@ -2,8 +2,8 @@
 //! the model's page names.
 
 use crate::brute::{self, Piece, Req};
-use crate::generate::{Recording, recording};
-use crate::{exhaustive, history, profiles, some_points};
+use crate::generate::Recording;
+use crate::{exhaustive, history, profiles, recording, some_points};
 use std::collections::{BTreeMap, BTreeSet};
 use tornblk_model::crash::{DiscardReads, Profile};
 use tornblk_model::event::{Event, Op, ResetCause, Seq};
@@ -64,7 +64,7 @@ impl Met {
             changes().any(|w| {
                 reqs.iter().any(|f| {
                     let done = w.ok.unwrap_or(u64::MAX);
-                    matches!(f.op, Op::Flush)
+                    matches!(f.op, Op::Flush { .. })
                         && f.ok.is_some()
                         && !f.refetched
                         && f.id > done
@@ -79,7 +79,26 @@ impl Met {
             "a failed write under a later stable one",
             pairs().any(|(a, b)| a.failed && b.stable && a.before(b) && touching(a, b)),
         );
-        let failed_flush = |r: &Req| matches!(r.op, Op::Flush) && r.failed;
+        let of_some = |f: &&Req| f.ok.is_some() && matches!(f.op, Op::Flush { len, .. } if len > 0);
+        let later = |r: &Req| {
+            let after = |f: &&Req| r.ok.is_some_and(|ok| f.submitted > ok);
+            reqs.iter().filter(of_some).filter(after).count()
+        };
+        self.note("flushes of one disk", reqs.iter().any(|f| of_some(&f)));
+        self.note(
+            "a write that only a flush of one disk makes stable",
+            changes()
+                .any(|r| r.stable && !fua(r) && later(r) > 0 && later(r) == later_any(r, &reqs)),
+        );
+        self.note(
+            "a write that the flush of another disk leaves volatile",
+            changes().any(|r| !r.stable && later(r) > 0),
+        );
+        self.note(
+            "a write over the end of a disk, which two flushes leave volatile",
+            changes().any(|r| !r.stable && later(r) > 1),
+        );
+        let failed_flush = |r: &Req| matches!(r.op, Op::Flush { .. }) && r.failed;
         self.note("failed flushes", reqs.iter().any(failed_flush));
         for (what, cause) in [
             ("writes ended by a device reset", ResetCause::Device),
@@ -90,10 +109,12 @@ impl Met {
             self.note(what, changes().any(|r| r.reset == Some(cause)));
         }
         self.note("writes fetched again", changes().any(|r| r.refetched));
-        let flush_again = |r: &Req| matches!(r.op, Op::Flush) && r.refetched && r.ok.is_some();
+        let flush_again =
+            |r: &Req| matches!(r.op, Op::Flush { .. }) && r.refetched && r.ok.is_some();
         self.note("flushes fetched again", reqs.iter().any(flush_again));
         self.note("writes resumed", changes().any(|r| r.resumed));
-        let flush_resumed = |r: &Req| matches!(r.op, Op::Flush) && r.resumed && r.ok.is_some();
+        let flush_resumed =
+            |r: &Req| matches!(r.op, Op::Flush { .. }) && r.resumed && r.ok.is_some();
         self.note("flushes resumed", reqs.iter().any(flush_resumed));
         let toggled = |r: &Req| {
             recording.events.iter().any(|(at, e)| {
@@ -104,7 +125,7 @@ impl Met {
         };
         self.note("writeback toggled in flight", changes().any(toggled));
         let later_flush = |r: &Req| {
-            let after = |f: &&Req| matches!(f.op, Op::Flush) && f.ok.is_some();
+            let after = |f: &&Req| matches!(f.op, Op::Flush { .. }) && f.ok.is_some();
             reqs.iter().filter(after).any(|f| r.ok.is_some_and(|ok| f.submitted > ok))
         };
         self.note(
@@ -151,6 +172,12 @@ impl Met {
             pieces.iter().any(|a| !a.atomic && pieces.iter().any(|b| !b.atomic && clash(a, b))),
         );
     }
+}
+
+/// Flushes that worked and were submitted after the write completed, whatever they are of.
+fn later_any(r: &Req, reqs: &[Req]) -> usize {
+    let flush = |f: &&Req| matches!(f.op, Op::Flush { .. }) && f.ok.is_some();
+    reqs.iter().filter(flush).filter(|f| r.ok.is_some_and(|ok| f.submitted > ok)).count()
 }
 
 fn lines(recording: &Recording) -> String {
@@ -212,6 +239,6 @@ fn exhaustive_is_what_the_brute_force_finds() {
     for (what, count) in &met.0 {
         assert!(*count >= 20, "{what}: only {count} times");
     }
-    assert_eq!(met.0.len(), 29, "every kind of input is counted");
+    assert_eq!(met.0.len(), 33, "every kind of input is counted");
     assert!(states > 50_000, "only {states} states");
 }

@@ -57,6 +57,11 @@ pub(crate) fn profiles(lb: u32) -> Vec<Profile> {
     .collect()
 }
 
+/// Every third is of several disks.
+pub(crate) fn recording(seed: u64, fragments: u64) -> Recording {
+    generate::recording(seed, fragments, seed.is_multiple_of(3))
+}
+
 pub(crate) fn history(recording: &Recording) -> History {
     History::new(recording.disk.clone(), recording.events.clone()).unwrap()
 }

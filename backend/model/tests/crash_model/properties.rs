@@ -1,7 +1,8 @@
 //! What must hold of names, strategies, shrinking and faults.
 
 use crate::brute::Holds;
-use crate::generate::{Dice, recording};
+use crate::generate::Dice;
+use crate::recording;
 use crate::{ANY_NUMBER, exhaustive, held, history, profiles, some_points};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

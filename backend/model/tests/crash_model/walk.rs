@@ -1,7 +1,8 @@
 //! The walk against the slow way: the same states, names and contents, and fingerprints that are
 //! equal where contents are.
 
-use crate::generate::{Dice, recording};
+use crate::generate::Dice;
+use crate::recording;
 use crate::{history, profiles};
 use std::collections::{BTreeMap, HashMap};
 use tornblk_model::crash::walk::{Cursor, Walk};
@@ -253,7 +254,7 @@ fn damaged_states_are_those_of_the_slow_way() {
             .map(|fault| fault.parse().unwrap())
             .collect();
     let mut broken = BTreeMap::<String, usize>::new();
-    for seed in 3000..3300 {
+    for seed in 3000..3500 {
         let recording = recording(seed, 12);
         let history = history(&recording);
         let all = profiles(recording.disk.lb_size);

@@ -178,7 +178,7 @@ fn what_it_replays_to_is_legal(
 fn a_recording_goes_out_and_comes_back() {
     let mut met = Met::default();
     for seed in 0..RECORDINGS {
-        let made = generate::recording(seed, if seed % 2 == 0 { 12 } else { 60 });
+        let made = generate::recording(seed, if seed % 2 == 0 { 12 } else { 60 }, false);
         let dir = tempfile::tempdir().unwrap();
         let (reader, base) = record(dir.path(), &made, seed);
         let original = history(&reader);
@@ -239,7 +239,7 @@ fn order_and_marks() {
     let end = |request| writer.complete(&[], Completion::ok(request)).unwrap();
     let (a, b) = (write(0), write(512));
     end(b);
-    let flush = ask(Op::Flush);
+    let flush = ask(Op::FLUSH);
     end(a);
     let name: String = "é0123456789".repeat(200);
     writer.append(&Event::Mark(Mark { name: name.clone() })).unwrap();
@@ -265,4 +265,36 @@ fn order_and_marks() {
     let log = dir.path().join("log");
     let back = imported(&log, &dir.path().join("base"), None, dir.path().join("back"));
     assert_eq!(back.reader.info().unwrap().marks[0].1.name, name);
+}
+
+#[test]
+fn what_the_log_cannot_say_is_not_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("base"), vec![0xba; 64 << 10]).unwrap();
+    let disk = Disk { capacity: 64 << 10, lb_size: 512 };
+    let record = |name: &str, flush: Op, cut: bool| {
+        let image = BaseImage::identify(&dir.path().join("base")).unwrap();
+        let new = NewRecording::new(disk.clone(), image, serde_json::Value::Null);
+        let path = dir.path().join(name);
+        let writer = Writer::create(&path, NewRecording { segment_size: 64 << 10, ..new }).unwrap();
+        if cut {
+            writer.append(&Event::Reset { cause: ResetCause::PowerCut, queue: None }).unwrap();
+        }
+        let submit = Submit { queue: 0, position: 0, head: 0, ioprio: 0, op: flush };
+        let flush = writer.append(&Event::Submit(submit)).unwrap();
+        writer.complete(&[], Completion::ok(flush)).unwrap();
+        drop(writer);
+        let reader = Reader::open(&path).unwrap();
+        let log = dir.path().join(format!("{name}.log"));
+        let done = export(&reader, &history(&reader), &log);
+        assert_eq!(done.is_ok(), log.exists());
+        done
+    };
+    let half = Op::Flush { offset: 32 << 10, len: 32 << 10 };
+    let error = record("half", half.clone(), false).unwrap_err().to_string();
+    assert!(error.contains("several disks") && error.contains("event 0"), "{error}");
+    // One that is of all by its range; and one after what is exported.
+    let all = Op::Flush { offset: 0, len: 64 << 10 };
+    assert_eq!(record("all", all, false).unwrap().flushes, 1);
+    assert_eq!(record("after", half, true).unwrap().flushes, 0);
 }

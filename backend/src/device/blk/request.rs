@@ -119,7 +119,7 @@ pub(super) fn parse(mem: &Arc<Memory>, chain: &Chain, bounds: Bounds) -> Result<
         VIRTIO_BLK_T_FLUSH => {
             no_out()?;
             no_in()?;
-            Work::Store { op: Op::Flush, buffers: Buffers::empty() }
+            Work::Store { op: Op::FLUSH, buffers: Buffers::empty() }
         }
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
             no_in()?;

@@ -5,7 +5,7 @@
 //! | READ | one read; DPO and FUA are taken and change nothing, there is one cache |
 //! | WRITE | one write, with FUA as it came |
 //! | WRITE ATOMIC(16) | one write marked atomic; with an atomic boundary shorter than the transfer, in pieces |
-//! | SYNCHRONIZE CACHE | a flush of all; with IMMED answered after it all the same |
+//! | SYNCHRONIZE CACHE | a flush of the whole logical unit, whatever its range; with IMMED answered after it all the same |
 //! | UNMAP | a discard |
 //! | WRITE SAME | of zeroes: a write of zeroes; of any other pattern, of at most [`PATTERN_MAX_BYTES`]: a write whose pieces are tear units |
 //!
@@ -23,9 +23,9 @@
 //!
 //! MAXIMUM WRITE SAME LENGTH is that of zeroes: no field says that other patterns have less.
 
-use super::Scsi;
 use super::command::{Asked, Moved, Work};
 use super::sense::{Refused, Sense};
+use super::unit::Lu;
 use super::wire::{be16, be32, be64};
 use crate::device::chain::CHAIN_MAX_BYTES;
 use crate::device::size::Size;
@@ -49,7 +49,7 @@ pub const ATOMIC_MAX_BLOCKS: u64 = 0xffff;
 /// Pieces that the atomic boundary of one WRITE ATOMIC may make of it.
 pub const ATOMIC_MAX_PIECES: u64 = 64;
 
-/// Where a command is about, in bytes: on the disk.
+/// What a command is about, in bytes: of the store's disk, not of the logical unit.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     offset: u64,
@@ -70,18 +70,18 @@ fn said(cdb: &[u8]) -> (u64, u64, u16) {
     }
 }
 
-/// Of blocks to bytes, if they lie on the disk.
-fn placed(disk: &Scsi, lba: u64, blocks: u64) -> Result<Extent, Sense> {
+/// Of blocks to bytes, if they lie on the logical unit.
+fn placed(disk: &Lu<'_>, lba: u64, blocks: u64) -> Result<Extent, Sense> {
     let end = lba.checked_add(blocks).filter(|&end| end <= disk.disk().blocks());
     let block = disk.block();
     match end {
-        Some(_) => Ok(Extent { offset: lba * block, len: blocks * block }),
+        Some(_) => Ok(Extent { offset: disk.start() + lba * block, len: blocks * block }),
         None => Err(Sense::LBA_OUT_OF_RANGE),
     }
 }
 
 /// The extent of a transfer. READ and WRITE may be about no block at all.
-fn transfer(disk: &Scsi, cdb: &[u8]) -> Result<Extent, Sense> {
+fn transfer(disk: &Lu<'_>, cdb: &[u8]) -> Result<Extent, Sense> {
     let (lba, blocks, at) = said(cdb);
     let extent = placed(disk, lba, blocks)?;
     if extent.len > TRANSFER_MAX_BYTES {
@@ -90,7 +90,7 @@ fn transfer(disk: &Scsi, cdb: &[u8]) -> Result<Extent, Sense> {
     Ok(extent)
 }
 
-fn may_write(disk: &Scsi) -> Result<(), Sense> {
+fn may_write(disk: &Lu<'_>) -> Result<(), Sense> {
     if disk.read_only() { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
 }
 
@@ -102,11 +102,11 @@ fn one(op: Op, buffers: Buffers, moved: Moved) -> Work {
     Work::Store { op, buffers, pieces: Vec::new(), moved }
 }
 
-pub(super) fn flush() -> Work {
-    one(Op::Flush, Buffers::empty(), Moved::default())
+pub(super) fn flush(disk: &Lu<'_>) -> Work {
+    one(disk.flush(), Buffers::empty(), Moved::default())
 }
 
-pub(super) fn read(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn read(disk: &Lu<'_>, asked: &Asked<'_>) -> Result<Work, Refused> {
     let Extent { offset, len } = transfer(disk, asked.cdb)?;
     let to = first(asked.data_in, len)?;
     if len == 0 {
@@ -116,7 +116,7 @@ pub(super) fn read(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
     Ok(one(Op::Read { offset }, buffers(asked.mem, &to)?, moved))
 }
 
-pub(super) fn write(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn write(disk: &Lu<'_>, asked: &Asked<'_>) -> Result<Work, Refused> {
     may_write(disk)?;
     let Extent { offset, len } = transfer(disk, asked.cdb)?;
     let from = first(asked.data_out, len)?;
@@ -135,7 +135,7 @@ fn fua(cdb: &[u8]) -> bool {
 /// SBC-4, 5.48. What is taken is kept whole: each piece by itself where there is an atomic
 /// boundary shorter than the transfer. The pieces begin at the command's LBA: SCSI has no boundary
 /// on the disk's own grid, as NVMe's NABSPF is one.
-pub(super) fn write_atomic(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn write_atomic(disk: &Lu<'_>, asked: &Asked<'_>) -> Result<Work, Refused> {
     may_write(disk)?;
     let cdb = asked.cdb;
     let block = disk.block();
@@ -206,7 +206,7 @@ pub(super) struct AtomicLimits {
 
 impl AtomicLimits {
     /// All 0 where nothing is atomic.
-    pub(super) fn of(disk: &Scsi) -> AtomicLimits {
+    pub(super) fn of(disk: &Lu<'_>) -> AtomicLimits {
         let (limits, block) = (disk.limits(), disk.block());
         if !limits.atomic() {
             return AtomicLimits { longest: 0, granularity: 0, boundary: 0 };
@@ -225,14 +225,14 @@ impl AtomicLimits {
 }
 
 /// SBC-4, 5.33 and 5.34. 0 blocks mean all up to the end.
-pub(super) fn synchronize(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn synchronize(disk: &Lu<'_>, asked: &Asked<'_>) -> Result<Work, Refused> {
     let (lba, blocks, _) = said(asked.cdb);
     placed(disk, lba, blocks)?;
-    Ok(flush())
+    Ok(flush(disk))
 }
 
 /// SBC-4, 5.35.
-pub(super) fn unmap(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn unmap(disk: &Lu<'_>, asked: &Asked<'_>) -> Result<Work, Refused> {
     const HEADER: usize = 8;
     const DESCRIPTOR: usize = 16;
     may_write(disk)?;
@@ -270,7 +270,7 @@ pub(super) fn unmap(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
 }
 
 /// SBC-4, 5.53 and 5.54. WSNZ is 1: a number of blocks of 0 is refused.
-pub(super) fn write_same(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn write_same(disk: &Lu<'_>, asked: &Asked<'_>) -> Result<Work, Refused> {
     const NDOB: u8 = 0x01;
     const UNMAP: u8 = 0x08;
     may_write(disk)?;
@@ -297,7 +297,7 @@ pub(super) fn write_same(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
 }
 
 /// The pieces of a write that is never whole, whatever the profile promises for one of that length.
-fn tear_units(disk: &Scsi, offset: u64, len: u64) -> Vec<u64> {
+fn tear_units(disk: &Lu<'_>, offset: u64, len: u64) -> Vec<u64> {
     let unit = disk.limits().tear_unit();
     let end = offset + len;
     let inner = (offset / unit + 1..end.div_ceil(unit)).map(|n| n * unit);
@@ -306,7 +306,7 @@ fn tear_units(disk: &Scsi, offset: u64, len: u64) -> Vec<u64> {
 }
 
 /// SBC-4, 5.20.
-pub(super) fn capacity_10(disk: &Scsi) -> [u8; 8] {
+pub(super) fn capacity_10(disk: &Lu<'_>) -> [u8; 8] {
     let last = disk.disk().blocks().saturating_sub(1);
     let mut data = [0; 8];
     data[..4].copy_from_slice(&u32::try_from(last).unwrap_or(u32::MAX).to_be_bytes());
@@ -315,7 +315,7 @@ pub(super) fn capacity_10(disk: &Scsi) -> [u8; 8] {
 }
 
 /// SBC-4, 5.21. LBPRZ is 0: what a discard leaves is up to the profile.
-pub(super) fn capacity_16(disk: &Scsi) -> [u8; 32] {
+pub(super) fn capacity_16(disk: &Lu<'_>) -> [u8; 32] {
     const LBPME: u8 = 0x80;
     let mut data = [0; 32];
     data[..8].copy_from_slice(&disk.disk().blocks().saturating_sub(1).to_be_bytes());

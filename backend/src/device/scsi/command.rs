@@ -29,7 +29,7 @@ pub(super) enum Work {
     /// For the store, whole or in pieces (see [`Request`](crate::store::Request)).
     Store { op: Op, buffers: Buffers, pieces: Vec<u64>, moved: Moved },
     /// A flush for the store; if it fails, the write cache is on again where it was before.
-    WriteThrough { was_on: bool, taken: u64 },
+    WriteThrough { flush: Op, was_on: bool, taken: u64 },
 }
 
 /// Bytes of the driver's buffers that a success is about.
@@ -56,12 +56,11 @@ fn tell(mut data: Vec<u8>, allocated: u64) -> Result<Work, Refused> {
     Ok(Work::Tell(data))
 }
 
-pub(super) fn understand(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
+pub(super) fn understand(device: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
     let cdb = asked.cdb;
-    if asked.to != Address::Disk {
-        return elsewhere(disk, asked);
-    }
-    let opcode = Opcode::of(disk, cdb);
+    let Some(number) = device.number_of(asked.to) else { return elsewhere(device, asked) };
+    let disk = &device.lu(number);
+    let opcode = Opcode::of(device, cdb);
     // SAM-5, 5.14: these three are carried out whatever happened before. All others are told first,
     // whether they make sense or not.
     let known = opcode.as_ref().map(|opcode| opcode.kind);
@@ -81,7 +80,7 @@ pub(super) fn understand(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
         Kind::ReadCapacity16 => tell(block::capacity_16(disk).to_vec(), be32(cdb, 10).into()),
         Kind::TestUnitReady | Kind::PreventAllow => Ok(Work::Done { taken: 0 }),
         // Stopping flushes what is cached (SBC-4, 5.31), and the disk stays ready.
-        Kind::StartStop if cdb[4] & 0x05 == 0 => Ok(block::flush()),
+        Kind::StartStop if cdb[4] & 0x05 == 0 => Ok(block::flush(disk)),
         Kind::StartStop => Ok(Work::Done { taken: 0 }),
         Kind::RequestSense => {
             // What is told once must arrive.
@@ -99,7 +98,7 @@ pub(super) fn understand(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused
             tell(mode::sense(disk, cdb, long)?, allocated.into())
         }
         Kind::ModeSelect => mode::select(disk, asked, opcode.usage.len() == 10),
-        Kind::ReportLuns => report_luns(cdb),
+        Kind::ReportLuns => report_luns(device, cdb),
         Kind::ReportOpcodes => tell(opcodes::report(disk, cdb)?, be32(cdb, 6).into()),
         Kind::ReportFunctions => {
             let allocated = be32(cdb, 6);
@@ -116,7 +115,7 @@ fn elsewhere(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
     let cdb = asked.cdb;
     let opcode = Opcode::of(disk, cdb);
     match opcode.map(|opcode| opcode.kind) {
-        Ok(Kind::ReportLuns) => report_luns(cdb),
+        Ok(Kind::ReportLuns) => report_luns(disk, cdb),
         Ok(Kind::Inquiry) if asked.to == Address::ReportLuns => {
             tell(inquiry::well_known(cdb)?, be16(cdb, 3).into())
         }
@@ -133,15 +132,17 @@ fn elsewhere(disk: &Scsi, asked: &Asked<'_>) -> Result<Work, Refused> {
 }
 
 /// SPC-5, 6.36.
-fn report_luns(cdb: &[u8; CDB_BYTES]) -> Result<Work, Refused> {
+fn report_luns(device: &Scsi, cdb: &[u8; CDB_BYTES]) -> Result<Work, Refused> {
     /// REPORT LUNS well-known logical unit, extended addressing (SAM-5, 4.7.5.1).
     const WELL_KNOWN: [u8; 8] = [0xc1, 0x01, 0, 0, 0, 0, 0, 0];
+    // Peripheral device addressing (SAM-5, 4.7.7.2): there are fewer than 256.
+    let units = (0..device.units.len()).flat_map(|n| [0, n as u8, 0, 0, 0, 0, 0, 0]);
     let mut luns = Vec::new();
     match cdb[2] {
-        0 => luns.extend([0; 8]),
+        0 => luns.extend(units),
         1 => luns.extend(WELL_KNOWN),
         2 => {
-            luns.extend([0; 8]);
+            luns.extend(units);
             luns.extend(WELL_KNOWN);
         }
         _ => return Err(Sense::in_cdb(2, None).into()),

@@ -7,11 +7,13 @@
 //! | function | what happens before it is answered |
 //! | --- | --- |
 //! | ABORT TASK, ABORT TASK SET, CLEAR TASK SET | the commands in question are answered; a stall holds the function with them |
-//! | LOGICAL UNIT RESET, I_T NEXUS RESET | what is held is let go, all commands are answered, a unit attention is set; the write cache stays as it was switched |
+//! | LOGICAL UNIT RESET, I_T NEXUS RESET | what is held is let go, the commands in question are answered, a unit attention is set; the write cache stays as it was switched |
 //! | QUERY TASK, QUERY TASK SET | says whether there is such a command |
 //! | CLEAR ACA | rejected: there is no ACA (NORMACA is 0) |
 //!
-//! There is one driver, so its task set is the only one. After a power cut a function that has
+//! A function is about the commands of its logical unit; I_T NEXUS RESET about all. Where commands of
+//! one unit are let go, so are those of the others on the same queue, each to its own answer. There is one
+//! driver, so each unit has one task set. After a power cut a function that has
 //! something to wait for is never answered, as nothing is.
 //!
 //! No asynchronous event is ever reported: a query or subscription is answered with that.
@@ -69,7 +71,8 @@ struct Pending {
 enum Kind {
     Abort,
     Query,
-    Reset(Sense),
+    /// Of this logical unit, or of all.
+    Reset(Option<usize>, Sense),
 }
 
 /// Where the one byte goes that answers.
@@ -113,8 +116,8 @@ impl ControlRequests {
             return Answer { head, len: 0 };
         };
         let Ok(request) = gather::<AN_BYTES>(mem, &request) else { return Answer { head, len: 0 } };
-        let answer = match address(&request, offset_of!(virtio_scsi_ctrl_an_req, lun)) {
-            Ok(()) => COMPLETE,
+        let answer = match self.address(&request, offset_of!(virtio_scsi_ctrl_an_req, lun)) {
+            Ok(_) => COMPLETE,
             Err(wrong) => wrong,
         };
         let written = fill(mem, &response, &[0, 0, 0, 0, answer as u8]).unwrap_or(0);
@@ -133,21 +136,27 @@ impl ControlRequests {
         let Ok(request) = gather::<TMF_BYTES>(mem, &request) else {
             return Some(place.finish(VIRTIO_SCSI_S_FAILURE));
         };
-        if let Err(wrong) = address(&request, offset_of!(virtio_scsi_ctrl_tmf_req, lun)) {
-            return Some(place.finish(wrong));
-        }
+        let unit = match self.address(&request, offset_of!(virtio_scsi_ctrl_tmf_req, lun)) {
+            Ok(unit) => unit,
+            Err(wrong) => return Some(place.finish(wrong)),
+        };
         let tag = u64::from_le_bytes(array(&request, offset_of!(virtio_scsi_ctrl_tmf_req, tag)));
         let subtype =
             u32::from_le_bytes(array(&request, offset_of!(virtio_scsi_ctrl_tmf_req, subtype)));
+        let (all, one) = (Which { unit, tag: None }, Which { unit, tag: Some(tag) });
         let (kind, what) = match subtype {
-            VIRTIO_SCSI_T_TMF_ABORT_TASK => (Kind::Abort, What::Wait(Which::Tagged(tag))),
+            VIRTIO_SCSI_T_TMF_ABORT_TASK => (Kind::Abort, What::Wait(one)),
             VIRTIO_SCSI_T_TMF_ABORT_TASK_SET | VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET => {
-                (Kind::Abort, What::Wait(Which::All))
+                (Kind::Abort, What::Wait(all))
             }
-            VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET => (Kind::Reset(Sense::WAS_RESET), What::End),
-            VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET => (Kind::Reset(Sense::NEXUS_LOST), What::End),
-            VIRTIO_SCSI_T_TMF_QUERY_TASK => (Kind::Query, What::Find(Which::Tagged(tag))),
-            VIRTIO_SCSI_T_TMF_QUERY_TASK_SET => (Kind::Query, What::Find(Which::All)),
+            VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET => {
+                (Kind::Reset(unit, Sense::WAS_RESET), What::End(all))
+            }
+            VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET => {
+                (Kind::Reset(None, Sense::NEXUS_LOST), What::End(Which::default()))
+            }
+            VIRTIO_SCSI_T_TMF_QUERY_TASK => (Kind::Query, What::Find(one)),
+            VIRTIO_SCSI_T_TMF_QUERY_TASK_SET => (Kind::Query, What::Find(all)),
             // CLEAR ACA, and what no standard knows.
             _ => return Some(place.finish(VIRTIO_SCSI_S_FUNCTION_REJECTED)),
         };
@@ -158,14 +167,14 @@ impl ControlRequests {
         self.pending.push(Pending { place, function, kind });
         None
     }
-}
 
-/// Is it the disk that is meant?
-fn address(request: &[u8], at: usize) -> Result<(), u32> {
-    match Address::of(array(request, at)) {
-        Address::Disk | Address::ReportLuns => Ok(()),
-        Address::NoUnit => Err(VIRTIO_SCSI_S_INCORRECT_LUN),
-        Address::NoTarget => Err(VIRTIO_SCSI_S_BAD_TARGET),
+    /// Which logical unit is meant; the well-known one stands for all.
+    fn address(&self, request: &[u8], at: usize) -> Result<Option<usize>, u32> {
+        match Address::of(array(request, at)) {
+            Address::ReportLuns => Ok(None),
+            Address::NoTarget => Err(VIRTIO_SCSI_S_BAD_TARGET),
+            to => self.device.number_of(to).map(Some).ok_or(VIRTIO_SCSI_S_INCORRECT_LUN),
+        }
     }
 }
 
@@ -225,8 +234,8 @@ impl Requests for ControlRequests {
             let response = match pending.kind {
                 Kind::Query if found => VIRTIO_SCSI_S_FUNCTION_SUCCEEDED,
                 Kind::Query | Kind::Abort => COMPLETE,
-                Kind::Reset(attention) => {
-                    device.attend(attention);
+                Kind::Reset(unit, attention) => {
+                    device.attend(unit, attention);
                     COMPLETE
                 }
             };

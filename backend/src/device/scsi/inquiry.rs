@@ -1,10 +1,10 @@
 //! INQUIRY (SPC-5, 6.7) and the vital product data pages (SPC-5, 7.7; SBC-4, 6.6).
 
-use super::Scsi;
 use super::block::{
     AtomicLimits, TRANSFER_MAX_BYTES, UNMAP_MAX_BYTES, UNMAP_MAX_DESCRIPTORS, WRITE_SAME_MAX_BYTES,
 };
 use super::sense::Sense;
+use super::unit::Lu;
 use super::wire::CDB_BYTES;
 use tornblk_proto::nonce_of;
 
@@ -25,7 +25,7 @@ const CHARACTERISTICS: u8 = 0xb1;
 const PROVISIONING: u8 = 0xb2;
 
 /// Data of INQUIRY to the disk.
-pub(super) fn data(disk: &Scsi, cdb: &[u8; CDB_BYTES]) -> Result<Vec<u8>, Sense> {
+pub(super) fn data(disk: &Lu<'_>, cdb: &[u8; CDB_BYTES]) -> Result<Vec<u8>, Sense> {
     if cdb[1] & 1 == 0 {
         return standard(DISK, cdb);
     }
@@ -33,7 +33,7 @@ pub(super) fn data(disk: &Scsi, cdb: &[u8; CDB_BYTES]) -> Result<Vec<u8>, Sense>
         SUPPORTED => {
             vec![SUPPORTED, SERIAL, IDENTITY, BLOCK_LIMITS, CHARACTERISTICS, PROVISIONING]
         }
-        SERIAL => text(disk),
+        SERIAL => disk.serial().into_bytes(),
         IDENTITY => identity(disk),
         BLOCK_LIMITS => block_limits(disk),
         CHARACTERISTICS => characteristics(),
@@ -96,34 +96,30 @@ fn standard(peripheral: u8, cdb: &[u8; CDB_BYTES]) -> Result<Vec<u8>, Sense> {
     Ok(data)
 }
 
-/// What GET_ID answers on virtio-blk, up to its end.
-fn text(disk: &Scsi) -> Vec<u8> {
-    let id = disk.id();
-    let len = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
-    id[..len].to_vec()
+/// A serial number without the mark of the state that is shown.
+pub(super) fn plain(serial: &str) -> &str {
+    match serial.rsplit_once('@') {
+        Some((plain, _)) if nonce_of(serial).is_some() => plain,
+        _ => serial,
+    }
 }
 
 /// A T10 vendor ID based designator (SPC-5, 7.7.6.4): vendor, product, serial number. The serial
 /// number is here without the mark of the state that is shown: it is the same disk.
-fn identity(disk: &Scsi) -> Vec<u8> {
-    let text = text(disk);
-    let serial = std::str::from_utf8(&text).unwrap_or_default();
-    let serial = match serial.rsplit_once('@') {
-        Some((plain, _)) if nonce_of(serial).is_some() => plain,
-        _ => serial,
-    };
+fn identity(disk: &Lu<'_>) -> Vec<u8> {
+    let serial = disk.serial();
     // ASCII; of the logical unit, T10 vendor ID based.
     let mut page = vec![0x02, 0x01, 0, 0];
     page.extend(VENDOR);
     page.extend(PRODUCT);
-    page.extend(serial.bytes());
-    // At most 44 bytes.
+    page.extend(plain(&serial).bytes());
+    // At most 61 bytes.
     page[3] = page.len() as u8 - 4;
     page
 }
 
 /// SBC-4, 6.6.4. Linux looks at the atomic limits where PAGE LENGTH is 003Ch.
-fn block_limits(disk: &Scsi) -> Vec<u8> {
+fn block_limits(disk: &Lu<'_>) -> Vec<u8> {
     const WSNZ: u8 = 0x01;
     let block = disk.block();
     // Offsets as in the standard, where the page's own header counts.

@@ -1,5 +1,5 @@
-//! The virtio-scsi device (VIRTIO 1.2, 5.6): one target with one logical unit, a direct access
-//! block device (SBC-4, SPC-5, SAM-5).
+//! The virtio-scsi device (VIRTIO 1.2, 5.6): one target with one logical unit or several, direct access
+//! block devices (SBC-4, SPC-5, SAM-5).
 //!
 //! It is thin: a command becomes a request of the [`Store`], as those of virtio-blk do, and all that
 //! happens to them happens there. What SCSI has that virtio-blk lacks reaches the store with them:
@@ -26,7 +26,7 @@
 //! | no room for a response (108 bytes) | returned with a length of 0 |
 //! | a malformed chain, a short header, data in both directions | VIRTIO_SCSI_S_FAILURE |
 //! | a target but 0 | VIRTIO_SCSI_S_BAD_TARGET |
-//! | a LUN but 0 | CHECK CONDITION, LOGICAL UNIT NOT SUPPORTED; INQUIRY, REPORT LUNS and REQUEST SENSE answer |
+//! | a LUN that is not there | CHECK CONDITION, LOGICAL UNIT NOT SUPPORTED; INQUIRY, REPORT LUNS and REQUEST SENSE answer |
 //! | less buffer than the CDB is about | VIRTIO_SCSI_S_OVERRUN, and nothing is moved |
 //! | anything in the CDB or a parameter list | CHECK CONDITION with the sense that SPC and SBC name, with a field pointer |
 //! | the store failed | CHECK CONDITION, MEDIUM ERROR: 11h/00h for a read, 0Ch/00h otherwise |
@@ -49,6 +49,7 @@ mod tasks;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod unit;
 mod wire;
 
 pub use block::{
@@ -57,6 +58,7 @@ pub use block::{
 };
 pub use control::{ControlQueue, ControlRequests};
 pub use queue::{ScsiQueue, ScsiRequests};
+pub use unit::{Lun, UNIT_BYTES, UNITS_MAX};
 
 use super::ledger::Ledger;
 use super::limits::Limits;
@@ -68,11 +70,12 @@ use sense::Sense;
 use std::fmt;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tasks::Tasks;
 use tornblk_model::event::{Disk, Negotiation, ResetCause};
 use tornblk_proto::DEVICE_ID_BYTES;
+use unit::Unit;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_bindings::virtio_scsi::{
@@ -94,6 +97,8 @@ const EVENT: u16 = 1;
 /// What a device is made of.
 pub struct ScsiOptions {
     pub store: Arc<dyn Store>,
+    /// Empty: one logical unit, which is the whole disk.
+    pub luns: Vec<Lun>,
     /// Made for virtio-scsi.
     pub limits: Limits,
     /// In [`REQUEST_QUEUES`].
@@ -109,6 +114,7 @@ pub struct ScsiOptions {
 /// The device, apart from its queues.
 pub struct Scsi {
     store: Arc<dyn Store>,
+    units: Vec<Unit>,
     /// Bytes.
     capacity: AtomicU64,
     lb_size: u32,
@@ -124,23 +130,22 @@ pub struct Scsi {
     /// Locked by who switches it.
     switching: Mutex<()>,
     negotiated: Mutex<bool>,
-    /// A unit attention that waits to be told: see `ATTENTIONS`.
-    attention: AtomicU8,
     tasks: Tasks,
 }
 
-/// Unit attention conditions by their number; 0 is none.
-const ATTENTIONS: [Sense; 3] = [Sense::WAS_RESET, Sense::NEXUS_LOST, Sense::CAPACITY_CHANGED];
-
 impl Scsi {
     /// # Panics
-    /// The limits were made for another front-end: nobody has checked that SCSI can say them.
+    /// The limits were made for another front-end: nobody has checked that SCSI can say them. Or the
+    /// logical units are not the whole disk.
     pub fn new(options: ScsiOptions) -> Arc<Scsi> {
-        let ScsiOptions { store, limits, request_queues, queue_size, writeback, id } = options;
+        let ScsiOptions { store, luns, limits, request_queues, queue_size, writeback, id } =
+            options;
         assert_eq!(limits.front_end, FrontEnd::Scsi, "limits of a SCSI disk");
+        assert_eq!(Lun::check(&luns, store.disk().capacity), Ok(()), "units of this disk");
         Arc::new(Scsi {
             capacity: AtomicU64::new(store.disk().capacity),
             lb_size: store.disk().lb_size,
+            units: Unit::all(luns),
             read_only: store.read_only(),
             store,
             limits,
@@ -151,11 +156,11 @@ impl Scsi {
             wce: AtomicBool::new(writeback),
             switching: Mutex::default(),
             negotiated: Mutex::new(false),
-            attention: AtomicU8::new(0),
             tasks: Tasks::default(),
         })
     }
 
+    /// All of it, whatever logical units it is divided into.
     pub fn disk(&self) -> Disk {
         Disk { capacity: self.capacity.load(Ordering::Acquire), lb_size: self.lb_size }
     }
@@ -218,20 +223,11 @@ impl Scsi {
         self.limits.physical_block_size / self.limits.logical_block_size
     }
 
-    /// From now on the next command is told this.
-    fn attend(&self, attention: Sense) {
-        let number = ATTENTIONS.iter().position(|known| *known == attention);
-        let number = number.map_or(0, |at| at as u8 + 1);
-        self.attention.store(number, Ordering::Release);
-    }
-
-    /// The unit attention that waits: told once.
-    fn attention(&self) -> Option<Sense> {
-        if self.attention.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let number = self.attention.swap(0, Ordering::AcqRel);
-        ATTENTIONS.get(usize::from(number).checked_sub(1)?).copied()
+    /// From now on the next command to a logical unit, or to each, is told this.
+    fn attend(&self, unit: Option<usize>, attention: Sense) {
+        let units = self.units.iter().enumerate();
+        let meant = units.filter(|(n, _)| unit.is_none_or(|unit| unit == *n));
+        meant.for_each(|(_, unit)| unit.attend(attention));
     }
 }
 
@@ -283,7 +279,7 @@ impl Device for Scsi {
         false
     }
 
-    /// VIRTIO 1.2, 5.6.4: one channel, one target, one LUN.
+    /// VIRTIO 1.2, 5.6.4: one channel, one target.
     fn config(&self, offset: u32, size: u32) -> Vec<u8> {
         let mut space = [0; size_of::<virtio_scsi_config>()];
         macro_rules! put {
@@ -301,6 +297,7 @@ impl Device for Scsi {
         put!(event_info_size, size_of::<virtio_scsi_event>() as u32);
         put!(sense_size, wire::SENSE_ROOM as u32);
         put!(cdb_size, wire::CDB_BYTES as u32);
+        put!(max_lun, self.units.len() as u32 - 1);
         super::window(&space, offset, size)
     }
 
@@ -315,7 +312,7 @@ impl Device for Scsi {
     fn resized(&self) {
         let now = self.store.disk().capacity;
         if self.capacity.swap(now, Ordering::AcqRel) != now {
-            self.attend(Sense::CAPACITY_CHANGED);
+            self.attend(None, Sense::CAPACITY_CHANGED);
         }
     }
 
@@ -343,7 +340,7 @@ impl Device for Scsi {
     fn reset(&self, cause: ResetCause, queue: Option<u16>) {
         if cause != ResetCause::QueueStop {
             // Whoever comes next is another initiator: it did nothing that it had to be told of.
-            self.attention.store(0, Ordering::Release);
+            self.units.iter().for_each(Unit::forget);
             if self.store.is_off() {
                 // Not saved (SPC-5, 6.13). The next negotiation tells the store.
                 self.wce.store(self.default_wce, Ordering::Release);
@@ -391,6 +388,7 @@ impl fmt::Debug for Scsi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scsi")
             .field("disk", &self.disk())
+            .field("units", &self.units)
             .field("read_only", &self.read_only)
             .field("limits", &self.limits)
             .field("request_queues", &self.request_queues)
@@ -402,6 +400,7 @@ impl fmt::Debug for Scsi {
 impl fmt::Debug for ScsiOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ScsiOptions")
+            .field("luns", &self.luns)
             .field("limits", &self.limits)
             .field("request_queues", &self.request_queues)
             .field("queue_size", &self.queue_size)

@@ -1,15 +1,15 @@
 //! Mode parameters (SPC-5, 6.13 to 6.16 and 7.5; SBC-4, 6.5): MODE SENSE and MODE SELECT.
 //!
-//! One value can be changed: WCE, the volatile write cache. The pages cannot be saved; a change
+//! One value can be changed, of a disk that is alone: WCE, the volatile write cache. The pages cannot be saved; a change
 //! outlives resets all the same, as `writeback` does on virtio-blk, but no power cut.
 //!
 //! A MODE SELECT that says that WCE is 0 writes the cache out before it is GOOD (SBC-4, 6.5.6): from
 //! its beginning on, what completes is stable; then a flush makes what completed before stable. Where
 //! that flush fails, WCE is what it was and the command fails.
 
-use super::Scsi;
 use super::command::{Asked, Work};
 use super::sense::{Refused, Sense};
+use super::unit::Lu;
 use super::wire::{CDB_BYTES, be16, be32, be64};
 
 const CACHING: u8 = 0x08;
@@ -44,10 +44,10 @@ fn control(changeable: bool) -> Vec<u8> {
     page
 }
 
-fn page(disk: &Scsi, code: u8, which: u8) -> Option<Vec<u8>> {
+fn page(disk: &Lu<'_>, code: u8, which: u8) -> Option<Vec<u8>> {
     match code {
         CACHING => Some(caching(match which {
-            CHANGEABLE => true,
+            CHANGEABLE => disk.switches_wce(),
             2 => disk.default_wce(),
             _ => disk.wce(),
         })),
@@ -57,7 +57,7 @@ fn page(disk: &Scsi, code: u8, which: u8) -> Option<Vec<u8>> {
 }
 
 /// The block descriptor, short or long (SBC-4, 6.5.2).
-fn descriptor(disk: &Scsi, long: bool) -> Vec<u8> {
+fn descriptor(disk: &Lu<'_>, long: bool) -> Vec<u8> {
     let (blocks, block) = (disk.disk().blocks(), disk.disk().lb_size);
     if long {
         let mut data = blocks.to_be_bytes().to_vec();
@@ -74,7 +74,7 @@ fn descriptor(disk: &Scsi, long: bool) -> Vec<u8> {
 }
 
 /// The data of MODE SENSE; `ten`: of the command with 10 bytes.
-pub(super) fn sense(disk: &Scsi, cdb: &[u8; CDB_BYTES], ten: bool) -> Result<Vec<u8>, Sense> {
+pub(super) fn sense(disk: &Lu<'_>, cdb: &[u8; CDB_BYTES], ten: bool) -> Result<Vec<u8>, Sense> {
     const DBD: u8 = 0x08;
     const LLBAA: u8 = 0x10;
     const WP: u8 = 0x80;
@@ -109,7 +109,7 @@ pub(super) fn sense(disk: &Scsi, cdb: &[u8; CDB_BYTES], ten: bool) -> Result<Vec
 }
 
 /// MODE SELECT; `ten`: with 10 bytes.
-pub(super) fn select(disk: &Scsi, asked: &Asked<'_>, ten: bool) -> Result<Work, Refused> {
+pub(super) fn select(disk: &Lu<'_>, asked: &Asked<'_>, ten: bool) -> Result<Work, Refused> {
     const SP: u8 = 0x01;
     const PF: u8 = 0x10;
     let cdb = asked.cdb;
@@ -132,13 +132,13 @@ pub(super) fn select(disk: &Scsi, asked: &Asked<'_>, ten: bool) -> Result<Work, 
         }
         Some(false) => {
             let was_on = disk.set_wce(false);
-            Ok(Work::WriteThrough { was_on, taken: len })
+            Ok(Work::WriteThrough { flush: disk.flush(), was_on, taken: len })
         }
     }
 }
 
 /// What a parameter list says about WCE, if all of it is acceptable.
-fn selected(disk: &Scsi, list: &[u8], ten: bool) -> Result<Option<bool>, Sense> {
+fn selected(disk: &Lu<'_>, list: &[u8], ten: bool) -> Result<Option<bool>, Sense> {
     let header = if ten { 8 } else { 4 };
     if list.len() < header {
         return Err(Sense::PARAMETER_LIST_LENGTH);
@@ -181,7 +181,7 @@ fn selected(disk: &Scsi, list: &[u8], ten: bool) -> Result<Option<bool>, Sense> 
 
 /// A block descriptor may only say what is so already. A number of blocks of 0, or all ones, asks
 /// for no change.
-fn described(disk: &Scsi, bytes: &[u8], long: bool, at: usize) -> Result<(), Sense> {
+fn described(disk: &Lu<'_>, bytes: &[u8], long: bool, at: usize) -> Result<(), Sense> {
     let wrong = |offset: usize| Err(Sense::in_list((at + offset) as u16));
     let blocks = disk.disk().blocks();
     let (said, most, block, block_at) = match (bytes.len(), long) {

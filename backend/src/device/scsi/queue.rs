@@ -49,6 +49,8 @@ struct Place {
 struct Submitted {
     place: Place,
     position: u16,
+    /// Number of the logical unit.
+    unit: usize,
     tag: u64,
     moved: Moved,
     /// Functions that wait for it.
@@ -162,13 +164,13 @@ impl ScsiRequests {
             }
             Ok(Work::Done { taken }) => Some(place.good(Moved { taken, given: 0 })),
             Ok(Work::Store { op, buffers, pieces, moved }) => {
-                self.submit(from, (place, command.tag), (op, buffers, pieces), moved, false);
+                self.submit(from, (place, &command), (op, buffers, pieces), moved, false);
                 None
             }
-            Ok(Work::WriteThrough { was_on, taken }) => {
-                let flush = (Op::Flush, Buffers::empty(), Vec::new());
+            Ok(Work::WriteThrough { flush, was_on, taken }) => {
+                let flush = (flush, Buffers::empty(), Vec::new());
                 let moved = Moved { taken, given: 0 };
-                self.submit(from, (place, command.tag), flush, moved, was_on);
+                self.submit(from, (place, &command), flush, moved, was_on);
                 None
             }
             Err(Refused::Check(sense, why)) => {
@@ -188,14 +190,17 @@ impl ScsiRequests {
     fn submit(
         &mut self,
         from: Spot<'_>,
-        (place, tag): (Place, u64),
+        (place, command): (Place, &Command),
         (op, buffers, pieces): (Op, Buffers, Vec<u64>),
         moved: Moved,
         cache_off: bool,
     ) {
         let (position, head) = (from.position, place.head);
+        // Nobody else has anything for the store.
+        let unit = self.device.number_of(command.to).unwrap_or_default();
+        let tag = command.tag;
         self.submitted[usize::from(head)] =
-            Some(Submitted { place, position, tag, moved, awaited: Vec::new(), cache_off });
+            Some(Submitted { place, position, unit, tag, moved, awaited: Vec::new(), cache_off });
         self.in_flight += 1;
         // The command's own priority is no I/O priority of Linux.
         let origin = Origin { queue: self.index, position, head, ioprio: 0 };
@@ -206,28 +211,23 @@ impl ScsiRequests {
     /// Does what the control queue ordered.
     fn obey(&mut self) {
         for order in std::mem::take(&mut self.orders) {
-            let all = self.submitted.iter_mut().flatten();
-            match order.what {
-                What::Find(which) => {
-                    if all.into_iter().any(|task| task.is(which)) {
-                        order.open.found();
-                    }
+            let (What::Find(which) | What::Wait(which) | What::End(which)) = order.what;
+            let tasks = self.submitted.iter_mut().flatten().filter(|task| task.is(which));
+            let mut found = 0;
+            for task in tasks {
+                found += 1;
+                match order.what {
+                    What::Find(_) => order.open.found(),
+                    What::Wait(_) | What::End(_) => task.awaited.push(order.open.clone()),
                 }
-                What::Wait(which) => {
-                    all.filter(|task| task.is(which))
-                        .for_each(|task| task.awaited.push(order.open.clone()));
-                }
-                What::End => {
-                    all.for_each(|task| task.awaited.push(order.open.clone()));
-                    if self.in_flight > 0 {
-                        complaints::guest_did(format_args!(
-                            "queue {}: {} requests in flight end now: the driver resets the \
-                             logical unit",
-                            self.index, self.in_flight
-                        ));
-                    }
-                    self.store.drain();
-                }
+            }
+            if matches!(order.what, What::End(_)) && found > 0 {
+                complaints::guest_did(format_args!(
+                    "queue {}: {found} requests in flight end now: the driver resets the logical unit",
+                    self.index
+                ));
+                // Those of other logical units come to their own ends, a little early.
+                self.store.drain();
             }
         }
     }
@@ -253,10 +253,8 @@ struct Opened {
 
 impl Submitted {
     fn is(&self, which: Which) -> bool {
-        match which {
-            Which::All => true,
-            Which::Tagged(tag) => self.tag == tag,
-        }
+        which.unit.is_none_or(|unit| unit == self.unit)
+            && which.tag.is_none_or(|tag| tag == self.tag)
     }
 
     /// Its request ended: an answer, and the functions that wait until it is published.

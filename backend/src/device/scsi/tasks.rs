@@ -26,11 +26,11 @@ pub(super) struct Inbox {
     bell: Option<OwnedFd>,
 }
 
-/// Which requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
-    Tagged(u64),
-    All,
+/// Which requests: of a logical unit, with a tag; of any, where nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Which {
+    pub(super) unit: Option<usize>,
+    pub(super) tag: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub(super) enum What {
     Find(Which),
     /// Wait until such requests are answered.
     Wait(Which),
-    /// Let go what is held, and wait until everything is answered.
-    End,
+    /// Let go what is held, and wait until such requests are answered.
+    End(Which),
 }
 
 #[derive(Debug)]

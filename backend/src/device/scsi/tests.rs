@@ -76,6 +76,7 @@ fn disk_for(front_end: FrontEnd, capacity: u64) -> Arc<Scsi> {
     let limits = LimitOptions { front_end, seg_max, ..LimitOptions::default() };
     Scsi::new(ScsiOptions {
         store: Arc::new(Slow { capacity }),
+        luns: Vec::new(),
         limits: Limits::new(&limits).unwrap(),
         request_queues: 1,
         queue_size: 256,
@@ -117,7 +118,8 @@ fn memory() -> Arc<Memory> {
 
 #[test]
 fn a_function_is_over_only_after_the_answers_that_it_waits_for() {
-    for what in [What::Wait(Which::Tagged(7)), What::Wait(Which::All), What::End] {
+    let (all, tagged) = (Which::default(), Which { unit: Some(0), tag: Some(7) });
+    for what in [What::Wait(tagged), What::Wait(all), What::End(all)] {
         let (device, mem) = (disk(1 << 20), memory());
         let mut queue = queue(&device);
         assert!(queue.begin(flush(&mem, 0, 7)).is_none());
@@ -143,7 +145,7 @@ fn a_function_sees_commands_that_came_before_it_though_it_overtook_them() {
     let mut queue = queue(&device);
     // The queue's thread has taken all it saw; then command and function come, in this order.
     queue.listen();
-    let find = What::Find(Which::Tagged(7));
+    let find = What::Find(Which { unit: None, tag: Some(7) });
     let mut function = Function::begin(&device.tasks, find, &bell().unwrap());
     queue.reap(&mut |_| ());
     assert_eq!(function.over(), None, "what came before it was not looked for yet");
@@ -162,7 +164,8 @@ fn what_does_not_fit_in_32_bits_says_that_it_does_not() {
         ((1 << 32) + 8, u32::MAX, u32::MAX),
         (1 << 20, (1 << 20) - 1, 1 << 20),
     ] {
-        let device = disk(blocks * 512);
+        let whole = disk(blocks * 512);
+        let device = whole.lu(0);
         let capacity = super::block::capacity_10(&device);
         assert_eq!(capacity, [last.to_be_bytes(), 512u32.to_be_bytes()].concat()[..]);
         assert_eq!(super::block::capacity_16(&device)[..8], (blocks - 1).to_be_bytes());

@@ -19,11 +19,11 @@ pub(super) const AN_BYTES: usize = size_of::<virtio_scsi_ctrl_an_req>();
 /// What a command is addressed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Address {
-    /// The disk: target 0, LUN 0.
-    Disk,
+    /// Target 0, and this LUN.
+    Unit(u16),
     /// The REPORT LUNS well-known logical unit.
     ReportLuns,
-    /// Target 0, and a LUN that is not there.
+    /// Target 0, and a LUN in a form that no logical unit has.
     NoUnit,
     /// A target that is not there, or no address at all.
     NoTarget,
@@ -35,8 +35,11 @@ impl Address {
     pub(super) fn of(lun: [u8; 8]) -> Address {
         match lun {
             [0xc1, 0x01, 0, 0, 0, 0, 0, 0] => Address::ReportLuns,
-            [1, 0, 0 | 0x40, 0, 0, 0, 0, 0] => Address::Disk,
+            [1, 0, 0, lun, 0, 0, 0, 0] => Address::Unit(lun.into()),
             [1, 0, 0xc1, 0x01, 0, 0, 0, 0] => Address::ReportLuns,
+            [1, 0, high @ 0x40..=0x7f, low, 0, 0, 0, 0] => {
+                Address::Unit(u16::from_be_bytes([high & 0x3f, low]))
+            }
             [1, 0, ..] => Address::NoUnit,
             _ => Address::NoTarget,
         }

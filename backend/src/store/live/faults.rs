@@ -103,7 +103,11 @@ fn likeness(ctx: &GateContext<'_>) -> u64 {
             hash.update(&offset.to_le_bytes());
             hash.update(&ctx.len.to_le_bytes());
         }
-        Op::Flush => {}
+        Op::Flush { len: 0, .. } => {}
+        Op::Flush { offset, len } => {
+            hash.update(&offset.to_le_bytes());
+            hash.update(&len.to_le_bytes());
+        }
         Op::Discard { segments } | Op::WriteZeroes { segments } => {
             for segment in segments {
                 hash.update(&segment.offset.to_le_bytes());

@@ -260,7 +260,7 @@ mod tests {
         for ioprio in [0, 2 << 13 | 4, 1 << 13 | 6 << 3] {
             assert_eq!(one("req16k+b16k", &at(512), 64 * K, ioprio), nothing, "{ioprio:#x}");
         }
-        for op in [Op::Read { offset: 512 }, Op::Flush, Op::Discard { segments: Vec::new() }] {
+        for op in [Op::Read { offset: 512 }, Op::FLUSH, Op::Discard { segments: Vec::new() }] {
             assert_eq!(one("req16k", &op, 512, tag(16 * K)), nothing, "{op:?}");
         }
     }

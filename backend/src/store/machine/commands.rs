@@ -2,6 +2,7 @@
 
 use super::recorded::{failed, state_name};
 use super::{LIVE, Machine, MachineError, Recorded, Shared};
+use crate::store::ResizeError;
 use crate::store::live::lock;
 use crate::store::power::{NotArmed, Plan};
 use std::sync::Arc;
@@ -59,6 +60,9 @@ impl Machine {
     /// # Errors
     /// It has not grown, or the disk keeps its size.
     pub fn resize(&self) -> Result<u64, MachineError> {
+        if self.shared.options.divided {
+            return Err(MachineError::Resize(ResizeError::Divided));
+        }
         let capacity = self.shared.beneath().store.resize().map_err(MachineError::Resize)?;
         self.shared.capacity.fetch_max(capacity, Ordering::AcqRel);
         log::info!("the disk has {capacity} bytes now");

@@ -106,7 +106,9 @@ impl MachineError {
             | NeedsData(_)
             | NeedsStates(_)
             | OnlyStates(_)
-            | Resize(ResizeError::Fixed | ResizeError::Traced) => RefusalKind::Unsupported,
+            | Resize(ResizeError::Fixed | ResizeError::Traced | ResizeError::Divided) => {
+                RefusalKind::Unsupported
+            }
             Resize(ResizeError::Io(_)) => RefusalKind::Failed,
             Resize(_) => RefusalKind::Busy,
             Malformed(_) | BeyondTheEnd { .. } | Outside(..) => RefusalKind::Malformed,

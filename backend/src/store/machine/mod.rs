@@ -81,6 +81,8 @@ pub struct Options {
     /// Armed from the start.
     pub faults: Vec<Fault>,
     pub hold_completions: HoldCompletions,
+    /// The guest sees several disks in it, whose sizes are said once.
+    pub divided: bool,
     /// Of the disk, as the guest sees it: 20 bytes count.
     pub serial: String,
 }

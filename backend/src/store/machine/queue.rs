@@ -65,7 +65,7 @@ impl Counts {
                 }
                 part(*offset, len)
             }
-            Op::Flush => {
+            Op::Flush { .. } => {
                 one(&self.flushes);
                 false
             }
@@ -125,7 +125,7 @@ impl StoreQueue for MachineQueue {
             *epoch = beneath.epoch;
         }
         tally.counts.submitted(&request, shared);
-        if request.op == Op::Flush {
+        if matches!(request.op, Op::Flush { .. }) {
             shared.look();
         }
         tally.in_flight.fetch_add(1, Ordering::AcqRel);

@@ -45,6 +45,7 @@ pub(super) fn options(dir: &Path, profile: &str) -> Options {
         record_payload: true,
         queues: 4,
         hold_completions: HoldCompletions::None,
+        divided: false,
         serial: "tornblk".to_owned(),
     }
 }

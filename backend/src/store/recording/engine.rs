@@ -49,7 +49,9 @@ fn same(op: &event::Op, request: &Request) -> bool {
             event::Op::Write { offset, len, fua, atomic, .. },
             Op::Write { offset: at, fua: fua_too, atomic: atomic_too },
         ) => (offset, *len, fua, atomic) == (at, bytes, fua_too, atomic_too),
-        (event::Op::Flush, Op::Flush) => true,
+        (event::Op::Flush { offset, len }, Op::Flush { offset: at, len: bytes }) => {
+            (offset, len) == (at, bytes)
+        }
         (event::Op::Discard { segments }, Op::Discard { segments: those })
         | (event::Op::WriteZeroes { segments }, Op::WriteZeroes { segments: those }) => {
             segments == those
@@ -227,7 +229,10 @@ impl RecordingEngine {
                 let op = event::Op::Read { offset: *offset, len };
                 self.record(request, op, Work::Nothing, last, ticket)
             }
-            Op::Flush => self.record(request, event::Op::Flush, Work::Nothing, last, ticket),
+            Op::Flush { offset, len } => {
+                let op = event::Op::Flush { offset: *offset, len: *len };
+                self.record(request, op, Work::Nothing, last, ticket)
+            }
             Op::Write { offset, fua, atomic } => {
                 let one = [len];
                 let pieces = if request.pieces.is_empty() { &one } else { &request.pieces[..] };
@@ -259,7 +264,7 @@ impl RecordingEngine {
             Op::Read { offset } | Op::Write { offset, .. } => {
                 part(*offset, request.buffers.len() as u64)
             }
-            Op::Flush => false,
+            Op::Flush { .. } => false,
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
                 segments.iter().any(|s| part(s.offset, s.len))
             }
@@ -292,7 +297,7 @@ impl Engine for RecordingEngine {
         if shared.broken.load(Ordering::Acquire) {
             return Err(Failure::Io(io::Error::other("the recording cannot be continued")));
         }
-        let changes = !matches!(request.op, Op::Read { .. } | Op::Flush);
+        let changes = !matches!(request.op, Op::Read { .. } | Op::Flush { .. });
         if changes && shared.options.read_only {
             return Err(Failure::ReadOnly);
         }

@@ -181,14 +181,14 @@ mod tests {
     #[test]
     fn what_comes_again_is_found_once() {
         let open = Open::default();
-        open.begin(Seq(1), &submit(0, Op::Flush));
+        open.begin(Seq(1), &submit(0, Op::FLUSH));
         open.begin(Seq(2), &submit(1, write(0)));
         open.begin(Seq(3), &submit(2, write(0)));
         open.begin(Seq(4), &submit(2, write(512)));
         open.begin(Seq(5), &submit(4, write(0)));
         open.end(Seq(2), Status::IoErr);
         open.reset(ResetCause::Restart, None);
-        assert_eq!(open.take((3, 0, 0), |op| *op != Op::Flush), None, "another request");
+        assert_eq!(open.take((3, 0, 0), |op| *op != Op::FLUSH), None, "another request");
         assert_eq!(take(&open, 1), Some(Before::Ended(Status::IoErr)));
         assert_eq!(take(&open, 2), None, "in parts");
         assert_eq!(take(&open, 4), Some(Before::Goes(Seq(5))));

@@ -375,7 +375,7 @@ fn events_come_in_the_order_of_work() {
         (2, seen(0, 1)),
         (2, seen(1, 4)),
         (2, done(1)),
-        (3, submit(1, event::Op::Flush)),
+        (3, submit(1, event::Op::FLUSH)),
         (4, seen(0, 2)),
         (4, done(3)),
         (5, submit(2, get.clone())),

@@ -32,17 +32,25 @@ const WRITE: u8 = 1;
 const FLUSH: u8 = 2;
 const DISCARD: u8 = 3;
 const ZEROES: u8 = 4;
+/// Of one disk of several.
+const FLUSH_OF: u8 = 5;
 
 /// Writes all events up to and including `last`, and the rest of what the recording says of itself:
-/// a crash point may lie before that.
-pub(super) fn write(reader: &Reader, last: Seq, out: &mut dyn Write) -> Result<(), BundleError> {
+/// a crash point may lie before that. → whether there is anything in it that came with format
+/// [`SEVERAL`](super::SEVERAL).
+pub(super) fn write(reader: &Reader, last: Seq, out: &mut dyn Write) -> Result<bool, BundleError> {
     let failed = reader.not_executed()?;
-    let mut before = 0;
+    let (mut before, mut several) = (0, false);
     for event in reader.events() {
         let (seq, event) = event?;
         if seq > last && !matches!(&event, Event::Mark(mark) if Subject::is_part(mark)) {
             continue;
         }
+        let flush = |event: &Event| match event {
+            Event::Submit(Submit { op: Op::Flush { len, .. }, .. }) => *len > 0,
+            _ => false,
+        };
+        several |= flush(&event);
         let mut bytes = Vec::with_capacity(64);
         let data = encode(&event, failed.contains(&completed(&event)), &mut bytes);
         // The tag goes first, so that the end of the stream needs no number.
@@ -57,7 +65,8 @@ pub(super) fn write(reader: &Reader, last: Seq, out: &mut dyn Write) -> Result<(
         }
         before = seq.0;
     }
-    out.write_all(&[END]).map_err(BundleError::Pack)
+    out.write_all(&[END]).map_err(BundleError::Pack)?;
+    Ok(several)
 }
 
 fn completed(event: &Event) -> Seq {
@@ -133,7 +142,8 @@ fn operation(op: &Op, out: &mut Vec<u8>) -> Option<(Payload, u64, u64)> {
             out.push(u8::from(*fua) | u8::from(*atomic) << 1 | u8::from(kept) << 2);
             return kept.then_some((*payload, *offset, *len));
         }
-        Op::Flush => out.push(FLUSH),
+        Op::Flush { len: 0, .. } => out.push(FLUSH),
+        Op::Flush { offset, len } => range(FLUSH_OF, *offset, *len),
         Op::Discard { segments } | Op::WriteZeroes { segments } => {
             out.push(if matches!(op, Op::Discard { .. }) { DISCARD } else { ZEROES });
             number(segments.len() as u64, out);
@@ -332,7 +342,8 @@ impl Input<'_> {
                 };
                 Op::Write { offset, len, fua: flags & 1 != 0, atomic: flags & 2 != 0, payload }
             }
-            FLUSH => Op::Flush,
+            FLUSH => Op::FLUSH,
+            FLUSH_OF => Op::Flush { offset: self.number()?, len: self.number()? },
             kind @ (DISCARD | ZEROES) => {
                 let count = self.number()?;
                 if count > SEGMENTS {

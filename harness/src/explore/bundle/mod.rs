@@ -40,6 +40,8 @@ pub const EXTENSION: &str = "tornblk";
 
 const MAGIC: [u8; 8] = *b"TORNBNDL";
 const FORMAT: u32 = 2;
+/// The same, with flushes of one disk of several: only where there is one.
+const SEVERAL: u32 = 3;
 /// Counts up when what judges a state may say something else of the same bytes.
 const CHECKER: u32 = 2;
 const HASH_AT: usize = 20;
@@ -141,7 +143,7 @@ pub enum BundleError {
     )]
     Foreign { path: PathBuf },
     #[error(
-        "{} is a bundle of format {found}, and this program knows format {FORMAT}: use the tornblk \
+        "{} is a bundle of format {found}, and this program knows {FORMAT} and {SEVERAL}: use the tornblk \
          that made it",
         path.display()
     )]

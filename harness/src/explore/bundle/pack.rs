@@ -1,7 +1,7 @@
 //! Making a bundle.
 
 use super::super::StateText;
-use super::{BundleError, DATA_AT, FORMAT, HASH_AT, MAGIC, Meta, events};
+use super::{BundleError, DATA_AT, FORMAT, HASH_AT, MAGIC, Meta, SEVERAL, events};
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use rustix::fs::SeekFrom;
@@ -74,16 +74,17 @@ pub fn pack(
     // The base alone: a state in which nothing was written.
     let blank = StateReader::new(Arc::clone(reader), base, trust, Content::default())?;
     scope.write_base(&blank, &mut out)?;
-    events::write(reader, parsed.after, &mut out)?;
+    let mut several = events::write(reader, parsed.after, &mut out)?;
     if let Some((recovery, state)) = &recovery {
         let inner: Parsed = state.parse()?;
-        events::write(recovery, inner.after, &mut out)?;
+        several |= events::write(recovery, inner.after, &mut out)?;
     }
     let mut file = out
         .finish()
         .and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error))
         .map_err(BundleError::Pack)?;
-    seal(file.as_file_mut()).map_err(io)?;
+    let format = if several { SEVERAL } else { FORMAT };
+    seal(file.as_file_mut(), format).map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;
     Ok(meta)
 }
@@ -96,10 +97,10 @@ pub(super) fn build(reader: &Reader, state: &StateText) -> Result<Content, Bundl
 }
 
 /// Writes the head: what it is, how long, and its hash.
-fn seal(file: &mut File) -> io::Result<()> {
+fn seal(file: &mut File, format: u32) -> io::Result<()> {
     let mut head = [0; DATA_AT];
     head[..8].copy_from_slice(&MAGIC);
-    head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    head[8..12].copy_from_slice(&format.to_le_bytes());
     let len = file.metadata()?.len() - DATA_AT as u64;
     head[12..HASH_AT].copy_from_slice(&len.to_le_bytes());
     let hash = hash(&head[..HASH_AT], file)?;

@@ -250,3 +250,19 @@ fn what_the_recording_is_of_is_in_it_though_the_crash_point_lies_before_that() {
     let written = |(_, event): &&(Seq, Event)| matches!(event, Event::Submit(_));
     assert_eq!(events.iter().filter(written).count(), 1);
 }
+
+#[test]
+fn flushes_of_one_disk_of_several_come_back_and_have_a_format_of_their_own() {
+    let format = |path: &Path| std::fs::read(path).unwrap()[8];
+    let alone = Recorded::some(512).end();
+    assert_eq!(format(&packed(&alone, &Needed::All)), 2);
+    let mut recorded = Recorded::some(512);
+    let flush = recorded.submit(Op::Flush { offset: 4096, len: 8192 });
+    recorded.complete(flush);
+    let recorded = recorded.end();
+    let path = packed(&recorded, &Needed::All);
+    assert_eq!(format(&path), 3);
+    let to = tempfile::tempdir().unwrap();
+    let unpacked = Bundle::open(&path).unwrap().unpack(to.path()).unwrap();
+    assert_eq!(events(&unpacked.reader), events(&read(&recorded).1));
+}

@@ -1,7 +1,9 @@
 //! Reading a bundle.
 
 use super::pack::{self, Needed, Scope};
-use super::{BundleError, CHECKER, DATA_AT, FORMAT, HASH_AT, MAGIC, META_MAX, Meta, events};
+use super::{
+    BundleError, CHECKER, DATA_AT, FORMAT, HASH_AT, MAGIC, META_MAX, Meta, SEVERAL, events,
+};
 use crate::oracle::Recovery;
 use events::Input;
 use flate2::bufread::ZlibDecoder;
@@ -66,7 +68,7 @@ impl Bundle {
             return Err(BundleError::Truncated { path: path_of(), has, needs: DATA_AT as u64 });
         }
         let found = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-        if found != FORMAT {
+        if !(FORMAT..=SEVERAL).contains(&found) {
             return Err(BundleError::Format { path: path_of(), found });
         }
         let mut len = [0; 8];

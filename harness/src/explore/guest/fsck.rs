@@ -30,8 +30,7 @@ fn command(fstype: &str, device: &str) -> Option<Vec<String>> {
 }
 
 /// Looks at the state that the guest was just taken through, recovered as it is.
-pub(super) fn fsck(seat: &mut Seat, fstype: &str) -> Result<Fsck, SeatError> {
-    let device = seat.disk()?;
+pub(super) fn fsck(seat: &mut Seat, device: String, fstype: &str) -> Result<Fsck, SeatError> {
     let Some(argv) = command(fstype, &device) else {
         return Ok(Fsck::None(format!("there is no checker for {fstype}")));
     };

@@ -4,7 +4,7 @@ use super::super::ExploreError;
 use super::shown::{Differs, Shown, SwitchError, Wanted};
 use super::{Case, GuestSettings};
 use crate::device::{Device, StatesSpec};
-use crate::run::{RunError, check};
+use crate::run::{FurtherDisk, RunError, check, disks};
 use crate::splat::Watch;
 use crate::suite::MOUNT;
 use crate::vm::{Host, NoHost, Virtiofsd, Vm, VmConfig, VmError};
@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{
-    Command, MarkText, MountPoint, Outcome, Program, StateCheck, StateFound, StateMicros,
-    USER_MOUNT, Workload,
+    Command, FurtherCheck, MarkText, MountPoint, Outcome, Program, StateCheck, StateFound,
+    StateMicros, USER_MOUNT, Workload,
 };
 
 /// As the guest finds it; the device needs the last 8 bytes of 20.
@@ -61,6 +61,8 @@ pub struct Seat {
     workload: Workload,
     /// File system and options; `None`: the raw disk.
     mount: Option<(String, String)>,
+    /// Disks beside it.
+    further: Vec<FurtherDisk>,
     /// Shows the host's files to the user's checker, where there is one.
     virtiofsd: Option<Virtiofsd>,
     /// Guests that were started.
@@ -71,8 +73,8 @@ pub struct Seat {
 #[derive(Debug)]
 struct Guest {
     vm: Vm,
-    /// `/dev/vda`
-    device: String,
+    /// `/dev/vda`, and those of further disks.
+    devices: Vec<String>,
     /// States it was taken through.
     states: u64,
 }
@@ -121,6 +123,7 @@ impl Seat {
             base: case.base.clone(),
             profile: volume.profile.clone(),
             front_end: volume.front_end,
+            luns: disks::luns(case.history.disk().capacity, &case.subject.disks),
             serial: SERIAL.to_owned(),
             // And not `dir`: the recovery that another seat recorded may be shown here again.
             folder: settings.dir.clone(),
@@ -145,6 +148,7 @@ impl Seat {
             workload: case.subject.workload.clone(),
             mount: (!volume.is_raw())
                 .then(|| (volume.fstype.clone(), volume.mount_options.clone())),
+            further: case.subject.disks.clone(),
             virtiofsd,
             started: 0,
             watch: Stopwatch::default(),
@@ -203,9 +207,9 @@ impl Seat {
         self.device.client().recorded_here(file).map_err(failed)
     }
 
-    /// The disk in the guest. Starts one where there is none.
-    pub(super) fn disk(&mut self) -> Result<String, SeatError> {
-        Ok(self.guest()?.device.clone())
+    /// The disks in the guest, the main one first. Starts one where there is none.
+    pub(super) fn disks(&mut self) -> Result<Vec<String>, SeatError> {
+        Ok(self.guest()?.devices.clone())
     }
 
     fn guest(&mut self) -> Result<&mut Guest, SeatError> {
@@ -257,19 +261,23 @@ impl Seat {
         if let Some(virtiofsd) = &self.virtiofsd {
             vm.show_host_root(virtiofsd, &self.dir).map_err(failed)?;
         }
-        let disk = vm
-            .attach_disk(&self.device.socket(), SERIAL, CPUS, self.spec.front_end)
+        let serials = disks::serials(SERIAL, &self.further);
+        vm.attach_disk(&self.device.socket(), &serials[0], CPUS, self.spec.front_end)
             .map_err(failed)?;
-        let mut guest = Guest { vm, device: disk.device, states: 0 };
+        let devices = serials.iter().map(|serial| vm.find_disk(serial));
+        let devices = devices.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let mut guest = Guest { vm, devices, states: 0 };
         guest.hurry()?;
-        // What the kernel read while it looked for partitions.
-        let flush = Command::Blkflsbuf { device: guest.device.clone() };
-        match guest.call(flush, TIMEOUT)? {
-            Outcome::Ok { .. } => Ok(guest),
-            Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
-                Err(SeatError::Failed(message))
+        for device in guest.devices.clone() {
+            // What the kernel read while it looked for partitions.
+            match guest.call(Command::Blkflsbuf { device }, TIMEOUT)? {
+                Outcome::Ok { .. } => {}
+                Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {
+                    return Err(SeatError::Failed(message));
+                }
             }
         }
+        Ok(guest)
     }
 
     /// Shows a state to the guest, which holds nothing of the last one: → the nonce.
@@ -320,7 +328,7 @@ impl Seat {
         program: Option<Program>,
     ) -> Result<StateFound, SeatError> {
         let mut workload = self.workload.clone();
-        let mount = self.mount.clone();
+        let (mount, further) = (self.mount.clone(), self.further.clone());
         self.guest()?;
         let none = || SeatError::Failed("there is no guest".into());
         let guest = self.guest.as_mut().ok_or_else(none)?;
@@ -328,22 +336,26 @@ impl Seat {
         if mount.is_none() {
             // The disk may have another name here.
             let targets = workload.files.iter_mut().filter(|t| t.path.starts_with("/dev/"));
-            targets.for_each(|target| target.path.clone_from(&guest.device));
+            targets.for_each(|target| target.path.clone_from(&guest.devices[0]));
         }
         let target = match &program {
             Some(_) => USER_MOUNT.to_owned(),
             None => MOUNT.to_owned(),
         };
-        let device = guest.device.clone();
         let program = program.map(|mut program| {
-            program.env.push(("TORNBLK_DEVICE".to_owned(), device));
+            program.env.extend(disks::variables(&guest.devices, &further));
+            program.disks = disks::mounted(&further);
             program
         });
+        let others = further.iter().zip(&guest.devices[1..]);
+        let others = others
+            .map(|(disk, device)| FurtherCheck { device: device.clone(), mount: disk.mount() });
         let time = program.as_ref().map_or(Duration::ZERO, |p| Duration::from_millis(p.timeout_ms));
         let check = StateCheck {
-            device: guest.device.clone(),
+            device: guest.devices[0].clone(),
             tail: format!("{nonce:08x}"),
             mount: mount.map(|(fstype, options)| MountPoint { target, fstype, options }),
+            further: others.collect(),
             workload,
             program,
         };
@@ -406,14 +418,16 @@ impl Guest {
     /// Mounting and unmounting wait for much that costs nothing but time in a guest of one
     /// processor. None of it changes what is written or read.
     fn hurry(&mut self) -> Result<(), SeatError> {
-        let disk = self.device.trim_start_matches("/dev/");
-        let settings = [
-            // Work queues come and go with each mount, each after a grace period.
-            ("/sys/kernel/rcu_expedited".to_owned(), "1"),
-            (format!("/sys/block/{disk}/queue/scheduler"), "none"),
-            (format!("/sys/block/{disk}/queue/iostats"), "0"),
-            (format!("/sys/block/{disk}/queue/wbt_lat_usec"), "0"),
-        ];
+        // Work queues come and go with each mount, each after a grace period.
+        let mut settings = vec![("/sys/kernel/rcu_expedited".to_owned(), "1")];
+        for device in &self.devices {
+            let disk = device.trim_start_matches("/dev/");
+            settings.extend([
+                (format!("/sys/block/{disk}/queue/scheduler"), "none"),
+                (format!("/sys/block/{disk}/queue/iostats"), "0"),
+                (format!("/sys/block/{disk}/queue/wbt_lat_usec"), "0"),
+            ]);
+        }
         for (path, value) in settings {
             let set = vec![(path, value.to_owned())];
             // Not every kernel has each of them.

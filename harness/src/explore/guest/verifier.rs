@@ -263,16 +263,22 @@ impl<'a> GuestVerifier<'a> {
 
     /// The checker's word on a file system that was recovered.
     fn look_over(&mut self, findings: &mut Vec<Finding>) -> Result<(), SeatError> {
-        let fstype = self.case.subject.volume.fstype.clone();
-        if fstype.is_empty() {
-            return Ok(());
-        }
-        match fsck(&mut self.seat, &fstype)? {
-            Fsck::Clean => {}
-            Fsck::Damaged(said) => findings.push(self.unrecoverable(format!(
-                "the file system is damaged after its log was replayed: {said}"
-            ))),
-            Fsck::None(why) => log::debug!("the file system was not checked: {why}"),
+        let subject = &self.case.subject;
+        let main = (&subject.volume.fstype, String::new());
+        let further = subject.disks.iter().map(|d| (&d.fstype, format!(" of the disk {}", d.name)));
+        for ((fstype, whose), device) in
+            std::iter::once(main).chain(further).zip(self.seat.disks()?)
+        {
+            if fstype.is_empty() {
+                continue;
+            }
+            match fsck(&mut self.seat, device, fstype)? {
+                Fsck::Clean => {}
+                Fsck::Damaged(said) => findings.push(self.unrecoverable(format!(
+                    "the file system{whose} is damaged after its log was replayed: {said}"
+                ))),
+                Fsck::None(why) => log::debug!("the file system{whose} was not checked: {why}"),
+            }
         }
         Ok(())
     }

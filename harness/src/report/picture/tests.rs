@@ -192,7 +192,7 @@ fn recording(rng: &mut Rng) -> Told {
             0..=3 => {
                 let (block, len) = (rng.below(56), 1 + rng.below(8));
                 let op = match rng.below(6) {
-                    0 => Op::Flush,
+                    0 => Op::FLUSH,
                     fua => Op::Write {
                         offset: block * 512,
                         len: len * 512,

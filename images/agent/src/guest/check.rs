@@ -1,4 +1,5 @@
-//! What a disk holds, found out in one go: mounted, read back, unmounted, let go.
+//! What a disk holds, or several that share a state, found out in one go: mounted, read back, unmounted,
+//! let go.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::workload::readback::readback;
 use super::{Error, Result, disk, fs, log, program};
-use crate::channel::{StateCheck, StateFound};
+use crate::channel::{MountPoint, StateCheck, StateFound};
 
 /// What was read of it may be let go a moment later.
 const TO_LET_GO: Duration = Duration::from_secs(5);
@@ -21,21 +22,34 @@ static MESSAGES: Mutex<Option<File>> = Mutex::new(None);
 pub fn check(check: &StateCheck) -> Result<StateFound> {
     let mut found = StateFound::default();
     let mut clock = Clock { last: Instant::now() };
-    let device = &check.device;
+    let disks: Vec<(&String, Option<&MountPoint>)> =
+        std::iter::once((&check.device, check.mount.as_ref()))
+            .chain(check.further.iter().map(|disk| (&disk.device, disk.mount.as_ref())))
+            .collect();
     messages()?;
-    let nonce = disk::read_nonce(device)?;
-    if nonce["tail"].as_str() != Some(&check.tail) {
-        return Err(Error::Refused(format!(
-            "{device} does not show the state that is to be checked: its serial number is {}, and \
-             should end in {}",
-            nonce["serial"], check.tail
-        )));
+    for (device, _) in &disks {
+        let nonce = disk::read_nonce(device)?;
+        if nonce["tail"].as_str() != Some(&check.tail) {
+            return Err(Error::Refused(format!(
+                "{device} does not show the state that is to be checked: its serial number is {}, \
+                 and should end in {}",
+                nonce["serial"], check.tail
+            )));
+        }
     }
     found.micros.nonce = clock.lap();
-    if let Some(at) = &check.mount {
-        found.mount = fs::mount(device, &at.target, &at.fstype, &at.options).err().map(text);
-        found.micros.mount = clock.lap();
+    let mut mounted: Vec<&MountPoint> = Vec::new();
+    for (device, at) in &disks {
+        let Some(at) = at else { continue };
+        match fs::mount(device, &at.target, &at.fstype, &at.options) {
+            Ok(_) => mounted.push(at),
+            Err(e) => {
+                found.mount = Some(text(e));
+                break;
+            }
+        }
     }
+    found.micros.mount = clock.lap();
     if found.mount.is_none() {
         // Without targets the recovery is all that there is to try.
         if !check.workload.files.is_empty() {
@@ -54,18 +68,21 @@ pub fn check(check: &StateCheck) -> Result<StateFound> {
                 }
                 // Not the state's fault.
                 Err(e) => {
-                    let _ = check.mount.as_ref().map(|at| fs::umount(&at.target));
+                    for at in mounted.iter().rev() {
+                        let _ = fs::umount(&at.target);
+                    }
                     return Err(e);
                 }
             }
         }
         found.micros.read = clock.lap();
-        if let Some(at) = &check.mount {
-            found.umount = fs::umount_soon(&at.target, TO_LET_GO).err().map(text);
-            found.micros.umount = clock.lap();
-        }
     }
-    found.held = disk::flush_buffers(device).err().map(text);
+    // All of them, whatever becomes of one.
+    let left = mounted.iter().rev().filter_map(|at| fs::umount_soon(&at.target, TO_LET_GO).err());
+    found.umount = left.map(text).collect::<Vec<_>>().pop();
+    found.micros.umount = clock.lap();
+    let held = disks.iter().filter_map(|(device, _)| disk::flush_buffers(device).err());
+    found.held = held.map(text).collect::<Vec<_>>().pop();
     found.micros.flush = clock.lap();
     found.messages = messages()?;
     Ok(found)

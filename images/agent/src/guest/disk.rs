@@ -51,15 +51,15 @@ fn find(block: &Path, serial: &str) -> Option<String> {
 }
 
 /// The serial as far as GET_ID holds it; or, while the disk shows a state, the beginning of the
-/// serial, `@` and a nonce of 8 hexadecimal digits.
+/// serial, `@` and a nonce of 8 hexadecimal digits. SCSI has room for all of it.
 fn is_serial(found: &str, serial: &str) -> bool {
     let first = |bytes: usize| &serial.as_bytes()[..serial.len().min(bytes)];
-    if found.as_bytes() == first(ID_BYTES) {
+    if found == serial || found.as_bytes() == first(ID_BYTES) {
         return true;
     }
     let Some((head, nonce)) = found.rsplit_once('@') else { return false };
     let is_nonce = nonce.len() == TAIL && nonce.bytes().all(|b| b.is_ascii_hexdigit());
-    is_nonce && head.as_bytes() == first(ID_BYTES - TAIL - 1)
+    is_nonce && (head == serial || head.as_bytes() == first(ID_BYTES - TAIL - 1))
 }
 
 /// All disks and what they call themselves.
@@ -243,6 +243,8 @@ mod tests {
         assert!(is_serial("disk0@0123abcd", "disk0"));
         assert!(is_serial("a-long-seri@0123abcd", "a-long-serial-indeed"));
         assert!(is_serial("a-serial-of-20-bytes", "a-serial-of-20-bytes-and-more"));
+        assert!(is_serial("tornblk-a-name_of_16-long", "tornblk-a-name_of_16-long"));
+        assert!(is_serial("tornblk-a-name_of_16-long@0123abcd", "tornblk-a-name_of_16-long"));
         assert!(!is_serial("disk0@0123abcd", "disk1"));
         assert!(!is_serial("disk0@x", "disk0"));
         assert!(!is_serial("disk0x", "disk0"));

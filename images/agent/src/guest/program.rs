@@ -25,7 +25,8 @@ use super::outbox::Outbox;
 use super::sys::{self, Extent};
 use super::{Error, Result, btrfs, exec, fs};
 use crate::channel::{
-    FileMap, MarkText, Program, Ran, USER_DISK, USER_FILES, USER_MOUNT, USER_ROOT,
+    FileMap, Folder, MarkText, Program, Ran, USER_DISK, USER_DISKS, USER_FILES, USER_MOUNT,
+    USER_MOUNTS, USER_ROOT,
 };
 
 /// What the program that marks is called.
@@ -94,7 +95,8 @@ struct Root {
 }
 
 impl Root {
-    fn build() -> Result<Root> {
+    /// `disks`: further ones, which are mounted.
+    fn build(disks: &[String]) -> Result<Root> {
         let mut root = Root { mounted: Vec::new() };
         root.mount("tmpfs", OVER, "tmpfs", "mode=0755")?;
         for half in ["upper", "work"] {
@@ -122,6 +124,10 @@ impl Root {
             );
         }
         root.bind(USER_MOUNT, &inside(USER_DISK), true)?;
+        for name in disks {
+            let at = inside(&format!("{USER_DISKS}/{name}"));
+            root.bind(&format!("{USER_MOUNTS}/{name}"), &at, true)?;
+        }
         root.bind(AGENT, &inside(&format!("{USER_FILES}/bin/{MARKER}")), false)?;
         Ok(root)
     }
@@ -205,7 +211,7 @@ pub fn run(program: &Program, outbox: Option<&Arc<Outbox>>) -> Result<Ran> {
     let [name, args @ ..] = program.argv.as_slice() else {
         return Err(Error::Refused("the program to run has no name".into()));
     };
-    let root = Root::build()?;
+    let root = Root::build(&program.disks)?;
     let marks = inside(&format!("{USER_FILES}/{MARKS}"));
     let lines: String = program.marks.iter().map(|mark| format!("{mark}\n")).collect();
     std::fs::write(&marks, lines).map_err(Error::system(format!("cannot write {marks}")))?;
@@ -227,14 +233,20 @@ pub fn run(program: &Program, outbox: Option<&Arc<Outbox>>) -> Result<Ran> {
 }
 
 /// Where the files on the disk lie; what cannot be read is left out.
-pub fn file_map() -> FileMap {
-    let root = USER_MOUNT;
+pub fn file_map(folders: &[Folder]) -> FileMap {
     let (mut map, mut extents) = (FileMap::default(), 0);
-    let chunks = std::fs::File::open(root)
+    for folder in folders {
+        look_through(folder, &mut map, &mut extents);
+    }
+    map
+}
+
+fn look_through(root: &Folder, map: &mut FileMap, extents: &mut usize) {
+    let chunks = std::fs::File::open(&root.path)
         .ok()
         .filter(btrfs::is_btrfs)
         .map(|root| btrfs::Chunks::of(&root).unwrap_or_default());
-    let mut folders = vec![std::path::PathBuf::from(root)];
+    let mut folders = vec![std::path::PathBuf::from(&root.path)];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let (path, kind) = (entry.path(), entry.file_type());
@@ -242,8 +254,8 @@ pub fn file_map() -> FileMap {
                 folders.push(path);
                 continue;
             }
-            if extents + map.files.len() >= EXTENTS_MAX {
-                return map;
+            if *extents + map.files.len() >= EXTENTS_MAX {
+                return;
             }
             if !kind.is_ok_and(|kind| kind.is_file()) {
                 continue;
@@ -252,20 +264,19 @@ pub fn file_map() -> FileMap {
                 .and_then(|file| sys::extents(&file, 0, file.metadata()?.len()));
             let Ok(found) = found else { continue };
             let on_disk = |e: &Extent| match &chunks {
-                None => Some((e.offset, e.at, e.len)),
+                None => Some((e.offset, root.start + e.at, e.len)),
                 Some(chunks) => {
                     let (at, most) = chunks.on_disk(e.at)?;
-                    Some((e.offset, at, e.len.min(most)))
+                    Some((e.offset, root.start + at, e.len.min(most)))
                 }
             };
             let has_place = |e: &&Extent| !e.delayed && !e.encoded;
             let places: Vec<_> = found.iter().filter(has_place).filter_map(on_disk).collect();
-            extents += places.len();
-            let name = path.strip_prefix(root).unwrap_or(&path);
-            map.files.push((name.to_string_lossy().into_owned(), places));
+            *extents += places.len();
+            let name = path.strip_prefix(&root.path).unwrap_or(&path);
+            map.files.push((format!("{}{}", root.prefix, name.display()), places));
         }
     }
-    map
 }
 
 /// A thread that takes marks while a program runs.

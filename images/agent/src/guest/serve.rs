@@ -103,7 +103,7 @@ fn take(line: &[u8], outbox: &Outbox, commands: &Sender<(u64, Command)>) {
         Ok(ToGuest::Stop { id }) => outbox.stop(id),
         Ok(ToGuest::Answer { ask, answer }) => outbox.answered(ask, answer),
         // The receiver is gone only after PowerOff.
-        Ok(ToGuest::Run { id, command }) => drop(commands.send((id, command))),
+        Ok(ToGuest::Run { id, command }) => drop(commands.send((id, *command))),
         Err(e) => {
             // Whoever sent it waits for an answer, if it has a number.
             let text = format!("the agent does not understand a message of the host: {e}");
@@ -136,7 +136,7 @@ fn run(outbox: &Arc<Outbox>, id: u64, command: Command) -> Result<Value> {
             outbox.end();
             to_value(&ran?)
         }
-        Command::FileMap {} => to_value(&program::file_map()),
+        Command::FileMap { folders } => to_value(&program::file_map(&folders)),
         Command::Umount { target } => fs::umount(&target),
         Command::StatAtomic { path } => to_value(&fs::stat_atomic(&path)?),
         Command::AtomicRefusals { path, offset, limits, block } => {

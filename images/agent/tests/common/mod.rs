@@ -64,7 +64,7 @@ impl Host {
         let id = self.next_id;
         self.next_id += 1;
         self.marks.clear();
-        self.send(&ToGuest::Run { id, command });
+        self.send(&ToGuest::Run { id, command: Box::new(command) });
         loop {
             match self.receive() {
                 ToHost::Mark { mark, marks } => {
@@ -95,7 +95,7 @@ impl Host {
     }
 
     pub fn power_off(mut self) {
-        self.send(&ToGuest::Run { id: 0, command: Command::PowerOff {} });
+        self.send(&ToGuest::Run { id: 0, command: Box::new(Command::PowerOff {}) });
         assert_eq!(self.agent.take().unwrap().join().unwrap(), End::PowerOff);
     }
 }

@@ -47,14 +47,22 @@ enum Item {
 /// Writes the recording of `history` to a log at `log`, which must not exist.
 ///
 /// # Errors
-/// The log exists or cannot be written, or the recording is damaged. Nothing is left at `log` then.
+/// The log exists or cannot be written, the recording is damaged, or it has flushes of one disk of
+/// several. Nothing is left at `log` then.
 pub fn export(
     reader: &Reader,
     history: &History,
     log: &Path,
 ) -> Result<LogExported, RecordingError> {
-    let fresh = Fresh::create(log)?;
     let (marks, cut) = marks(reader)?;
+    if let Some(flush) = of_some(history, cut) {
+        return Err(RecordingError::Invalid(format!(
+            "{} is of several disks, and the flush at event {flush} is of one of them: a log of \
+             dm-log-writes knows only flushes of everything, and would say more than was promised",
+            reader.path().display()
+        )));
+    }
+    let fresh = Fresh::create(log)?;
     let mut done = LogExported { cut, ..LogExported::default() };
     let untouched = reader.not_executed()?;
     let items = order(history, &marks, &untouched, cut, &mut done);
@@ -76,6 +84,16 @@ pub fn export(
     let done = sink.finish()?;
     fresh.keep()?;
     Ok(done)
+}
+
+/// A flush that worked, and that is not of the whole disk: before the cut.
+fn of_some(history: &History, cut: Option<Seq>) -> Option<Seq> {
+    let everything = (0, history.disk().capacity);
+    let before = |at: Seq| cut.is_none_or(|cut| at < cut);
+    let flushes = history.requests().iter().filter(|r| r.kind() == RequestKind::Flush);
+    let mut found = flushes.filter(|r| r.succeeded().is_some_and(before));
+    let of_some = |r: &&Request| r.ranges().iter().any(|range| *range != everything);
+    found.find(of_some).map(Request::id)
 }
 
 /// The marks before the first power cut, and that cut, if something follows it.

@@ -330,7 +330,7 @@ impl Importer<'_> {
                 continue;
             }
             if entry.flags & FLUSH != 0 {
-                self.request(Op::Flush)?;
+                self.request(Op::FLUSH)?;
                 self.found.flushes += 1;
             }
             if entry.sectors > 0 {

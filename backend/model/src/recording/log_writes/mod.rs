@@ -39,7 +39,8 @@
 //! before the entry of a flush exactly where that flush made it stable: what completed while a
 //! flush was out comes after it. Among entries that were in flight together and overlap, the one
 //! submitted first comes first where no flush forbids it, so that the log replays to what the disk
-//! showed. Reads are left out, and requests that changed nothing; a write that failed and that the
+//! showed. A recording of several disks, in which a flush is of one of them, is not exported: the
+//! format has none but flushes of everything. Reads are left out, and requests that changed nothing; a write that failed and that the
 //! device had executed is in it; requests that were never answered come last.
 
 mod export;
