@@ -202,6 +202,12 @@ func checkAll() {
 }
 
 func main() {
+	// What bbolt meets in pages that are not sound it may say with a panic; one of another goroutine ends this with 2.
+	defer func() {
+		if e := recover(); e != nil {
+			end(unsound, "bbolt panics: %v", e)
+		}
+	}()
 	switch {
 	case len(os.Args) == 2 && os.Args[1] == "write":
 		writeAll()
