@@ -45,20 +45,19 @@ section() { # NAME FSTYP MKFS-OPTIONS
     printf 'LOGWRITES_DEV=%s\nRECREATE_TEST_DEV=true\nRESULT_BASE=/share/results\n\n' "$logwrites"
 }
 cd /xfstests || die "there is no xfstests"
-{
-    section xfs xfs ""
-    section ext4 ext4 ""
-    # Clusters of 16 blocks, whatever a block is: no atomic write is longer there than a cluster.
-    section ext4-bigalloc ext4 "-O bigalloc"
-} >local.config
 mapfile -t options </share/options
 read -ra sections </share/sections
-chosen=()
-for one in "${sections[@]}"; do chosen+=(-s "$one"); done
+for name in "${sections[@]}"; do
+    case $name in
+    # Clusters of 16 blocks, whatever a block is: no atomic write is longer there than a cluster.
+    ext4-bigalloc) section "$name" ext4 "-O bigalloc" ;;
+    *) section "$name" "$name" "" ;;
+    esac
+done >local.config
 # It wants to find the first one's file system on TEST, and makes the others' itself.
 case ${sections[0]} in
 xfs) mkfs.xfs -q -f "$test" ;;
 *) mkfs.ext4 -q -F "$test" ;;
 esac || die "TEST cannot be formatted"
-./check "${chosen[@]}" "${options[@]}" 2>&1 | tee /share/check.log
+./check "${options[@]}" 2>&1 | tee /share/check.log
 echo "${PIPESTATUS[0]}" >/share/ended
