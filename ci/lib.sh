@@ -1,4 +1,4 @@
-# Shared by ci/demo, ci/fuzz, ci/test, ci/planted, ci/soak and ci/slow: what a fresh machine lacks. Sourced from the
+# Shared by ci/demo, ci/fuzz, ci/package, ci/test, ci/planted, ci/soak and ci/slow: what a fresh machine lacks. Sourced from the
 # project's root.
 
 fail() {
@@ -11,6 +11,15 @@ need() { # COMMAND PACKAGE...
     command -v "$1" >/dev/null 2>&1 && return 0
     command=$1
     shift
+    install_packages "$command" "$@"
+}
+
+# Lists are fetched once a script.
+updated=
+
+install_packages() { # WHAT-IS-MISSING PACKAGE...
+    command=$1
+    shift
     command -v apt-get >/dev/null 2>&1 ||
         fail "$command is missing, and this machine has no apt-get to install $*: install it by hand"
     as_root=
@@ -20,12 +29,13 @@ need() { # COMMAND PACKAGE...
     fi
     echo "installing $* ($command is missing)"
     log=$(mktemp)
-    if ! { $as_root apt-get update -q &&
+    if ! { { [ -n "$updated" ] || $as_root apt-get update -q; } &&
         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"; } >"$log" 2>&1; then
         tail -n 5 "$log" >&2
         rm -f "$log"
         fail "apt-get could not install $*; see above"
     fi
+    updated=yes
     rm -f "$log"
 }
 

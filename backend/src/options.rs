@@ -353,6 +353,14 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_can_be_typed() {
+        let joined = EXAMPLES.replace("\\\n", " ");
+        let lines = joined.lines().map(str::trim).filter(|line| line.starts_with("tornblkd "));
+        let parsed = lines.map(|line| Options::try_parse_from(line.split_whitespace()).unwrap());
+        assert_eq!(parsed.filter(|options| options.check().is_ok()).count(), 3);
+    }
+
+    #[test]
     fn sizes_take_units_and_reach_the_limits() {
         let options = parse("--atomic-unit-max 64k --atomic-mode explicit --tear-unit 4k").unwrap();
         let limits = options.limits();

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use tornblk::device::find_tornblkd;
 use tornblk::explore::guest::{Case, GuestSettings, GuestVerifier, Stopwatch};
 use tornblk::explore::{
-    ExploreError, Failure, Job, Point, RecordingIds, Settings, Sink, State, StateText, Subject,
-    Verdict, Verifier, explore, named,
+    ByName, ExploreError, Failure, Job, Point, RecordingIds, Settings, Sink, State, StateText,
+    Subject, Verdict, Verifier, explore, named,
 };
 use tornblk::run::RealLab;
 use tornblk::vm::{Accel, BOOT_TIMEOUT, Qemu, Vm, VmConfig};
@@ -238,7 +238,13 @@ fn measure(
     let restored = side_by_side(options, |worker, n| {
         let name: StateName = cut.random(1, n);
         let mut verifier = GuestVerifier::new(&case, settings, worker)?;
-        let verdict = named(&history, &ids, &promises, &name, None, &mut verifier)?;
+        let verdict = named(
+            &history,
+            &ids,
+            &promises,
+            &ByName { name: &name, recovery: None },
+            &mut verifier,
+        )?;
         if verdict != Verdict::Passed {
             println!("  {name}: {verdict:?}");
         }

@@ -97,9 +97,17 @@ fn a_machine_is_looked_over() {
     };
     let (code, text) = look(None);
     assert_eq!(code, Some(0), "{text}");
-    for row in
-        ["tornblkd ", "QEMU ", "its devices ", "KVM ", "virtiofsd ", "memory ", "apt ", "cache "]
-    {
+    for row in [
+        "tornblkd ",
+        "agent ",
+        "QEMU ",
+        "its devices ",
+        "KVM ",
+        "virtiofsd ",
+        "memory ",
+        "apt ",
+        "cache ",
+    ] {
         assert_eq!(
             text.lines()
                 .filter(|line| line.get(9..).is_some_and(|rest| rest.starts_with(row)))
@@ -156,6 +164,7 @@ fn each_command_has_a_page_and_each_shell_its_completions() {
     let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
     assert!(read("man1/tornblk-run.1").contains("crash states of what it wrote"));
     assert!(read("man1/tornblk-recording-export.1").contains("state"));
+    assert!(read("man1/tornblk-stall.1").contains(".SH EXAMPLES\n.nf\n"));
     for file in ["tornblk.bash", "_tornblk", "tornblk.fish"] {
         assert!(read(&format!("completions/{file}")).contains("doctor"), "{file}");
     }

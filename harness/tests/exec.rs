@@ -41,12 +41,21 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
         tornblk(&[&run[..], more].concat(), dir.path())
     };
     let some = ["--explore", "prefix,tear", "--states", "40"];
-    let caught =
-        on("in-place.sh", &[&some[..], &["--json", "found.json", "--out", "run"]].concat());
+    let caught = on(
+        "in-place.sh",
+        &[&some[..], &["--format", "github", "--summary", "found.md", "--out", "run"]].concat(),
+    );
     let text = told(&caught);
     assert_eq!(caught.status.code(), Some(1), "{text}");
     assert!(text.contains("settings-check.sh ended with status 1: settings: "), "{text}");
     assert!(text.contains("in the end are on settings, its bytes "), "{text}");
+    assert!(text.contains("::error title=exec "), "{text}");
+    let summary = std::fs::read_to_string(dir.path().join("found.md")).unwrap();
+    assert!(summary.contains("| **VIOLATED** |\n"), "{summary}");
+    assert!(
+        summary.contains("```sh\ntornblk repro run/explored/failure-001.tornblk\n```\n"),
+        "{summary}"
+    );
     let bundle = std::fs::read_dir(dir.path().join("run/explored")).unwrap().flatten();
     let bundle = bundle.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "tornblk"));
     let bundle = bundle.unwrap().display().to_string();
@@ -72,8 +81,19 @@ fn what_is_no_finding_is_told_before_anything_is_explored() {
         assert_eq!(output.status.code(), Some(2), "{}", told(&output));
         told(&output)
     };
-    let text = fails("echo oh; exit 3", "true", &["--size", "32m"]);
-    assert!(text.contains("echo oh; exit 3 ended with status 3: oh"), "{text}");
+    let reports = ["--size", "32m", "--json", "r.json", "--junit", "r.xml", "--summary", "r.md"];
+    let text = fails("echo oh; exit 3", "true", &reports);
+    let says = "echo oh; exit 3 ended with status 3: oh";
+    assert!(text.contains(says), "{text}");
+    // Who reads the reports is told, too.
+    let failed = report(&dir.path().join("r.json"));
+    assert_eq!((&failed["verdict"], &failed["exit"]), (&"error".into(), &2.into()), "{failed:#}");
+    for file in ["r.json", "r.xml", "r.md"] {
+        let text = std::fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(text.contains(says), "{file}: {text}");
+    }
+    let junit = std::fs::read_to_string(dir.path().join("r.xml")).unwrap();
+    assert!(junit.contains(r#"errors="1""#) && junit.contains("</error>"), "{junit}");
     // The guest sees the host's files, and what is written to them stays in the guest.
     let check =
         script(dir.path(), "check.sh", "test -e copy || exit 0; echo never content; exit 1");

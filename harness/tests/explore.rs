@@ -38,6 +38,7 @@ fn recorded(n: u64, forgotten: &[u64]) -> Recorded {
             guest: GuestArgs::default(),
             image: None,
             checker: None,
+            environment: None,
         };
         subject.marks()
     })

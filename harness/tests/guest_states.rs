@@ -11,8 +11,8 @@ use tornblk::device::find_tornblkd;
 use tornblk::explore::bundle::{Judge, Meta, Needed, pack};
 use tornblk::explore::guest::{Case, GuestSettings, GuestVerifier, NESTED};
 use tornblk::explore::{
-    ExploreError, Failure, Job, RecordingIds, Settings, Sink, StateText, Subject, Summary, Verdict,
-    Verifier, explore,
+    ByName, ExploreError, Failure, Job, RecordingIds, Settings, Sink, StateText, Subject, Summary,
+    Verdict, Verifier, explore, named,
 };
 use tornblk::oracle::{Clause, Finding, Recovery};
 use tornblk::run::RealLab;
@@ -247,7 +247,8 @@ fn judge(
 ) -> Result<Verdict, ExploreError> {
     let ids = RecordingIds::new(Arc::clone(&recorded.reader), None, Trust::Unchanged).unwrap();
     let promises = case.ledgers().promises();
-    tornblk::explore::named(&recorded.history, &ids, &promises, name, None, verifier)
+    let wanted = ByName { name, recovery: None };
+    named(&recorded.history, &ids, &promises, &wanted, verifier)
 }
 
 /// The state at the same crash point as the lie, with everything kept that may be, or nothing.

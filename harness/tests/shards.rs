@@ -37,6 +37,7 @@ fn shards_by_the_script_are_the_whole() {
             guest,
             image: None,
             checker: None,
+            environment: None,
         }
         .marks()
     });

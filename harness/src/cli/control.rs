@@ -1,6 +1,6 @@
 //! The device by hand: thin clients of its control socket.
 
-use super::signals;
+use super::{examples, signals};
 use crate::out::{note, say};
 use crate::report::named_in_words;
 use anyhow::Context;
@@ -13,21 +13,25 @@ use tornblk_proto::{Client, Match, OpKind, Range, StallWhen, Trigger};
 #[derive(Debug, Subcommand)]
 pub(super) enum ControlCommand {
     /// What a device is doing, as JSON; and in a line, how writes arrived that say what they are
+    #[command(after_help = examples::STATUS)]
     Status {
         #[command(flatten)]
         socket: Socket,
     },
     /// A device's block sizes and atomic-write limits, as JSON
+    #[command(after_help = examples::LIMITS)]
     Limits {
         #[command(flatten)]
         socket: Socket,
     },
     /// Take the size that a raw disk's image has now, after it was made larger; the guest is told
+    #[command(after_help = examples::RESIZE)]
     Resize {
         #[command(flatten)]
         socket: Socket,
     },
     /// Name this moment in the recording
+    #[command(after_help = examples::MARK)]
     Mark {
         #[command(flatten)]
         socket: Socket,
@@ -37,6 +41,7 @@ pub(super) enum ControlCommand {
     /// Hold requests until Ctrl-C, a release, or the given time
     Stall(StallArgs),
     /// Let go what a stall holds
+    #[command(after_help = examples::RELEASE)]
     Release {
         #[command(flatten)]
         socket: Socket,
@@ -44,6 +49,7 @@ pub(super) enum ControlCommand {
         token: u64,
     },
     /// Break a promise: eio,nth=3, stale-read, tear-atomic, ignore-flush, ...
+    #[command(after_help = examples::FAULT)]
     Fault {
         #[command(flatten)]
         socket: Socket,
@@ -53,6 +59,7 @@ pub(super) enum ControlCommand {
     /// Cut the power
     Crash(CrashArgs),
     /// Show the disk in a state of its recording (`live`: as it is now)
+    #[command(after_help = examples::USE_STATE)]
     UseState {
         #[command(flatten)]
         socket: Socket,
@@ -118,6 +125,7 @@ impl Which {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::STALL)]
 pub(super) struct StallArgs {
     #[command(flatten)]
     socket: Socket,
@@ -138,6 +146,7 @@ enum When {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::CRASH)]
 pub(super) struct CrashArgs {
     #[command(flatten)]
     socket: Socket,

@@ -36,7 +36,7 @@ pub(super) struct DevelopOptions {
         "The guests of one cut (--lane, --cut) wait for gdb at their start, without any deadline \
          [default port: {DEFAULT_PORT}]"
     ))]
-    gdb: Option<Option<Gdb>>,
+    pub(super) gdb: Option<Option<Gdb>>,
 
     /// A shell in a guest with the lane's disk (--lane), formatted and mounted, before any workload;
     /// what is done there is recorded

@@ -30,6 +30,7 @@ const PROGRAMS: [&str; 2] = ["apt-get", "dpkg-deb"];
 
 /// Look whether everything is here that a run needs, and say what to do where it is not
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::DOCTOR)]
 pub(super) struct DoctorArgs {
     /// Also build the guest's image and start one: whether KVM works is only known then
     #[arg(long)]
@@ -69,7 +70,7 @@ fn seen(what: &'static str, state: State, text: impl Into<String>) -> Seen {
 
 impl DoctorArgs {
     pub(super) fn run(self) -> anyhow::Result<u8> {
-        let mut all = vec![device()];
+        let mut all = vec![device(), agent()];
         let qemu = Qemu::find();
         all.extend(look_at_qemu(&qemu));
         all.push(kvm(Path::new("/dev/kvm")));
@@ -102,6 +103,13 @@ fn device() -> Seen {
     match find_tornblkd() {
         Ok(path) => seen("tornblkd", State::Ok, path.display().to_string()),
         Err(error) => seen("tornblkd", State::Missing, error.to_string()),
+    }
+}
+
+fn agent() -> Seen {
+    match tornblk_image::agent::find(None) {
+        Ok(path) => seen("agent", State::Ok, path.display().to_string()),
+        Err(error) => seen("agent", State::Missing, error.to_string()),
     }
 }
 

@@ -1,9 +1,9 @@
 //! `tornblk run --exec`: the user's own program and its checker.
 
 use super::bench::parse_size;
-use super::explore::ExploreArgs;
+use super::explore::{ExploreArgs, Explored};
 use super::run;
-use crate::explore::{Checker, GuestNeeds, Opened, RecordingIds, Verdict, named};
+use crate::explore::{ByName, Checker, GuestNeeds, Opened, Verdict, judge};
 use crate::out::say;
 use crate::report::terminal::{Live, Look};
 use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, Volume, Wanted, program, word};
@@ -34,7 +34,7 @@ pub(super) struct ExecOptions {
     /// Run this program (a file, or a command line for sh) on a fresh disk in a guest that sees this
     /// machine's files, and try the crash states of what it wrote; --check judges them
     #[arg(long, value_name = "PROGRAM", requires = "check", conflicts_with_all = [
-        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect", "format"
+        "suites", "lane", "crashes", "cut", "soak", "known", "fault", "shell", "gdb", "bisect"
     ])]
     pub(super) exec: Option<String>,
 
@@ -82,15 +82,20 @@ pub(super) struct ExecOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=255), requires = "exec")]
     corrupt_status: Option<i32>,
 
-    /// Judge at most this many different states [default: 10000]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "exec")]
-    states: Option<u64>,
+    /// Judge at most this many different states of each program [default: 10000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) states: Option<u64>,
+
+    /// Where the programs are named from.
+    #[arg(skip)]
+    pub(super) base: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FileSystem {
     Ext4,
     Xfs,
+    Btrfs,
     Raw,
 }
 
@@ -100,6 +105,7 @@ impl FileSystem {
         match self {
             FileSystem::Ext4 => "ext4",
             FileSystem::Xfs => "xfs",
+            FileSystem::Btrfs => "btrfs",
             FileSystem::Raw => "",
         }
     }
@@ -108,12 +114,14 @@ impl FileSystem {
         match self {
             FileSystem::Ext4 => &["mkfs.ext4", "-q", "-F"],
             FileSystem::Xfs => &["mkfs.xfs", "-q", "-f"],
+            FileSystem::Btrfs => &["mkfs.btrfs", "-q", "-f"],
             FileSystem::Raw => &[],
         }
     }
 }
 
 /// What else was asked of `tornblk run`.
+#[derive(Clone)]
 pub(super) struct Around<'a> {
     pub(super) guest: GuestArgs,
     pub(super) front_end: FrontEnd,
@@ -123,8 +131,29 @@ pub(super) struct Around<'a> {
     pub(super) time: Option<Duration>,
     pub(super) out: Option<&'a Path>,
     pub(super) keep: bool,
-    pub(super) json: Option<&'a Path>,
-    pub(super) junit: Option<&'a Path>,
+    pub(super) html: Option<&'a Path>,
+}
+
+impl Around<'_> {
+    /// Does everything go where there was no finding?
+    pub(super) fn goes(&self) -> bool {
+        !self.keep && self.out.is_none()
+    }
+}
+
+/// One program that is run and explored.
+pub(super) struct One<'a> {
+    pub(super) wanted: Wanted,
+    /// Its own.
+    pub(super) folder: &'a RunFolder,
+    pub(super) live: &'a Live,
+    pub(super) interrupted: &'a Arc<AtomicBool>,
+}
+
+/// "tcg, QEMU 7.2.22, kernel 7.2.12-..."
+pub(super) fn machine(lab: &RealLab) -> String {
+    let (major, minor, micro) = lab.qemu.version();
+    format!("{}, QEMU {major}.{minor}.{micro}, kernel {}", lab.accel, lab.image.release)
 }
 
 impl ExecOptions {
@@ -132,50 +161,66 @@ impl ExecOptions {
         &self,
         around: &Around<'_>,
         interrupted: &Arc<AtomicBool>,
-    ) -> anyhow::Result<u8> {
-        let start = Instant::now();
+    ) -> anyhow::Result<Explored> {
+        // What cannot work is said before anything that takes its time.
         let wanted = self.wanted(around)?;
         let live = Live::new(Look::detect());
         let mut lab = run::lab(&around.guest, &mut |text| live.note(text), interrupted)?;
         lab.prepare(&mut |text| live.note(text))?;
         let folder = RunFolder::create(around.out, around.seed)?;
-        let (major, minor, micro) = lab.qemu.version();
-        let fs = if wanted.volume.is_raw() { "a raw disk" } else { &wanted.volume.fstype };
-        let (name, check) = (&wanted.name, &wanted.checker.name);
-        say!(
-            "{}, QEMU {major}.{minor}.{micro}, kernel {}: {name} on {fs}, {} MiB",
-            lab.accel,
-            lab.image.release,
-            wanted.size >> 20
-        );
+        say!("{}: {}", machine(&lab), wanted.told());
+        let one = One { wanted, folder: &folder, live: &live, interrupted };
+        let explored = self.explored(&mut lab, one, around);
+        live.finish();
+        drop(lab);
+        let explored = match explored {
+            Ok(explored) => explored,
+            Err(error) => {
+                if super::interrupted(&error) && around.out.is_none() {
+                    folder.remove_all();
+                }
+                return Err(error);
+            }
+        };
+        if explored.is_clean() && around.goes() {
+            folder.remove_all();
+        }
+        Ok(explored)
+    }
+
+    /// Runs the program, has the checker look at what must be sound, and explores.
+    ///
+    /// # Errors
+    /// The program or the checker fails where nothing is wrong: then nothing is explored.
+    pub(super) fn explored(
+        &self,
+        lab: &mut RealLab,
+        one: One<'_>,
+        around: &Around<'_>,
+    ) -> anyhow::Result<Explored> {
+        let start = Instant::now();
+        let One { wanted, folder, live, interrupted } = one;
         let mut phase = |text: &str| live.note(text);
-        let ran = program(&mut lab, &wanted, &folder, interrupted, &mut phase)
+        let ran = program(lab, &wanted, folder, interrupted, &mut phase)
             .map_err(anyhow::Error::from)
             .and_then(|ran| {
                 live.note("the checker's first looks");
-                first_looks(&lab, &ran.recording, &folder, around.seed, interrupted)?;
+                first_looks(lab, &ran.recording, folder, around.seed, interrupted)?;
                 Ok(ran)
-            });
+            })
+            .with_context(|| {
+                let place = folder.path().display();
+                format!("nothing was explored (what there is: {place})")
+            })?;
         live.finish();
-        drop(lab);
-        let ran = match ran {
-            Ok(ran) => ran,
-            Err(error) if super::interrupted(&error) && around.out.is_none() => {
-                folder.remove_all();
-                return Err(error);
-            }
-            Err(error) => {
-                let place = folder.path().display().to_string();
-                return Err(error.context(format!("nothing was explored (what there is: {place})")));
-            }
-        };
         say!(
-            "{name} ended in {:.1} s, with {} of its own marks; {check} is content with the empty disk, and \
-             with what it left",
+            "{} ended in {:.1} s, with {} of its own marks; {} is content with the empty disk, and with \
+             what it left",
+            wanted.name,
             ran.took.as_secs_f64(),
-            ran.marks
+            ran.marks,
+            wanted.checker.name
         );
-        let goes = !around.keep && around.out.is_none();
         let mut explore = ExploreArgs::of(ran.recording);
         explore.out = Some(folder.path().join("explored"));
         explore.seed = Some(around.seed);
@@ -184,17 +229,14 @@ impl ExecOptions {
         explore.profile.clone_from(&around.profiles);
         explore.strategy.clone_from(&around.strategies);
         explore.time = around.time.map(|time| time.saturating_sub(start.elapsed()));
-        explore.json = around.json.map(Path::to_owned);
-        explore.junit = around.junit.map(Path::to_owned);
-        explore.goes = goes;
-        let explored = explore.explore()?;
-        if explored.code == 0 && explored.complete && goes {
-            folder.remove_all();
-        }
-        Ok(explored.code)
+        explore.goes = around.goes();
+        explore.html = around.html.map(Path::to_owned);
+        explore.explore(Some(lab))
     }
 
-    fn wanted(&self, around: &Around<'_>) -> anyhow::Result<Wanted> {
+    /// # Errors
+    /// It cannot work: nothing has been started yet.
+    pub(super) fn wanted(&self, around: &Around<'_>) -> anyhow::Result<Wanted> {
         let exec = self.exec.as_deref().unwrap_or_default();
         let check = self.check.as_deref().unwrap_or_default();
         let env = self.environment()?;
@@ -219,14 +261,14 @@ impl ExecOptions {
         Ok(Wanted {
             name: exec.to_owned(),
             program: Program {
-                argv: argv("--exec", exec)?,
+                argv: argv("--exec", exec, &self.base)?,
                 env: env.clone(),
                 marks: Vec::new(),
                 timeout_ms: millis(self.exec_timeout),
             },
             checker: Checker {
                 name: check.to_owned(),
-                argv: argv("--check", check)?,
+                argv: argv("--check", check, &self.base)?,
                 env,
                 timeout_ms: millis(self.check_timeout),
                 corrupt_status: self.corrupt_status,
@@ -253,6 +295,8 @@ impl ExecOptions {
     /// Of both programs.
     fn environment(&self) -> anyhow::Result<Vec<(String, String)>> {
         let here = std::env::current_dir().context("cannot tell the current folder")?;
+        // Of an empty path the result would end with a slash.
+        let here = if self.base.as_os_str().is_empty() { here } else { here.join(&self.base) };
         let own = std::env::var("PATH").unwrap_or_default();
         let path = format!("{USER_FILES}/bin:{own}:/usr/sbin:/usr/bin:/sbin:/bin");
         let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
@@ -290,18 +334,20 @@ fn first_looks(
     };
     let means = lab.means(&opened, subject, &needs)?;
     let profile: Profile = subject.volume.profile.parse()?;
-    let judging = means.on(&profile)?;
-    let mut verifier = judging.verifier(0)?;
-    let ids = RecordingIds::new(opened.reader.clone(), None, opened.trust())?;
-    let events = [opened.events.first(), opened.events.last()];
     let looks = [
         ("none", "before anything was written to it (there are no marks then, either)"),
         ("all", "as the program left it"),
     ];
-    for (event, (which, how)) in events.into_iter().flatten().zip(looks) {
-        let name = StateName(format!("{profile}/p{}:{which}", event.0));
-        let (history, promises) = (&opened.history, means.promises());
-        let why = match named(history, &ids, promises, &name, None, &mut *verifier)? {
+    let events = [opened.events.first(), opened.events.last()].into_iter().flatten();
+    let names: Vec<StateName> = events
+        .zip(looks)
+        .map(|(event, (which, _))| StateName(format!("{profile}/p{}:{which}", event.0)))
+        .collect();
+    let wanted: Vec<ByName<'_>> =
+        names.iter().map(|name| ByName { name, recovery: None }).collect();
+    let verdicts = judge(&opened, &*means, None, &profile, &wanted)?;
+    for (verdict, (_, how)) in verdicts.into_iter().zip(looks) {
+        let why = match verdict {
             Verdict::Passed => continue,
             Verdict::Failed(findings) => {
                 findings.into_iter().map(|f| f.text).collect::<Vec<_>>().join("; ")
@@ -317,15 +363,18 @@ fn first_looks(
 }
 
 /// A file that can be run, else a command line for sh.
-fn argv(option: &str, given: &str) -> anyhow::Result<Vec<String>> {
-    let path = Path::new(given);
+fn argv(option: &str, given: &str, base: &Path) -> anyhow::Result<Vec<String>> {
+    let path = &base.join(given);
     if path.is_file() {
         use std::os::unix::fs::PermissionsExt as _;
         let full = std::fs::canonicalize(path)
             .with_context(|| format!("{option}: cannot find {given}"))?;
         let mode = std::fs::metadata(&full).map(|m| m.permissions().mode()).unwrap_or(0);
         if mode & 0o111 == 0 {
-            bail!("{option}: {given} may not be executed: chmod +x {}", word(given));
+            bail!(
+                "{option}: {given} may not be executed: chmod +x {}",
+                word(&path.display().to_string())
+            );
         }
         return Ok(vec![utf8(option, full)?]);
     }
@@ -333,7 +382,7 @@ fn argv(option: &str, given: &str) -> anyhow::Result<Vec<String>> {
         bail!("{option} names no program");
     }
     if given.contains('/') && !given.contains(char::is_whitespace) {
-        bail!("{option}: there is no file {given}");
+        bail!("{option}: there is no file {}", path.display());
     }
     Ok(["/bin/sh", "-c", given].map(str::to_owned).into())
 }
@@ -371,15 +420,15 @@ mod tests {
         let file = dir.path().join("write.sh");
         std::fs::write(&file, "").unwrap();
         let given = file.display().to_string();
-        let error = argv("--exec", &given).unwrap_err().to_string();
+        let error = argv("--exec", &given, Path::new("")).unwrap_err().to_string();
         assert!(error.contains("may not be executed: chmod +x "), "{error}");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(argv("--exec", &given).unwrap(), [given]);
-        let line = argv("--exec", "echo a >b && sync").unwrap();
+        assert_eq!(argv("--exec", &given, Path::new("")).unwrap(), [given]);
+        let line = argv("--exec", "echo a >b && sync", Path::new("")).unwrap();
         assert_eq!(line, ["/bin/sh", "-c", "echo a >b && sync"]);
-        let error = argv("--check", "./no-such-file").unwrap_err().to_string();
+        let error = argv("--check", "./no-such-file", Path::new("")).unwrap_err().to_string();
         assert_eq!(error, "--check: there is no file ./no-such-file");
-        assert!(argv("--check", " ").is_err());
+        assert!(argv("--check", " ", Path::new("")).is_err());
     }
 
     #[test]

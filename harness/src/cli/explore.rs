@@ -1,6 +1,7 @@
 //! `tornblk explore`
 
-use super::{absolute, check_writable, run, signals, told};
+use super::ci::{CiOptions, NotExplored};
+use super::{absolute, check_writable, run, say_where, signals, told, write_pages};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
     Drive, Ended, ExploreError, ExploreReport, GuestNeeds, Means, Opened, Settings, Shard, Units,
@@ -8,8 +9,10 @@ use crate::explore::{
 };
 use crate::out::Stdout;
 use crate::report::explore::{self as shown, Live};
+use crate::report::html;
+use crate::report::picture::{self, NoPicture, Picture};
 use crate::report::terminal::Look;
-use crate::run::{GuestArgs, Lab, RunFolder, word};
+use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, word};
 use crate::suite::parse_time;
 use crate::vm::debug::check_append;
 use anyhow::{Context, bail};
@@ -29,6 +32,7 @@ const DEFAULT_STRATEGIES: &str = "prefix,one-lost,one-kept,tear,exhaustive,rando
 const DEFAULT_FAILURES: u64 = 100;
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::EXPLORE)]
 pub(super) struct ExploreArgs {
     /// A recording, or the folder of a cut or lane that a run kept
     #[arg(value_name = "RECORDING")]
@@ -58,7 +62,7 @@ pub(super) struct ExploreArgs {
 
     /// Print the names of the states, each once, and judge none. (The report counts a state once
     /// for each strategy that chose it, so its number is higher)
-    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "out"])]
+    #[arg(long, conflicts_with_all = ["resume", "json", "junit", "html", "summary", "out"])]
     list: bool,
 
     /// Only part K of N: the same N everywhere, K from 1; put together by `tornblk report merge`
@@ -94,6 +98,13 @@ pub(super) struct ExploreArgs {
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
     pub(super) junit: Option<PathBuf>,
+
+    /// Write the report as one HTML file, with a picture of each failure
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) ci: CiOptions,
 
     /// States judged at once, each by a guest of its own where guests are needed [default: one a
     /// processor]
@@ -172,11 +183,32 @@ impl GuestOptions {
 }
 
 /// What came of an exploration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Explored {
-    pub(super) code: u8,
-    /// Everything that was asked for was gone through.
-    pub(super) complete: bool,
+    pub(super) report: ExploreReport,
+    /// Where it is kept; `None`: it is not.
+    pub(super) folder: Option<PathBuf>,
+    /// Of the failures that a page tells of, where one is wanted.
+    pictures: Vec<Result<Picture, NoPicture>>,
+}
+
+impl Explored {
+    /// On the terminal and in files: → the exit code.
+    pub(super) fn tell(
+        self,
+        json: Option<&Path>,
+        junit: Option<&Path>,
+        html: Option<&Path>,
+        ci: &CiOptions,
+    ) -> anyhow::Result<u8> {
+        let wanted = Reports { own: self.folder.as_deref(), json, junit, html, ci };
+        tell(&self.report, Look::detect(), &wanted, || self.pictures)
+    }
+
+    /// Everything that was asked for was gone through, and there was no finding.
+    pub(super) fn is_clean(&self) -> bool {
+        self.report.exit == 0 && self.report.ended == Some(Ended::Complete)
+    }
 }
 
 impl ExploreArgs {
@@ -198,6 +230,8 @@ impl ExploreArgs {
             out: None,
             json: None,
             junit: None,
+            ci: CiOptions::default(),
+            html: None,
             jobs: None,
             fsck_every: None,
             failures: DEFAULT_FAILURES,
@@ -215,15 +249,26 @@ impl ExploreArgs {
                  lose-write, ...)"
             );
         }
-        if self.list { self.list() } else { Ok(self.explore()?.code) }
+        if self.list {
+            return self.list();
+        }
+        let (json, junit, ci) = (self.json.clone(), self.junit.clone(), self.ci.clone());
+        let (json, junit, html) = (json.as_deref(), junit.as_deref(), self.html.clone());
+        let (recording, seed) = (self.recording.clone(), self.seed.unwrap_or(DEFAULT_SEED));
+        let explored = self.explore(None).map_err(|error| {
+            let recording = &recording;
+            NotExplored { recording, suite: "", lane: "", seed, json, junit, ci: &ci }.tell(error)
+        })?;
+        explored.tell(json, junit, html.as_deref(), &ci)
     }
 
-    pub(super) fn explore(self) -> anyhow::Result<Explored> {
+    /// `lab`: that of the run whose recording it is, where it is there still.
+    pub(super) fn explore(self, lab: Option<&RealLab>) -> anyhow::Result<Explored> {
         self.guest.check()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
-        let look = Look::detect();
+        let reports = [&self.json, &self.junit, &self.html, &self.ci.summary];
+        check_writable(reports.into_iter().flatten())?;
         let interrupted = signals::watch()?;
-        let live = Live::new(look);
+        let live = Live::new(Look::detect());
         live.note("reading the recording");
         let opened = Opened::open(&self.recording, self.base.as_deref())?;
         if opened.subject.is_some() {
@@ -251,7 +296,8 @@ impl ExploreArgs {
             seed: choices.seed,
             stop: Arc::clone(&interrupted),
         };
-        let means = means(&opened, &self.guest.given(), &needs, &mut |text| live.note(text))?;
+        let given = self.guest.given();
+        let means = means(&opened, &given, &needs, lab, &mut |text| live.note(text))?;
         let (folder, mut session, judged) = match old {
             Some(old) => {
                 let out = self.out.clone().unwrap_or_default();
@@ -301,9 +347,10 @@ impl ExploreArgs {
         if !keep {
             folder.remove();
         }
-        let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
-        let code = tell(&report, look, own.as_deref(), json, junit)?;
-        Ok(Explored { code, complete: session.ended == Some(Ended::Complete) })
+        let shown = own.is_some() || self.html.is_some();
+        let failures = html::told(&report.failures);
+        let pictures = if shown { picture::of_failures(&opened, failures) } else { Vec::new() };
+        Ok(Explored { report, folder: own, pictures })
     }
 
     /// The session in --out, if it is of this recording and what is asked for.
@@ -394,7 +441,7 @@ impl ExploreArgs {
     fn session(&self, opened: &Opened, choices: Choices) -> Session {
         let mut session = Session::new(opened.identity.clone(), choices, self.shard);
         if let Some(subject) = &opened.subject {
-            (session.suite, session.lane) = (subject.suite.clone(), subject.lane.clone());
+            session.is_of(subject);
         }
         session
     }
@@ -550,11 +597,12 @@ fn drive(
 }
 
 /// Who judges the states of this recording: its units in place where it is of the disk itself, else
-/// guests.
+/// guests. `lab`: of these guests, if they are built already.
 pub(super) fn means<'a>(
     opened: &'a Opened,
     guest: &GuestArgs,
     needs: &GuestNeeds,
+    lab: Option<&RealLab>,
     note: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Box<dyn Means + 'a>> {
     if !opened.reader.header().data {
@@ -569,11 +617,14 @@ pub(super) fn means<'a>(
             opened.reader.path().display()
         );
     };
-    if subject.volume.is_raw() && subject.checker.is_none() {
+    if subject.is_judged_in_place() {
         if needs.nested > 0 {
             bail!("--nested: a raw disk has no recovery of its own to explore; leave it out");
         }
         return Ok(Box::new(Units::of(opened, subject)?));
+    }
+    if let Some(lab) = lab {
+        return Ok(lab.means(opened, subject, needs)?);
     }
     note("building the guest");
     let lab = run::lab(&guest.clone().or(subject.guest.clone()), note, &needs.stop)?;
@@ -581,18 +632,28 @@ pub(super) fn means<'a>(
     Ok(lab.means(opened, subject, needs)?)
 }
 
+/// Where a report goes, beside the terminal.
+pub(super) struct Reports<'a> {
+    /// Its own folder.
+    pub(super) own: Option<&'a Path>,
+    pub(super) json: Option<&'a Path>,
+    pub(super) junit: Option<&'a Path>,
+    pub(super) html: Option<&'a Path>,
+    pub(super) ci: &'a CiOptions,
+}
+
 /// Into its own folder and the files that were asked for, and on the terminal: → the exit code.
+/// `pictures` draws the failures, where there is a page for them.
 pub(super) fn tell(
     report: &ExploreReport,
     look: Look,
-    folder: Option<&Path>,
-    json: Option<&Path>,
-    junit: Option<&Path>,
+    wanted: &Reports<'_>,
+    pictures: impl FnOnce() -> Vec<Result<Picture, NoPicture>>,
 ) -> anyhow::Result<u8> {
     type How = fn(&ExploreReport, &Path) -> io::Result<()>;
-    let own = folder.map(|folder| folder.join("report.json"));
+    let own = wanted.own.map(|folder| folder.join("report.json"));
     let files: [(Option<&Path>, How); 3] =
-        [(own.as_deref(), shown::json), (json, shown::json), (junit, shown::junit)];
+        [(own.as_deref(), shown::json), (wanted.json, shown::json), (wanted.junit, shown::junit)];
     let mut written = Ok(());
     for (path, how) in files {
         let Some(path) = path else { continue };
@@ -600,6 +661,11 @@ pub(super) fn tell(
         // The others are tried all the same.
         written = written.and(one);
     }
+    let own = wanted.own.map(|folder| folder.join(html::NAME));
+    let pages: Vec<&Path> = own.as_deref().into_iter().chain(wanted.html).collect();
+    let wrote = write_pages(&pages, || html::of_exploration(report, pictures()));
     shown::write(report, look, &mut Stdout).context("cannot write to the terminal")?;
+    say_where(&pages, &wrote);
+    written = written.and(wrote).and(wanted.ci.explored(report));
     told(written, report.exit)
 }

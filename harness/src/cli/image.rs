@@ -1,5 +1,6 @@
 //! `tornblk image`
 
+use super::examples;
 use crate::out::{note, say};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -12,8 +13,10 @@ pub(super) enum ImageCommand {
     /// Build what a guest boots, or find it in the cache
     Build(BuildArgs),
     /// List the images in the cache
+    #[command(after_help = examples::IMAGE_LIST)]
     List,
     /// Remove all but the last used image of each kernel, and what no image needs
+    #[command(after_help = examples::IMAGE_GC)]
     Gc,
     /// Print what a kernel of your own has to have, as a fragment of its configuration
     ///
@@ -23,6 +26,7 @@ pub(super) enum ImageCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::IMAGE_KCONFIG)]
 pub(super) struct KconfigArgs {
     /// Add what makes bugs of the kernel show: debugging symbols, lockdep, KASAN and others
     #[arg(long)]
@@ -30,6 +34,7 @@ pub(super) struct KconfigArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::IMAGE_BUILD)]
 pub(super) struct BuildArgs {
     /// A series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder in which a kernel was
     /// built

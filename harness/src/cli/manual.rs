@@ -12,6 +12,7 @@ const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
 
 /// Write manual pages (man1) and shell completions (completions) into a folder
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::MANUAL)]
 pub(super) struct ManualArgs {
     /// The folder; made where it is missing
     #[arg(value_name = "DIR")]
@@ -28,6 +29,7 @@ impl ManualArgs {
         let cannot = |path: &Path| format!("cannot write into {}", path.display());
         // It asks each command for its own page.
         clap_mangen::generate_to(Cli::command(), &pages).with_context(|| cannot(&pages))?;
+        examples(&pages).with_context(|| cannot(&pages))?;
         for shell in SHELLS {
             clap_complete::generate_to(shell, &mut Cli::command(), "tornblk", &completions)
                 .with_context(|| cannot(&completions))?;
@@ -37,4 +39,19 @@ impl ManualArgs {
         say!("next: man -l {dir}/man1/tornblk-run.1");
         Ok(0)
     }
+}
+
+/// What a page's help ends with is called what it is, and its lines are not filled.
+fn examples(pages: &Path) -> std::io::Result<()> {
+    for page in std::fs::read_dir(pages)? {
+        let path = page?.path();
+        let text = std::fs::read_to_string(&path)?;
+        let Some((head, rest)) = text.split_once(".SH EXTRA\n") else { continue };
+        let (told, rest) = match rest.find("\n.SH ") {
+            Some(at) => rest.split_at(at + 1),
+            None => (rest, ""),
+        };
+        std::fs::write(&path, format!("{head}.SH EXAMPLES\n.nf\n{told}.fi\n{rest}"))?;
+    }
+    Ok(())
 }

@@ -4,13 +4,16 @@
 
 mod attach;
 mod bench;
+mod ci;
 mod control;
 mod develop;
 mod doctor;
+mod examples;
 mod exec;
 mod explore;
 mod image;
 mod manual;
+mod programs;
 mod recording;
 mod report;
 mod repro;
@@ -19,7 +22,8 @@ mod select;
 mod session;
 mod signals;
 
-use crate::out::{self, note};
+use crate::out::{self, note, say};
+use crate::report::html::Page;
 use anyhow::Context;
 use clap::builder::styling::Styles;
 use clap::{Parser, Subcommand};
@@ -31,9 +35,14 @@ Exit codes: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 i
 Sizes are bytes, or take k, m, g. Suites: buffered-atomic, delalloc-punch, direct-atomic, freeze,
 fuse-passthrough, hole-punch, planted, or the path of a .toml file.";
 
+/// What the help of all ends with.
+fn after() -> String {
+    format!("{}\n\n{AFTER}", examples::TORNBLK)
+}
+
 /// Boots guests on a disk that can tear, cuts the power, and verifies what is left.
 #[derive(Debug, Parser)]
-#[command(name = "tornblk", version, styles = Styles::plain(), after_help = AFTER)]
+#[command(name = "tornblk", version, styles = Styles::plain(), after_help = after())]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,19 +51,19 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run suites: write, cut the power, verify (default: direct-atomic, about 3 minutes)
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Show a kept cut again: its disk, byte for byte, read and judged anew
     Repro(repro::ReproArgs),
     /// Try the crash states of a recording: thousands, on every disk one might buy
-    Explore(explore::ExploreArgs),
+    Explore(Box<explore::ExploreArgs>),
     /// Put reports together
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::REPORT)]
     Report(report::ReportCommand),
     /// What guests boot: build it, list what is there, remove what is old
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::IMAGE)]
     Image(image::ImageCommand),
     /// Look into recordings, and take disks out of them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::RECORDING)]
     Recording(recording::RecordingCommand),
     Attach(attach::AttachArgs),
     Bench(bench::BenchArgs),
@@ -142,6 +151,28 @@ fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::R
         }
     }
     Ok(())
+}
+
+/// The same page in several places; it is only made where there is one.
+fn write_pages(to: &[&Path], page: impl FnOnce() -> Page) -> anyhow::Result<()> {
+    if to.is_empty() {
+        return Ok(());
+    }
+    let page = page();
+    let mut written = Ok(());
+    for path in to {
+        let one = page.write(path).with_context(|| format!("cannot write {}", path.display()));
+        // The others are tried all the same.
+        written = written.and(one);
+    }
+    written
+}
+
+/// Where there is more to see than on the terminal.
+fn say_where(pages: &[&Path], written: &anyhow::Result<()>) {
+    if let (Some(page), Ok(())) = (pages.first(), written) {
+        say!("report: {}", page.display());
+    }
 }
 
 /// A violation is the news, whatever could not be written.

@@ -1,6 +1,6 @@
 //! `tornblk recording`
 
-use super::signals;
+use super::{examples, signals};
 use crate::explore::recording_at;
 use crate::export::{self, ExportError};
 use crate::out::say;
@@ -20,6 +20,7 @@ use tornblk_model::recording::{
 #[derive(Debug, Subcommand)]
 pub(super) enum RecordingCommand {
     /// What is in it: disk, requests, marks, sizes
+    #[command(after_help = examples::RECORDING_INFO)]
     Info {
         /// A recording, or the folder of a cut or lane that a run kept
         #[arg(value_name = "RECORDING")]
@@ -32,6 +33,7 @@ pub(super) enum RecordingCommand {
         json: bool,
     },
     /// Read every event and all data, and check them; and that the base image is the one
+    #[command(after_help = examples::RECORDING_VERIFY)]
     Verify {
         #[arg(value_name = "RECORDING")]
         recording: PathBuf,
@@ -57,6 +59,7 @@ enum Format {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::RECORDING_EXPORT)]
 pub(super) struct ExportArgs {
     #[arg(value_name = "RECORDING")]
     recording: PathBuf,
@@ -91,6 +94,7 @@ pub(super) struct ExportArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = examples::RECORDING_IMPORT)]
 pub(super) struct ImportArgs {
     #[arg(value_name = "LOG")]
     log: PathBuf,

@@ -5,7 +5,7 @@ use super::{run, signals};
 use crate::device::{Device, DiskSpec};
 use crate::explore::bundle::{Bundle, Judge, Meta, RaceAgain, Unpacked, is_bundle};
 use crate::explore::guest::NESTED;
-use crate::explore::{GuestNeeds, Opened, RecordingIds, Subject, Verdict, named};
+use crate::explore::{ByName, GuestNeeds, Opened, Subject, Verdict, judge};
 use crate::oracle::Finding;
 use crate::out::say;
 use crate::report::strip::{strip, utf8_locale};
@@ -30,6 +30,7 @@ use tornblk_model::recording::StateReader;
 const SERIAL: &str = "tornblk";
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::REPRO)]
 pub(super) struct ReproArgs {
     /// A failure that `tornblk explore` left (.tornblk), or the folder of a cut that a run kept,
     /// such as tornblk-out/.../raw/cut-002
@@ -118,7 +119,7 @@ impl ReproArgs {
             seed: 0,
             stop: Arc::clone(interrupted),
         };
-        let means = means(&opened, &given, &needs, &mut |text| live.note(text))?;
+        let means = means(&opened, &given, &needs, None, &mut |text| live.note(text))?;
         if means.judge() != meta.judge {
             bail!(
                 "{} was judged {} when it was made, and cannot be here: use the tornblk that made it",
@@ -134,26 +135,22 @@ impl ReproArgs {
         {
             same_kernel(then, &now)?;
         }
-        let ids = RecordingIds::new(opened.reader.clone(), Some(&base), opened.trust())?;
         let name: StateName = (&meta.state).into();
-        let judging = means.on(&meta.profile.parse()?)?;
-        let mut verifier = judging.verifier(0)?;
-        let (history, promises) = (&opened.history, means.promises());
-        let verdict = named(history, &ids, promises, &name, recovery.as_ref(), &mut *verifier)?;
-        drop(verifier);
+        let wanted = ByName { name: &name, recovery: recovery.as_ref() };
+        let verdicts = judge(&opened, &*means, Some(&base), &meta.profile.parse()?, &[wanted])?;
         live.finish();
         say!("state  {}", name_of(&meta));
         if let Some(fault) = &meta.fault {
             say!("fault  {fault}");
         }
         say!("sha256 {} (of what is in the bundle)", meta.content);
-        let findings = match &verdict {
-            Verdict::Unsure(why) => {
+        let findings = match verdicts.first() {
+            Some(Verdict::Unsure(why)) => {
                 say!("it could not be judged: {why}");
                 return Ok(3);
             }
-            Verdict::Failed(findings) => findings.as_slice(),
-            Verdict::Passed => &[],
+            Some(Verdict::Failed(findings)) => findings.as_slice(),
+            Some(Verdict::Passed) | None => &[],
         };
         tell(findings);
         say!("findings: {} now, {} then", findings.len(), meta.findings.len());

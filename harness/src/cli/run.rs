@@ -1,13 +1,16 @@
 //! `tornblk run`
 
+use super::ci::{CiOptions, NotExplored};
 use super::develop::{self, DevelopOptions};
+use super::examples;
 use super::exec::{Around, ExecOptions};
+use super::programs::Programs;
 use super::select::{check_profile, fitting, select};
-use super::{check_writable, session, signals, told};
+use super::{check_writable, say_where, session, signals, told, write_pages};
 use crate::device::find_tornblkd;
 use crate::out::{Stdout, note, say};
 use crate::report::terminal::{Live, Look};
-use crate::report::{github, json, junit, terminal};
+use crate::report::{html, json, junit, terminal};
 use crate::run::{
     Debugger, GuestArgs, KernelRun, Lab as _, LaneReport, RealLab, RunFolder, RunReport, Settings,
     Verdict, run_lanes, word,
@@ -30,15 +33,15 @@ const DEFAULT_SEED: u64 = 1;
 const CANNOT_RUN: u8 = 2;
 
 #[derive(Debug, Args)]
-#[command(after_help = develop::EXAMPLES)]
+#[command(after_help = format!("{}{}", examples::RUN, develop::EXAMPLES))]
 pub(super) struct RunArgs {
     /// Suites by name, or paths of .toml files [default: direct-atomic]
     #[arg(value_name = "SUITE")]
-    suites: Vec<String>,
+    pub(super) suites: Vec<String>,
 
     /// Only this lane; or all that begin so (`--lane xfs-cow`); can be given several times
     #[arg(long, value_name = "NAME")]
-    lane: Vec<String>,
+    pub(super) lane: Vec<String>,
 
     #[arg(long, value_name = "KERNEL", help = format!(
         "The guest's kernel: a series (7.2), a version (7.2.12), a bzImage or vmlinux, or a folder \
@@ -122,21 +125,18 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 
-    /// human, or github: with annotations for a workflow's page
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    /// Write the report as one HTML file, with a picture of each finding
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 
     #[command(flatten)]
-    exec: ExecOptions,
+    ci: CiOptions,
+
+    #[command(flatten)]
+    pub(super) exec: ExecOptions,
 
     #[command(flatten)]
     pub(super) develop: DevelopOptions,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Github,
 }
 
 /// [`FrontEnd`], as the command line takes it.
@@ -166,9 +166,23 @@ impl RunArgs {
             bail!("--kernel names {twice} twice");
         }
         let interrupted = signals::watch()?;
-        check_writable(self.json.iter().chain(&self.junit))?;
+        let reports = [&self.json, &self.junit, &self.html, &self.ci.summary];
+        check_writable(reports.into_iter().flatten())?;
         if self.exec.exec.is_some() {
-            return self.exec.run(&self.around()?, &interrupted);
+            let around = self.around()?;
+            let explored = self.exec.run(&around, &interrupted);
+            let explored = explored.map_err(|error| self.not_explored(error))?;
+            let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
+            return explored.tell(json, junit, self.html.as_deref(), &self.ci);
+        }
+        if let Some(programs) = Programs::load(&self)? {
+            let (start, mut folder) = (Instant::now(), None);
+            let mut report = self.report(vec![programs.name.clone()]);
+            let ran = programs.run(&self, &mut report, &mut folder, &interrupted);
+            return self.end(ran, folder, report, start);
+        }
+        if self.exec.states.is_some() {
+            bail!("--states is for --exec, and for suites of programs of your own");
         }
         if let Some(known) = &self.known {
             self.known_list = Known::load(known)?;
@@ -211,17 +225,33 @@ impl RunArgs {
         }
         let mut matrix = Matrix { lanes: &lanes, debugger, interrupted, live, folder: None };
         let start = Instant::now();
-        let mut report = RunReport {
+        let mut report = self.report(suites.iter().map(|s| s.name.clone()).collect());
+        let ran = self.on_each(&mut matrix, &suites, &mut report);
+        matrix.live.finish();
+        self.end(ran, matrix.folder, report, start)
+    }
+
+    /// Nothing is in it yet.
+    fn report(&self, suites: Vec<String>) -> RunReport {
+        RunReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            suites: suites.iter().map(|s| s.name.clone()).collect(),
+            suites,
             options: self.options(),
             chosen: self.lane.iter().map(|lane| format!(" --lane {}", word(lane))).collect(),
             seed: self.seed,
             ..RunReport::default()
-        };
-        let ran = self.on_each(&mut matrix, &suites, &mut report);
-        matrix.live.finish();
-        let Matrix { folder, .. } = matrix;
+        }
+    }
+
+    /// Tells what came of it: → the exit code.
+    fn end(
+        &self,
+        ran: anyhow::Result<()>,
+        folder: Option<RunFolder>,
+        mut report: RunReport,
+        start: Instant,
+    ) -> anyhow::Result<u8> {
+        let look = Look::detect();
         report.seconds = start.elapsed().as_secs_f64();
         report.exit = RunReport::exit_code(&report.lanes, &report.kernels);
         let ended = match ran {
@@ -238,6 +268,7 @@ impl RunArgs {
                 }];
                 // Who reads these has not seen the terminal.
                 self.write_reports(&report)?;
+                write_pages(self.html.as_deref().as_slice(), || html::of_run(&report))?;
                 let logs = folder.and_then(|folder| self.leave(folder, &error));
                 return Err(match logs {
                     Some(path) => {
@@ -259,6 +290,10 @@ impl RunArgs {
         let folder = match folder {
             Some(folder) if !keep => {
                 folder.remove_all();
+                // What a control left is gone with it.
+                for explored in report.lanes.iter_mut().filter_map(|l| l.explored.as_mut()) {
+                    (explored.folder, explored.resume) = (None, None);
+                }
                 None
             }
             kept => kept,
@@ -268,7 +303,12 @@ impl RunArgs {
             Some(folder) => write(&report, &folder.join("report.json"), json::write),
             None => Ok(()),
         };
-        let done = told(kept.and(self.tell(&report, look)), self.develop.exit(&report));
+        let own = report.folder.as_ref().map(|folder| folder.join(html::NAME));
+        let pages: Vec<&Path> = own.as_deref().into_iter().chain(self.html.as_deref()).collect();
+        let wrote = write_pages(&pages, || html::of_run(&report));
+        let said = self.tell(&report, look);
+        say_where(&pages, &wrote);
+        let done = told(kept.and(said).and(wrote), self.develop.exit(&report));
         match ended {
             Some(error) if report.exit != 1 => Err(error),
             Some(error) => {
@@ -279,8 +319,56 @@ impl RunArgs {
         }
     }
 
+    /// As a program of a suite: what was given to the run goes before its own.
+    pub(super) fn under(&mut self, given: &RunArgs) {
+        self.kernel.clone_from(&given.kernel);
+        self.modules.clone_from(&given.modules);
+        self.qemu.clone_from(&given.qemu);
+        self.develop.append.clone_from(&given.develop.append);
+        self.seed = given.seed;
+        self.front_end = given.front_end.or(self.front_end);
+        self.exec.states = given.exec.states.or(self.exec.states);
+        if given.profile.is_some() {
+            self.profile.clone_from(&given.profile);
+        }
+        if !given.explore.is_empty() {
+            self.explore.clone_from(&given.explore);
+        }
+    }
+
+    /// What a suite of programs has no use for.
+    pub(super) fn refuse_for_programs(&self, path: &str) -> anyhow::Result<()> {
+        let given = [
+            ("--crashes", self.crashes.is_some()),
+            ("--cut", self.cut.is_some()),
+            ("--soak", self.soak),
+            ("--known", self.known.is_some()),
+            ("--fault", !self.fault.is_empty()),
+            ("--shell", self.develop.shell),
+            ("--gdb", self.develop.gdb.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            bail!("{option} is for suites with lanes, and {path} has programs of your own");
+        }
+        Ok(())
+    }
+
+    /// A program that could not be explored: the reports say so, too.
+    fn not_explored(&self, error: anyhow::Error) -> anyhow::Error {
+        NotExplored {
+            recording: Path::new(""),
+            suite: "exec",
+            lane: self.exec.exec.as_deref().unwrap_or_default(),
+            seed: self.seed,
+            json: self.json.as_deref(),
+            junit: self.junit.as_deref(),
+            ci: &self.ci,
+        }
+        .tell(error)
+    }
+
     /// What --exec goes by.
-    fn around(&self) -> anyhow::Result<Around<'_>> {
+    pub(super) fn around(&self) -> anyhow::Result<Around<'_>> {
         if self.kernel.len() > 1 {
             bail!("--exec is for one --kernel");
         }
@@ -304,8 +392,7 @@ impl RunArgs {
             time: self.time,
             out: self.out.as_deref(),
             keep: self.keep,
-            json: self.json.as_deref(),
-            junit: self.junit.as_deref(),
+            html: self.html.as_deref(),
         })
     }
 
@@ -369,9 +456,7 @@ impl RunArgs {
         };
         let release = report.label(&lab.image.release, given);
         let own = given.map(|_| all.below(&release)).transpose()?;
-        let (major, minor, micro) = lab.qemu.version();
-        report.accelerator = lab.accel.to_string();
-        report.qemu = format!("{major}.{minor}.{micro}");
+        report.about_machine(&lab);
         let cuts = if settings.only.is_some() { 1 } else { settings.cuts.into() };
         say!(
             "{}, QEMU {}, kernel {release}, seed {}: {}, {} each",
@@ -491,10 +576,7 @@ impl RunArgs {
     fn write_reports(&self, report: &RunReport) -> anyhow::Result<()> {
         let json = self.json.as_deref().map(|path| write(report, path, json::write));
         let junit = self.junit.as_deref().map(|path| write(report, path, junit::write));
-        if self.format == Format::Github {
-            github::write(report, &mut Stdout).context("cannot write the annotations")?;
-        }
-        json.unwrap_or(Ok(())).and(junit.unwrap_or(Ok(())))
+        json.unwrap_or(Ok(())).and(junit.unwrap_or(Ok(()))).and(self.ci.run(report))
     }
 }
 
@@ -566,7 +648,7 @@ mod tests {
     fn parse(line: &str) -> Result<RunArgs, clap::Error> {
         let words = ["tornblk", "run"].into_iter().chain(line.split_whitespace());
         Cli::try_parse_from(words).map(|cli| match cli.command {
-            Command::Run(args) => args,
+            Command::Run(args) => *args,
             _ => panic!("not a run"),
         })
     }

@@ -88,6 +88,14 @@ pub(super) struct Carrier {
     pub(super) len: u64,
 }
 
+/// Where on the disk a generation of a unit was written, or a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub write: Seq,
+    pub generation: u32,
+    pub bytes: Range<u64>,
+}
+
 impl Carried {
     /// Reads every write of the recording. `base`: a copy of the base image, where it is not the one
     /// that the recording names.
@@ -233,6 +241,22 @@ impl Carried {
     /// The requests that carried some of a unit, rising.
     pub(super) fn requests_of(&self, unit: (u32, u64)) -> &[u64] {
         self.units.get(&unit).map_or(&[], Vec::as_slice)
+    }
+
+    /// Where on the disk a unit was written, by which requests, in their order.
+    pub fn places(&self, file: u32, unit: u64) -> Vec<Place> {
+        let own = self.carriers.iter().filter(|(key, _)| (key.0, key.1) == (file, unit));
+        let mut places: Vec<Place> = own
+            .flat_map(|((.., generation), carriers)| {
+                carriers.iter().map(|carrier| Place {
+                    write: Seq(carrier.request),
+                    generation: *generation,
+                    bytes: carrier.at..carrier.at + carrier.len,
+                })
+            })
+            .collect();
+        places.sort_by_key(|place| (place.write, place.bytes.start));
+        places
     }
 
     /// What the sectors of a logical block of a write hold: sectors from the block's first, how

@@ -40,6 +40,7 @@ pub fn merge(dirs: &[PathBuf]) -> Result<Merged, ExploreError> {
     }
     let mut merged = Session::new(first.identity.clone(), first.choices.clone(), None);
     (merged.suite, merged.lane) = (first.suite.clone(), first.lane.clone());
+    (merged.volume, merged.environment) = (first.volume.clone(), first.environment.clone());
     merged.judge = first.judge;
     let mut judged: BTreeMap<Fingerprint, Content> = BTreeMap::new();
     let mut bundles = Vec::new();

@@ -48,7 +48,7 @@ mod tests;
 mod units;
 mod worker;
 
-pub use carried::Carried;
+pub use carried::{Carried, Place};
 pub use drive::{Drive, Watch};
 pub use engine::{MakeVerifier, explore, list};
 pub use files::{FILES, Files};
@@ -58,7 +58,7 @@ pub use ledgers::{Ledgers, UnitKey};
 pub use means::{GuestNeeds, Guests, Means, OnProfile, Units};
 pub use opened::{Opened, recording_at};
 pub use outcome::{Cuts, ExploreReport, ProfileReport, report};
-pub use slow::{Named, named};
+pub use slow::{ByName, Named, judge, named};
 pub use subject::{Checked, Checker, Subject, SubjectError, said};
 pub use units::WorkloadUnits;
 

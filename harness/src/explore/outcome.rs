@@ -3,7 +3,7 @@
 use super::bundle::Judge;
 use super::session::{Kept, Session};
 use super::{Counts, Ended, ExploreError, Shard};
-use crate::run::Verdict;
+use crate::run::{Environment, Verdict, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use tornblk_model::crash::Coverage;
@@ -35,6 +35,11 @@ pub struct ExploreReport {
     pub failures: Vec<Kept>,
     /// States that could not be judged, and why: the first of them.
     pub unsure: Vec<(String, String)>,
+    /// What the recording says of its disk, and of where it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Where the bundles are; `None` where nothing was kept.
     pub folder: Option<PathBuf>,
     /// The command that goes on, where it did not come to its end.
@@ -145,6 +150,8 @@ pub fn report(
         profiles,
         failures: session.failures.clone(),
         unsure: session.unsure.clone(),
+        volume: session.volume.clone(),
+        environment: session.environment.clone(),
         folder: None,
         resume: None,
     })

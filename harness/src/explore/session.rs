@@ -12,7 +12,8 @@
 
 use super::blame::{about, is_named};
 use super::bundle::Judge;
-use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard};
+use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard, Subject};
+use crate::run::{Environment, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
@@ -182,6 +183,11 @@ pub struct Session {
     /// `None`: it did not come to an end of its own.
     pub ended: Option<Ended>,
     pub seconds: f64,
+    /// What the recording says of its disk, and of where it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 impl Session {
@@ -204,7 +210,16 @@ impl Session {
             unsure: Vec::new(),
             ended: None,
             seconds: 0.0,
+            volume: None,
+            environment: None,
         }
+    }
+
+    /// Takes over what its recording says of itself.
+    pub fn is_of(&mut self, subject: &Subject) {
+        (self.suite, self.lane) = (subject.suite.clone(), subject.lane.clone());
+        self.volume = Some(subject.volume.clone());
+        self.environment.clone_from(&subject.environment);
     }
 
     /// Is there one in this folder?

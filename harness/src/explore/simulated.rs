@@ -117,6 +117,7 @@ impl Simulated {
             guest: GuestArgs::default(),
             image: None,
             checker: None,
+            environment: None,
         };
         let mut simulated = Simulated {
             dir,

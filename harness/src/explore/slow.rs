@@ -1,10 +1,14 @@
 //! A state by its name, built whole: for single states, and where the walk has no faster way.
 
-use super::{ContentIds, ExploreError, Point, Promises, State, Verdict, Verifier, View};
+use super::{
+    ContentIds, ExploreError, Means, Opened, Point, Promises, RecordingIds, State, Verdict,
+    Verifier, View,
+};
 use crate::oracle::Recovery;
 use std::collections::BTreeMap;
+use std::path::Path;
 use tornblk_model::crash::{
-    Content, Cut, History, ModelError, Parsed, Source, StateName, content_hash,
+    Content, Cut, History, ModelError, Parsed, Profile, Source, StateName, content_hash,
 };
 
 /// A state that has a name and a content.
@@ -82,8 +86,35 @@ impl View for Named<'_> {
     }
 }
 
-/// Judges the state of one name (which says profile and crash point), or that of the `recovery` on
-/// it: for `tornblk repro`.
+/// A state by its name (which says profile and crash point), or that of the recovery on it.
+#[derive(Clone, Copy, Debug)]
+pub struct ByName<'a> {
+    pub name: &'a StateName,
+    pub recovery: Option<&'a Recovery>,
+}
+
+/// Judges these states, which are of one profile, one after another, without exploring. `base`: where the
+/// recording's base image is not where it was.
+///
+/// # Errors
+/// The recording has no such state, or the verifier's own.
+pub fn judge(
+    opened: &Opened,
+    means: &dyn Means,
+    base: Option<&Path>,
+    profile: &Profile,
+    wanted: &[ByName<'_>],
+) -> Result<Vec<Verdict>, ExploreError> {
+    let ids = RecordingIds::new(opened.reader.clone(), base, opened.trust())?;
+    let judging = means.on(profile)?;
+    let mut verifier = judging.verifier(0)?;
+    let one = |wanted: &ByName<'_>| {
+        named(&opened.history, &ids, means.promises(), wanted, &mut *verifier)
+    };
+    wanted.iter().map(one).collect()
+}
+
+/// One of them.
 ///
 /// # Errors
 /// The recording has no such state, or the verifier's own.
@@ -91,19 +122,18 @@ pub fn named(
     history: &History,
     ids: &dyn ContentIds,
     promises: &Promises,
-    name: &StateName,
-    recovery: Option<&Recovery>,
+    wanted: &ByName<'_>,
     verifier: &mut dyn Verifier,
 ) -> Result<Verdict, ExploreError> {
-    let parsed: Parsed = name.0.parse()?;
+    let parsed: Parsed = wanted.name.0.parse()?;
     let cut = history.cut(parsed.after, &parsed.profile)?;
     let (all, content) = Named::reference(&cut)?;
     let reference = Named { name: all, content: content.clone(), reference: &content, ids };
     let point = Point::new(&parsed.profile, parsed.after, promises.at(parsed.after), &reference);
     verifier.point(&point)?;
-    let state = Named::new(&cut, name, &content, ids)?;
+    let state = Named::new(&cut, wanted.name, &content, ids)?;
     let state = State::new(&point, &state);
-    match recovery {
+    match wanted.recovery {
         Some(recovery) => verifier.recovered(&state, recovery),
         None => verifier.verify(&state),
     }

@@ -10,7 +10,7 @@
 //!
 //! The format's version, the part and how many there are, and a piece of one line of JSON.
 
-use crate::run::{GuestArgs, Volume};
+use crate::run::{Environment, GuestArgs, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tornblk_agent::channel::{Program, Ran, Workload};
@@ -65,6 +65,9 @@ pub struct Subject {
     /// Who says whether a state is sound; `None`: a workload of the agent's is read back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checker: Option<Checker>,
+    /// Where it was made; `None`: it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 /// A program of the user's that looks at the disk, mounted where [`USER_DISK`] is: exit status 0, and it
@@ -148,6 +151,11 @@ pub fn said(ran: &Ran) -> String {
 }
 
 impl Subject {
+    /// Without a guest: what the workload wrote is read off the disk itself.
+    pub fn is_judged_in_place(&self) -> bool {
+        self.volume.is_raw() && self.checker.is_none()
+    }
+
     /// The names of the marks that say it.
     pub fn marks(&self) -> Vec<String> {
         // Cannot fail: no map has a key that is no string, and writing to memory has no errors.
@@ -302,6 +310,7 @@ mod tests {
             guest: GuestArgs::default(),
             image: Some("abc".into()),
             checker: None,
+            environment: Some(crate::run::Environment::default()),
         }
     }
 

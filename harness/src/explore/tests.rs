@@ -691,7 +691,8 @@ fn a_state_is_judged_by_its_name() {
     let judge = |name: &str| {
         let mut verifier = InPlace::new(&oracle);
         let name = StateName(name.into());
-        named(&history, &BySource, &promises, &name, None, &mut verifier)
+        let wanted = ByName { name: &name, recovery: None };
+        slow::named(&history, &BySource, &promises, &wanted, &mut verifier)
     };
     let last = history.last().unwrap();
     assert_eq!(judge(&format!("lb4k/p{last}:all")).unwrap(), Verdict::Passed);

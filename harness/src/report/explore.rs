@@ -99,7 +99,7 @@ fn progress_line(profile: &str, n: usize, of: usize, at: &Progress) -> String {
 }
 
 /// "lb512 failure 1: torn: /dev/vda unit 3 ..."
-fn title(kept: &Kept) -> String {
+pub(super) fn title(kept: &Kept) -> String {
     let what = kept.failure.findings.first().map(headline).unwrap_or_default();
     format!("{} failure {}: {what}", kept.failure.profile, kept.failure.number)
 }
@@ -186,7 +186,7 @@ fn said(profile: &ProfileReport) -> String {
     }
 }
 
-fn coverage(profile: &ProfileReport) -> String {
+pub(super) fn coverage(profile: &ProfileReport) -> String {
     let cuts = &profile.coverage;
     let built = format!(
         "for the {} writes that can be torn, each of the {} cuts was built ({}) or proved equal to one \
@@ -256,7 +256,13 @@ fn table(report: &ExploreReport, look: Look) -> String {
     painted.collect::<Vec<_>>().join("\n")
 }
 
-fn failure(report: &ExploreReport, kept: &Kept, look: Look, out: &mut dyn Write) -> io::Result<()> {
+/// One failure, explained; its first line is what it is called.
+pub(super) fn failure(
+    report: &ExploreReport,
+    kept: &Kept,
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let failure = &kept.failure;
     writeln!(out, "{}", look.paint(&title(kept), "1"))?;
     if let Some(finding) = failure.findings.first() {
@@ -376,10 +382,16 @@ fn render(report: &ExploreReport) -> io::Result<String> {
     for profile in &report.profiles {
         suite.add_test_case(case(report, profile));
     }
-    if !report.missing.is_empty() {
+    let missing = (!report.missing.is_empty()).then_some("shards");
+    // It could not be run: there is no other case that would say so.
+    let nothing = report.profiles.is_empty().then_some("exploration");
+    if let Some(name) = missing.or(nothing) {
+        let why = report.why.clone().unwrap_or_else(|| "nothing was explored".to_owned());
         let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
-        status.set_type("inconclusive").set_message(report.why.clone().unwrap_or_default());
-        suite.add_test_case(TestCase::new("shards", status));
+        status.set_type(report.verdict.to_string()).set_message(&*why).set_description(why);
+        let mut case = TestCase::new(name, status);
+        case.set_classname(class(report));
+        suite.add_test_case(case);
     }
     out.add_test_suite(suite);
     out.to_string().map_err(io::Error::other)
@@ -390,19 +402,35 @@ pub(super) fn failures(report: &ExploreReport) -> String {
     told(report, |_| true)
 }
 
-fn told(report: &ExploreReport, which: impl Fn(&Kept) -> bool) -> String {
+pub(super) fn told(report: &ExploreReport, which: impl Fn(&Kept) -> bool) -> String {
     let mut text = String::new();
     for kept in report.failures.iter().filter(|kept| which(kept)) {
-        text += &format!("{}\n", title(kept));
-        for finding in &kept.failure.findings {
-            text += &format!("{}\n{}\n", finding.text, finding.call);
+        let mut told = Vec::new();
+        // Memory takes everything.
+        let _ = failure(report, kept, Look { colour: false, utf8: true }, &mut told);
+        text += &String::from_utf8_lossy(&told);
+        for finding in kept.failure.findings.iter().skip(1) {
+            text += &format!("{}: {}\n{}\n", headline(finding), finding.text, finding.call);
         }
-        text += &format!("state {}\n", kept.failure.state);
-        if let Some(command) = again(report, kept) {
-            text += &format!("again: {command}\n");
+        let state = &kept.failure.state.0;
+        if shortened(state) != *state {
+            text += &format!("the whole state: {state}\n");
         }
     }
     text
+}
+
+/// `tornblk.exec.in-place_sh`: what a server takes for packages and a class.
+fn class(report: &ExploreReport) -> String {
+    let (suite, lane) = match (report.suite.as_str(), report.lane.as_str()) {
+        (_, "") => ("explore", report.recording.file_name().unwrap_or_default().to_string_lossy()),
+        ("", lane) => ("explore", lane.into()),
+        // A program is a path or a whole command.
+        (suite, lane) => (suite, lane.rsplit('/').next().unwrap_or(lane).into()),
+    };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' };
+    let lane: String = lane.chars().map(plain).collect();
+    format!("tornblk.{suite}.{lane}").trim_end_matches('.').to_owned()
 }
 
 fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
@@ -417,12 +445,12 @@ fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
         _ => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
             let why = profile.why.clone().unwrap_or_default();
-            status.set_type(profile.verdict.to_string()).set_message(why);
+            status.set_type(profile.verdict.to_string()).set_message(&*why).set_description(why);
             status
         }
     };
     let mut case = TestCase::new(profile.profile.as_str(), status);
-    case.set_classname("tornblk.explore");
+    case.set_classname(class(report));
     let c = &profile.counts;
     case.set_system_out(format!(
         "{}\n{} states chosen, {} unique, {} crash points, {} judged, seed {}\n{}",
@@ -441,101 +469,10 @@ fn case(report: &ExploreReport, profile: &ProfileReport) -> TestCase {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::explore::bundle::Judge;
-    use crate::explore::{Counts, Cuts, Explanation, Failure, Fingerprint};
-    use crate::report::testing::finding;
-    use tornblk_model::event::Seq;
+    use crate::explore::Counts;
+    use crate::report::testing::explored as report;
 
     const PLAIN: Look = Look { colour: false, utf8: false };
-
-    fn kept() -> Kept {
-        let piece = Piece {
-            write: Seq(22),
-            offset: 49152,
-            len: 16384,
-            fua: true,
-            atomic: false,
-            fragments: 4,
-            kept: vec![0, 3],
-            calls: Vec::new(),
-            text: "write 22 was torn".into(),
-        };
-        let explanation = Explanation {
-            pieces: vec![piece],
-            passing: Some(crate::explore::StateText("req16k/p28:all".into())),
-            minimal: true,
-            ..Explanation::default()
-        };
-        Kept {
-            failure: Failure {
-                number: 1,
-                state: crate::explore::StateText("req16k/p28:all,-w22.6".into()),
-                found: crate::explore::StateText("req16k/p28:r1.1.7".into()),
-                profile: "req16k".into(),
-                after: Seq(28),
-                promises: 3,
-                fingerprint: Fingerprint(5),
-                findings: vec![finding()],
-                explanation,
-            },
-            bundle: Some("failure-001.tornblk".into()),
-            again: 2,
-        }
-    }
-
-    fn profile(name: &str, verdict: Verdict, why: Option<&str>) -> ProfileReport {
-        let red = verdict == Verdict::Violated;
-        ProfileReport {
-            profile: name.into(),
-            counts: Counts {
-                states: 900,
-                unique: 400,
-                judged: 400,
-                failed: 3 * u64::from(red),
-                unsure: 0,
-                points: 25,
-            },
-            coverage: Cuts { writes: 2, cuts: 12, built: 8, equal: 3 },
-            failures: u64::from(red),
-            not_shrunk: 0,
-            complete: true,
-            verdict,
-            why: why.map(str::to_owned),
-        }
-    }
-
-    fn report() -> ExploreReport {
-        ExploreReport {
-            version: "0.1.0".into(),
-            recording: "/r/disk.recording".into(),
-            suite: "s".into(),
-            lane: "raw".into(),
-            judge: Judge::InPlace,
-            strategies: vec!["prefix".into()],
-            faults: Vec::new(),
-            seed: 1,
-            shard: None,
-            missing: Vec::new(),
-            ended: Some(Ended::Stopped),
-            seconds: 2.0,
-            verdict: Verdict::Violated,
-            why: None,
-            exit: 1,
-            profiles: vec![
-                profile("req16k", Verdict::Violated, None),
-                profile("req64k", Verdict::Passed, None),
-                profile(
-                    "lb512",
-                    Verdict::Inconclusive,
-                    Some("2 of 400 states could not be judged"),
-                ),
-            ],
-            failures: vec![kept()],
-            unsure: vec![("lb512/p3:all".into(), "the guest hung".into())],
-            folder: Some("/out dir".into()),
-            resume: Some("tornblk explore r --out '/out dir' --resume".into()),
-        }
-    }
 
     fn text(report: &ExploreReport, look: Look) -> String {
         let mut out = Vec::new();
@@ -587,7 +524,61 @@ mod tests {
         assert!(text.contains(r#"tests="4""#), "{text}");
         assert!(text.contains(r#"failures="1""#) && text.contains(r#"errors="2""#), "{text}");
         assert!(text.contains("shard 2/3 is missing") && text.contains("no finding in 400 states"));
-        assert!(text.contains("tornblk repro"), "{text}");
+        assert!(text.contains("tornblk repro") && text.contains("blocks  ■■■□□□□□"), "{text}");
+        assert!(text.contains(r#"classname="tornblk.s.raw""#), "{text}");
+        crate::report::testing::check_junit(&text);
+    }
+
+    #[test]
+    fn what_could_not_be_explored_is_an_error_with_its_reason() {
+        let mut report = report();
+        (report.suite, report.lane) = ("exec".into(), "/x/in-place.sh".into());
+        (report.profiles, report.failures) = (Vec::new(), Vec::new());
+        (report.verdict, report.exit) = (Verdict::Error, 2);
+        report.why = Some("in-place.sh ended with status 3: oh".into());
+        let text = render(&report).unwrap();
+        assert!(text.contains(r#"tests="1""#) && text.contains(r#"errors="1""#), "{text}");
+        assert!(text.contains(">in-place.sh ended with status 3: oh</error>"), "{text}");
+        assert!(text.contains(r#"classname="tornblk.exec.in-place_sh""#), "{text}");
+        crate::report::testing::check_junit(&text);
+        let summary = crate::report::summary::explored(&report);
+        assert!(
+            summary.starts_with("### tornblk run --exec /x/in-place.sh: could not run\n"),
+            "{summary}"
+        );
+        assert!(summary.contains("in-place.sh ended with status 3: oh"), "{summary}");
+    }
+
+    #[test]
+    fn a_summary_shows_the_table_the_strip_and_the_command() {
+        let text = crate::report::summary::explored(&report());
+        for part in [
+            "### tornblk explore: s raw: VIOLATED\n",
+            "| req16k | 400 | 3 | 11 of 12 | **VIOLATED** |\n",
+            "| req64k | 400 | 0 | 11 of 12 | no finding |\n",
+            "| lb512 | 400 | 0 | 11 of 12 | **inconclusive**: 2 of 400 states could not be judged |",
+            "#### req16k failure 1: torn: /dev/vda unit 3 (bytes 49152..65536), generation 7\n",
+            "  blocks  ■■■□□□□□  (■ new, □ old)\n",
+            "          ■□□■  (■ survived, □ lost)\n",
+            "```sh\ntornblk repro '/out dir/failure-001.tornblk'\n```\n",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+
+    #[test]
+    fn annotations_name_each_failure_and_what_was_not_judged() {
+        let mut out = Vec::new();
+        crate::report::github::explored(&report(), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].starts_with("::error title=s raw on req16k::req16k failure 1: torn"),
+            "{text}"
+        );
+        assert!(lines[0].contains("%0A  again:  tornblk repro"), "{text}");
+        assert!(lines[1].starts_with("::error title=s raw on lb512::2 of 400 states"), "{text}");
     }
 
     #[test]

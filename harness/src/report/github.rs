@@ -1,6 +1,7 @@
 //! Annotations that GitHub Actions shows on a workflow's page.
 
 use super::{findings, headline, text};
+use crate::explore::ExploreReport;
 use crate::run::{RunReport, Verdict};
 use std::io::{self, Write};
 
@@ -33,6 +34,36 @@ pub fn write(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         if let Some(error) = &kernel.error {
             line(out, "error", &format!("kernel {}", kernel.given), error)?;
         }
+    }
+    Ok(())
+}
+
+/// Of an exploration, of a program of one's own, too.
+pub fn explored(report: &ExploreReport, out: &mut dyn Write) -> io::Result<()> {
+    let name = match (report.suite.as_str(), report.lane.as_str()) {
+        (_, "") => "explore".to_owned(),
+        (suite, lane) => format!("{suite} {lane}").trim_start().to_owned(),
+    };
+    for kept in &report.failures {
+        let title = format!("{name} on {}", kept.failure.profile);
+        line(out, "error", &title, super::explore::told(report, |one| one == kept).trim_end())?;
+    }
+    for profile in &report.profiles {
+        let title = format!("{name} on {}", profile.profile);
+        match profile.verdict {
+            Verdict::Passed => {}
+            // Beside those that are told above.
+            Verdict::Violated if profile.not_shrunk == 0 && profile.failures > 0 => {}
+            Verdict::Violated => {
+                let more = format!("{} states fail that were not shrunk", profile.not_shrunk);
+                line(out, "error", &title, &more)?;
+            }
+            _ => line(out, "error", &title, profile.why.as_deref().unwrap_or("inconclusive"))?,
+        }
+    }
+    if report.profiles.is_empty() || !report.missing.is_empty() {
+        let why = report.why.as_deref().unwrap_or("nothing was explored");
+        line(out, "error", &name, why)?;
     }
     Ok(())
 }

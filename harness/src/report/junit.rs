@@ -3,6 +3,7 @@
 //! Unsupported and known lanes are skipped with their text, inconclusive ones and those that could
 //! not run are errors, violations are failures.
 
+use super::strip::strip;
 use super::{findings, headline, text};
 use crate::run::{LaneReport, RunReport, Verdict};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
@@ -28,7 +29,7 @@ fn render(report: &RunReport) -> io::Result<String> {
     let mut suite = TestSuite::new("kernels");
     for (given, error) in missing {
         let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
-        status.set_message(error.as_str());
+        status.set_message(error.as_str()).set_description(error.as_str());
         suite.add_test_case(TestCase::new(given.as_str(), status));
     }
     if suite.tests > 0 {
@@ -51,7 +52,11 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
             let mut told = String::new();
             for (cut, finding) in findings(lane) {
                 told += &format!("cut {}: {}\n{}\n", cut.number, headline(finding), text(finding));
-                told += &format!("{}\nstate {}\n", finding.call, cut.state);
+                told += &format!("{}\n", finding.call);
+                if !finding.strip.is_empty() {
+                    told += &format!("blocks {}  (■ new, □ old)\n", strip(&finding.strip, true));
+                }
+                told += &format!("state {}\n", cut.state);
                 for command in &cut.again {
                     told += &format!("again: {command}\n");
                 }
@@ -68,7 +73,8 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
         }
         Verdict::Inconclusive | Verdict::Error => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
-            status.set_type(lane.verdict.to_string()).set_message(why);
+            // Some servers show the message, some the text.
+            status.set_type(lane.verdict.to_string()).set_message(&*why).set_description(why);
             status
         }
     };
@@ -78,17 +84,17 @@ fn case(report: &RunReport, lane: &LaneReport) -> TestCase {
     let kernel = if kernel.is_empty() { kernel } else { format!(".{kernel}") };
     case.set_classname(format!("tornblk.{}{kernel}", lane.suite));
     case.set_time(Duration::from_secs_f64(lane.seconds));
-    case.set_system_out(format!(
-        "kernel {}, {} of {} cuts, profile {}, seed {}, {} eligible, {} not eligible{}",
-        if lane.kernel.is_empty() { &report.kernel } else { &lane.kernel },
-        lane.cuts,
-        lane.planned,
-        lane.profile,
-        report.seed,
-        lane.counts.eligible,
-        lane.counts.not_eligible,
-        lane.why.as_ref().map(|why| format!("; {why}")).unwrap_or_default()
-    ));
+    let kernel = if lane.kernel.is_empty() { &report.kernel } else { &lane.kernel };
+    let tried = match &lane.explored {
+        Some(explored) if lane.is_explored_only() => format!("{} states", explored.unique()),
+        _ => format!(
+            "{} of {} cuts, {} eligible, {} not eligible",
+            lane.cuts, lane.planned, lane.counts.eligible, lane.counts.not_eligible
+        ),
+    };
+    let why = lane.why.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+    let (profile, seed) = (&lane.profile, report.seed);
+    case.set_system_out(format!("kernel {kernel}, profile {profile}, seed {seed}: {tried}{why}"));
     case
 }
 
@@ -106,5 +112,7 @@ mod tests {
         assert!(text.contains("RWF_ATOMIC: Operation not supported"));
         assert!(text.contains("torn: /dev/vda unit 3 (bytes 49152..65536), generation 7"));
         assert!(text.contains("its control was not caught"));
+        assert!(text.contains("blocks ■■■□□□□□  (■ new, □ old)"), "{text}");
+        crate::report::testing::check_junit(&text);
     }
 }

@@ -5,14 +5,20 @@
 //! - [`json`]: everything, for programs.
 //! - [`junit`]: for CI servers.
 //! - [`github`]: annotations on a workflow's page.
+//! - [`summary`]: Markdown, for the page of a CI job.
 //! - [`explore`]: the same of an exploration.
+//! - [`picture`]: the disk at a cut, drawn.
+//! - [`html`]: all of it as a page.
 
 pub mod explore;
 pub mod github;
+pub mod html;
 pub mod json;
 pub mod junit;
 mod matrix;
+pub mod picture;
 pub mod strip;
+pub mod summary;
 pub mod terminal;
 
 use crate::oracle::{Clause, Finding};
@@ -112,8 +118,54 @@ pub(crate) fn text(finding: &Finding) -> &str {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    #![allow(clippy::unwrap_used)]
+    use crate::explore::bundle::Judge;
+    use crate::explore::session::Kept;
+    use crate::explore::{
+        Counts as Tried, Cuts, Ended, Explanation, ExploreReport, Failure, Fingerprint, Piece,
+        ProfileReport, StateText,
+    };
     use crate::oracle::{Cell, Clause, Counts, Finding, Judgement};
     use crate::run::{ControlReport, CutReport, LaneReport, RunReport, Verdict};
+    use tornblk_model::event::Seq;
+
+    /// Holds a JUnit report against the schema; where there is no xmllint, that is noted.
+    pub(crate) fn check_junit(text: &str) {
+        match valid_junit(text) {
+            Some(valid) => assert_eq!(valid, Ok(()), "{text}"),
+            None => crate::out::note!("SKIPPED: JUnit against its schema: there is no xmllint"),
+        }
+    }
+
+    fn valid_junit(text: &str) -> Option<Result<(), String>> {
+        let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../ci/schema/junit.xsd");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("junit.xml");
+        std::fs::write(&file, text).unwrap();
+        let mut xmllint = std::process::Command::new("xmllint");
+        let output = match xmllint.args(["--noout", "--schema", schema]).arg(&file).output() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+            output => output.unwrap(),
+        };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Some(if output.status.success() { Ok(()) } else { Err(said) })
+    }
+
+    #[test]
+    fn the_schema_refuses_what_is_no_report() {
+        let good = r#"<testsuites tests="1"><testsuite name="s" tests="1"><testcase name="a"/></testsuite></testsuites>"#;
+        check_junit(good);
+        for (was, is) in [
+            (r#"<testcase name="a"/>"#, "<testcase/>"),
+            (r#"tests="1"><testcase"#, r#"tests="one"><testcase"#),
+            (r#"<testcase name="a"/>"#, r#"<testcase name="a"><failed/></testcase>"#),
+            ("testsuites", "report"),
+        ] {
+            let bad = good.replace(was, is);
+            assert_ne!(bad, good);
+            assert!(valid_junit(&bad).is_none_or(|valid| valid.is_err()), "{bad}");
+        }
+    }
 
     pub(crate) fn finding() -> Finding {
         let mut strip = vec![Cell::New; 3];
@@ -153,6 +205,7 @@ pub(crate) mod testing {
             write: Some((1, 3, 7)),
             named: Default::default(),
             raced: None,
+            environment: None,
             judgement: Judgement { findings, ..Judgement::default() },
             folder: Some("/tmp/run/raw/cut-002".into()),
             again: vec!["tornblk repro '/tmp/run/raw/cut-002'".into()],
@@ -186,6 +239,8 @@ pub(crate) mod testing {
             named: Default::default(),
             raced: None,
             not_seen: Vec::new(),
+            volume: None,
+            environment: None,
             explored: None,
         }
     }
@@ -214,6 +269,98 @@ pub(crate) mod testing {
             exit: RunReport::exit_code(&lanes, &[]),
             folder: Some("/tmp/run".into()),
             lanes,
+        }
+    }
+
+    fn kept() -> Kept {
+        let piece = Piece {
+            write: Seq(22),
+            offset: 49152,
+            len: 16384,
+            fua: true,
+            atomic: false,
+            fragments: 4,
+            kept: vec![0, 3],
+            calls: Vec::new(),
+            text: "write 22 was torn".into(),
+        };
+        let explanation = Explanation {
+            pieces: vec![piece],
+            passing: Some(StateText("req16k/p28:all".into())),
+            minimal: true,
+            ..Explanation::default()
+        };
+        Kept {
+            failure: Failure {
+                number: 1,
+                state: StateText("req16k/p28:all,-w22.6".into()),
+                found: StateText("req16k/p28:r1.1.7".into()),
+                profile: "req16k".into(),
+                after: Seq(28),
+                promises: 3,
+                fingerprint: Fingerprint(5),
+                findings: vec![finding()],
+                explanation,
+            },
+            bundle: Some("failure-001.tornblk".into()),
+            again: 2,
+        }
+    }
+
+    fn profile(name: &str, verdict: Verdict, why: Option<&str>) -> ProfileReport {
+        let red = verdict == Verdict::Violated;
+        ProfileReport {
+            profile: name.into(),
+            counts: Tried {
+                states: 900,
+                unique: 400,
+                judged: 400,
+                failed: 3 * u64::from(red),
+                unsure: 0,
+                points: 25,
+            },
+            coverage: Cuts { writes: 2, cuts: 12, built: 8, equal: 3 },
+            failures: u64::from(red),
+            not_shrunk: 0,
+            complete: true,
+            verdict,
+            why: why.map(str::to_owned),
+        }
+    }
+
+    /// A profile of each kind.
+    pub(crate) fn explored() -> ExploreReport {
+        ExploreReport {
+            version: "0.1.0".into(),
+            recording: "/r/disk.recording".into(),
+            suite: "s".into(),
+            lane: "raw".into(),
+            judge: Judge::InPlace,
+            strategies: vec!["prefix".into()],
+            faults: Vec::new(),
+            seed: 1,
+            shard: None,
+            missing: Vec::new(),
+            ended: Some(Ended::Stopped),
+            seconds: 2.0,
+            verdict: Verdict::Violated,
+            why: None,
+            exit: 1,
+            profiles: vec![
+                profile("req16k", Verdict::Violated, None),
+                profile("req64k", Verdict::Passed, None),
+                profile(
+                    "lb512",
+                    Verdict::Inconclusive,
+                    Some("2 of 400 states could not be judged"),
+                ),
+            ],
+            failures: vec![kept()],
+            unsure: vec![("lb512/p3:all".into(), "the guest hung".into())],
+            volume: None,
+            environment: None,
+            folder: Some("/out dir".into()),
+            resume: Some("tornblk explore r --out '/out dir' --resume".into()),
         }
     }
 }

@@ -229,8 +229,12 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
     for lane in &report.lanes {
         // Of a race the table says how many; there is more to tell only where one failed.
         let races = lane.raced.is_some();
-        if let Some(explored) = lane.explored.as_ref().filter(|e| !races || e.exit != 0) {
-            writeln!(out, "{}: the crash states of its last recording", lane_name(report, lane))?;
+        // That a control was caught is said.
+        let caught = lane.is_explored_only() && lane.verdict == Verdict::Passed;
+        let worth = |e: &&ExploreReport| if e.exit == 1 { !caught } else { !races || e.exit != 0 };
+        if let Some(explored) = lane.explored.as_ref().filter(worth) {
+            let last = if lane.is_explored_only() { "" } else { "last " };
+            writeln!(out, "{}: the crash states of its {last}recording", lane_name(report, lane))?;
             super::explore::write(explored, look, out)?;
         }
     }
@@ -241,7 +245,7 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
 }
 
 /// Where there are several kernels, a lane is told with its own.
-fn lane_name(report: &RunReport, lane: &LaneReport) -> String {
+pub(super) fn lane_name(report: &RunReport, lane: &LaneReport) -> String {
     if report.kernels.len() > 1 {
         format!("{} on {}", lane.name, lane.kernel)
     } else {
@@ -263,14 +267,14 @@ fn table(report: &RunReport, look: Look) -> String {
     let mut table = Table::new();
     table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
     // What a race is held against is the crash states of its recording.
-    let races = report.lanes.iter().all(|lane| lane.raced.is_some());
-    let tried = if races { "states" } else { "eligible" };
+    let by_states = |lane: &LaneReport| lane.raced.is_some() || lane.is_explored_only();
+    let tried = if report.lanes.iter().all(by_states) { "states" } else { "eligible" };
     table.set_header(["lane", "cuts", tried, "findings", "control", "verdict"]);
     for lane in &report.lanes {
         let counts = &lane.counts;
         let explored = lane.explored.as_ref().map_or(0, ExploreReport::unique);
         let tried = match counts.not_eligible {
-            _ if lane.raced.is_some() => explored.to_string(),
+            _ if by_states(lane) => explored.to_string(),
             0 => counts.eligible.to_string(),
             n => format!("{}/{}", counts.eligible, counts.eligible + n),
         };
@@ -281,7 +285,7 @@ fn table(report: &RunReport, look: Look) -> String {
         };
         table.add_row([
             lane.name.clone(),
-            lane.cuts.to_string(),
+            if lane.is_explored_only() { "-".to_owned() } else { lane.cuts.to_string() },
             tried,
             lane.violations.to_string(),
             control,
@@ -339,7 +343,7 @@ fn write_findings(
     Ok(())
 }
 
-fn write_finding(
+pub(super) fn write_finding(
     lane: &str,
     cut: &CutReport,
     finding: &Finding,
@@ -411,11 +415,15 @@ fn next(report: &RunReport) -> String {
             None => "the lane's folder".to_owned(),
         };
         return match lane.verdict {
+            _ if lane.is_explored_only() => format!("look into {folder}"),
             Verdict::Error | Verdict::Violated => format!("look into {folder}: consoles and logs"),
             _ => format!("{again} --lane {} --crashes {}", lane.name, 4 * lane.planned.max(1)),
         };
     }
     let next_seed = report.seed.wrapping_add(1);
+    if report.exit == 0 && report.lanes.iter().all(LaneReport::is_explored_only) {
+        return format!("{again}{} --profile lb4k,piece16k (other disks)", report.chosen);
+    }
     if report.exit == 0 && report.lanes.iter().all(|lane| lane.raced.is_some()) {
         return format!("{again}{} --seed {next_seed}, or --soak (hours)", report.chosen);
     }

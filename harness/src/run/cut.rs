@@ -3,7 +3,9 @@
 use super::limits::{self, Shown};
 use super::relay::{Batches, Relay};
 use super::volume::{Guest, LONG, SHORT, Volume, Way, make, whole_file};
-use super::{CallError, Disk, GuestArgs, Lab, RunError, WireQuery, check, complaints, race};
+use super::{
+    CallError, Disk, Environment, GuestArgs, Lab, RunError, WireQuery, check, complaints, race,
+};
 use crate::device::DiskSpec;
 use crate::explore::Subject;
 use crate::oracle::{
@@ -49,6 +51,9 @@ pub struct CutReport {
     /// What came of the race; `None`: it was none, or it did not end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raced: Option<Raced>,
+    /// Where it was made; the lane's report has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     pub judgement: Judgement,
     /// `None` where it was not kept.
     pub folder: Option<PathBuf>,
@@ -76,6 +81,7 @@ impl CutReport {
             write: None,
             named: NamedWrites::default(),
             raced: None,
+            environment: None,
             judgement: Judgement { findings, ..Judgement::default() },
             folder: None,
             again: Vec::new(),
@@ -172,7 +178,9 @@ impl Setting<'_> {
         if let Some(why) = self.ready(lab, &mut guest)? {
             return Ok(Judged::Unsupported(why));
         }
-        self.say_subject(disk.as_mut(), &workload, cut, lab.image())?;
+        let mut environment = self.environment(lab);
+        environment.shown(&guest.describe()?);
+        self.say_subject(disk.as_mut(), &workload, cut, lab.image(), &environment)?;
         lab.expect(&make(dir, "after")?);
 
         if let Plan::Race { wrong: Some(Wrong::Fault(fault)) } = &cut.plan {
@@ -287,6 +295,7 @@ impl Setting<'_> {
             write: write.map(|k: Key| (k.file, k.unit, k.r#gen)),
             named,
             raced,
+            environment: Some(environment),
             judgement,
             folder: Some(dir.to_owned()),
             again: Vec::new(),
@@ -305,6 +314,16 @@ impl Setting<'_> {
         }
     }
 
+    /// Where this lane runs.
+    fn environment(&self, lab: &dyn Lab) -> Environment {
+        let device = "{device}";
+        let mkfs = match self.lane.is_raw() {
+            true => self.lane.partition_command(device).unwrap_or_default(),
+            false => self.lane.mkfs_command(device),
+        };
+        Environment { mkfs: mkfs.join(" "), ..lab.environment() }
+    }
+
     /// Puts what is recorded here into the recording.
     fn say_subject(
         &self,
@@ -312,6 +331,7 @@ impl Setting<'_> {
         workload: &Workload,
         cut: &Cut,
         image: Option<String>,
+        environment: &Environment,
     ) -> Result<(), RunError> {
         let subject = Subject {
             suite: self.suite.to_owned(),
@@ -323,6 +343,7 @@ impl Setting<'_> {
             guest: self.guest.clone(),
             image,
             checker: None,
+            environment: Some(environment.clone()),
         };
         for mark in subject.marks() {
             if disk.mark(&mark)?.is_none() {

@@ -84,7 +84,7 @@ fn explore(
     };
     let means = lab.means(&opened, &subject, &needs)?;
     let mut session = Session::new(opened.identity.clone(), choices, None);
-    (session.suite, session.lane) = (subject.suite.clone(), subject.lane.clone());
+    session.is_of(&subject);
     session.judge = means.judge();
     let profiles = [profile];
     let drive = Drive {

@@ -244,12 +244,16 @@ impl LaneRun<'_> {
                 break;
             }
             let next = numbers.get(i + 1).copied();
-            let Some(report) = self.cut(lab, &setting, number, next)? else {
+            let Some(mut report) = self.cut(lab, &setting, number, next)? else {
                 let why = self.supported.clone().unwrap_or_default();
                 self.refused(&why);
                 self.unsupported(why);
                 return Ok(());
             };
+            if let Some(mut environment) = report.environment.take() {
+                environment.statx.clone_from(&self.statx);
+                self.report.environment = Some(environment);
+            }
             applied |= !report.faults.is_empty();
             if number == 0 {
                 self.control(&report);

@@ -15,6 +15,7 @@
 mod complaints;
 mod cut;
 mod debugger;
+mod environment;
 mod explored;
 mod folder;
 mod frozen;
@@ -38,6 +39,7 @@ mod wire;
 
 pub use cut::{CutReport, Judged};
 pub use debugger::Debugger;
+pub use environment::Environment;
 pub use folder::RunFolder;
 pub use lane::run_lanes;
 pub(crate) use lane::word;
@@ -241,6 +243,11 @@ pub trait Lab {
         String::new()
     }
 
+    /// Where guests run, as far as that is known before one does.
+    fn environment(&self) -> Environment {
+        Environment::default()
+    }
+
     /// What the guest's image was made of.
     fn image_lock(&self) -> Option<Lock> {
         None
@@ -373,6 +380,13 @@ pub struct RunReport {
 }
 
 impl RunReport {
+    /// What its guests ran on.
+    pub fn about_machine(&mut self, lab: &RealLab) {
+        let (major, minor, micro) = lab.qemu.version();
+        self.accelerator = lab.accel.to_string();
+        self.qemu = format!("{major}.{minor}.{micro}");
+    }
+
     /// How a kernel is told from those before it: by its release, and where that was there already
     /// by what it was given as, too.
     pub fn label(&self, release: &str, given: Option<&str>) -> String {

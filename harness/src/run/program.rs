@@ -6,7 +6,7 @@
 use super::cut::SERIAL;
 use super::session::{ask, guest, nobodys};
 use super::volume::{LONG, SHORT, make};
-use super::{GuestArgs, Lab as _, RealLab, RunError, RunFolder, Volume, check};
+use super::{Environment, GuestArgs, Lab as _, RealLab, RunError, RunFolder, Volume, check};
 use crate::device::{Device, DeviceError, DiskSpec};
 use crate::explore::{Checker, FILES, Subject, said};
 use crate::vm::{self, Virtiofsd, Vm};
@@ -37,6 +37,14 @@ pub struct Wanted {
     pub seed: u64,
     pub guest: GuestArgs,
     pub virtiofsd: Virtiofsd,
+}
+
+impl Wanted {
+    /// "./write.sh on ext4, 256 MiB"
+    pub fn told(&self) -> String {
+        let fs = if self.volume.is_raw() { "a raw disk" } else { &self.volume.fstype };
+        format!("{} on {fs}, {} MiB", self.name, self.size >> 20)
+    }
 }
 
 /// What is left of it.
@@ -152,6 +160,13 @@ impl<'a> Room<'a> {
         dir: &Path,
         interrupted: &'a AtomicBool,
     ) -> Result<Room<'a>, RunError> {
+        let mut environment = Environment { mkfs: wanted.mkfs.join(" "), ..lab.environment() };
+        let dir = make(dir, "exec")?;
+        let mut vm = lab.vm(&dir)?;
+        vm.show_host_root(&wanted.virtiofsd, &dir).map_err(guest)?;
+        let Volume { queues, front_end, .. } = wanted.volume;
+        let disk = vm.attach_disk(&device.socket(), SERIAL, queues, front_end).map_err(guest)?;
+        environment.shown(&disk.info);
         let subject = Subject {
             suite: "exec".to_owned(),
             lane: wanted.name.clone(),
@@ -162,16 +177,12 @@ impl<'a> Room<'a> {
             guest: wanted.guest.clone(),
             image: lab.image(),
             checker: Some(wanted.checker.clone()),
+            environment: Some(environment),
         };
         let client = device.client();
         for line in subject.marks() {
             client.mark(&line).map_err(DeviceError::from)?;
         }
-        let dir = make(dir, "exec")?;
-        let mut vm = lab.vm(&dir)?;
-        vm.show_host_root(&wanted.virtiofsd, &dir).map_err(guest)?;
-        let Volume { queues, front_end, .. } = wanted.volume;
-        let disk = vm.attach_disk(&device.socket(), SERIAL, queues, front_end).map_err(guest)?;
         let host = Marks { client, batch: 0, said: Vec::new(), interrupted };
         Ok(Room { vm, disk: disk.device, host })
     }

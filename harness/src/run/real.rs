@@ -1,7 +1,8 @@
 //! The real lab: `tornblkd`, QEMU, recordings.
 
 use super::{
-    Arm, CallError, Debugger, Disk, Host, Lab, Machine, RunError, WireQuery, frozen, read_wire,
+    Arm, CallError, Debugger, Disk, Environment, Host, Lab, Machine, RunError, WireQuery, frozen,
+    read_wire,
 };
 use crate::device::{Device, DeviceError, DiskSpec};
 use crate::explore::guest::GuestSettings;
@@ -186,7 +187,7 @@ impl Lab for RealLab {
         subject: &Subject,
         needs: &GuestNeeds,
     ) -> Result<Box<dyn Means + 'a>, ExploreError> {
-        if subject.volume.is_raw() && subject.checker.is_none() {
+        if subject.is_judged_in_place() {
             return Ok(Box::new(Units::of(opened, subject)?));
         }
         let stop = self.stop.clone().unwrap_or_else(|| Arc::clone(&needs.stop));
@@ -226,6 +227,17 @@ impl Lab for RealLab {
 
     fn release(&self) -> String {
         self.image.release.clone()
+    }
+
+    fn environment(&self) -> Environment {
+        let (major, minor, micro) = self.qemu.version();
+        Environment {
+            host_kernel: Environment::host_kernel(),
+            accelerator: self.accel.to_string(),
+            qemu: format!("{major}.{minor}.{micro}"),
+            kernel: self.image.release.clone(),
+            ..Environment::default()
+        }
     }
 
     fn image(&self) -> Option<String> {

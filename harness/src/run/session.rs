@@ -82,6 +82,7 @@ pub fn session(
         guest: settings.guest.clone(),
         image: Some(lab.image.key.clone()),
         checker: None,
+        environment: Some(lab.environment()),
     });
     for line in subject.iter().flat_map(Subject::marks) {
         mark(&line)?;

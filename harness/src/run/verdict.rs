@@ -1,7 +1,8 @@
 //! What came of a lane.
 
-use super::Settings;
 use super::cut::CutReport;
+use super::volume::Volume;
+use super::{Environment, Settings};
 use crate::explore::ExploreReport;
 use crate::oracle::{Counts, Finding};
 use crate::suite::{Entry, Known, Lane};
@@ -85,6 +86,12 @@ pub struct LaneReport {
     /// `None`: not asked for.
     pub control: Option<ControlReport>,
     pub seconds: f64,
+    /// The disk, and what is on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
+    /// Where it ran; `None`: no cut was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Cuts with findings, and all where they are kept.
     pub reports: Vec<CutReport>,
     /// The crash states of the last cut's recording; `None`: not asked for.
@@ -93,29 +100,48 @@ pub struct LaneReport {
 }
 
 impl LaneReport {
-    pub(super) fn new(suite: &str, lane: &Lane, settings: &Settings) -> LaneReport {
+    /// Of which nothing is known yet, and that makes no cuts of its own: a program of the user's.
+    pub fn empty(suite: &str, name: &str, about: &str) -> LaneReport {
         LaneReport {
             suite: suite.to_owned(),
-            name: lane.name.clone(),
-            about: lane.about.clone(),
-            profile: settings.profile.clone().unwrap_or_else(|| lane.profile.clone()),
-            front_end: lane.front_end,
+            name: name.to_owned(),
+            about: about.to_owned(),
+            profile: String::new(),
+            front_end: FrontEnd::default(),
             kernel: String::new(),
             verdict: Verdict::Inconclusive,
             why: None,
             cuts: 0,
-            planned: if settings.only.is_some() { 1 } else { settings.cuts },
+            planned: 0,
             at_rest: 0,
             counts: Counts::default(),
             named: NamedWrites::default(),
             not_seen: Vec::new(),
-            raced: lane.race.as_ref().map(|_| Raced::default()),
+            raced: None,
             violations: 0,
             complaints_again: 0,
             control: None,
             seconds: 0.0,
             reports: Vec::new(),
+            volume: None,
+            environment: None,
             explored: None,
+        }
+    }
+
+    /// Is it all about the crash states of its recording?
+    pub fn is_explored_only(&self) -> bool {
+        self.planned == 0
+    }
+
+    pub(super) fn new(suite: &str, lane: &Lane, settings: &Settings) -> LaneReport {
+        LaneReport {
+            profile: settings.profile.clone().unwrap_or_else(|| lane.profile.clone()),
+            front_end: lane.front_end,
+            volume: Some(Volume::new(lane, settings.profile.as_ref().unwrap_or(&lane.profile))),
+            planned: if settings.only.is_some() { 1 } else { settings.cuts },
+            raced: lane.race.as_ref().map(|_| Raced::default()),
+            ..LaneReport::empty(suite, &lane.name, &lane.about)
         }
     }
 

@@ -17,8 +17,14 @@ pub(super) const SHORT: Duration = Duration::from_secs(60);
 pub(super) const LONG: Duration = Duration::from_secs(300);
 
 /// What a kernel says when a file system is broken.
-const BROKEN: [&str; 4] =
-    ["Corruption", "Metadata corruption", "EXT4-fs error", "JBD2: recovery failed"];
+const BROKEN: [&str; 6] = [
+    "Corruption",
+    "Metadata corruption",
+    "EXT4-fs error",
+    "JBD2: recovery failed",
+    "BTRFS error",
+    "BTRFS critical",
+];
 
 /// Does the kernel say here that a file system is broken?
 pub(crate) fn is_broken(line: &str) -> bool {

@@ -178,16 +178,7 @@ impl Vm {
             }
             other => other,
         };
-        let mut data = json!({
-            "addr": { "type": "unix", "data": { "path": socket.to_string_lossy() } },
-            "server": false,
-        });
-        if let Some(Reconnect { option, each }) = reconnect {
-            data[option] = each.into();
-        }
-        let add = json!({ "id": chardev, "backend": { "type": "socket", "data": data } });
-        // The crate's type has no `reconnect-ms`, and would drop it.
-        self.qmp_execute(&Plain::<qapi::qmp::chardev_add>::new(add)).map_err(failed)?;
+        self.connect(&chardev, socket, reconnect).map_err(failed)?;
         // Nobody tells the driver that there are fewer than the device offers: it takes one a CPU.
         let queues = if front_end == FrontEnd::BlkFull { queues.max(self.cpus) } else { queues };
         let mut plug = front_end.driver(queues);
@@ -215,6 +206,26 @@ impl Vm {
             Outcome::Failed { message, .. } | Outcome::Unsupported { message } => message,
         };
         Err(VmError::Attach { serial: serial.to_owned(), why })
+    }
+
+    /// Connects to a back-end, under this name.
+    pub(super) fn connect(
+        &mut self,
+        chardev: &str,
+        socket: &Path,
+        reconnect: Option<Reconnect>,
+    ) -> Result<(), VmError> {
+        let mut data = json!({
+            "addr": { "type": "unix", "data": { "path": socket.to_string_lossy() } },
+            "server": false,
+        });
+        if let Some(Reconnect { option, each }) = reconnect {
+            data[option] = each.into();
+        }
+        let add = json!({ "id": chardev, "backend": { "type": "socket", "data": data } });
+        // The crate's type has no `reconnect-ms`, and would drop it.
+        self.qmp_execute(&Plain::<qapi::qmp::chardev_add>::new(add))?;
+        Ok(())
     }
 
     fn free_slot(&self) -> Result<usize, VmError> {

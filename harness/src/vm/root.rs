@@ -206,14 +206,7 @@ impl Vm {
     fn plug_root(&mut self, socket: &Path) -> Result<(), VmError> {
         let slot = self.take_slot()?;
         let (id, chardev) = ("host-root", "host-root-socket");
-        let backend = from::<qapi::qmp::chardev_add>(json!({
-            "id": chardev,
-            "backend": { "type": "socket", "data": {
-                "addr": { "type": "unix", "data": { "path": socket.to_string_lossy() } },
-                "server": false,
-            }},
-        }))?;
-        self.qmp_execute(&backend)?;
+        self.connect(chardev, socket, None)?;
         let plug = from::<qapi::qmp::device_add>(json!({
             "driver": "vhost-user-fs-pci", "id": id, "bus": slot, "chardev": chardev, "tag": TAG,
         }))?;

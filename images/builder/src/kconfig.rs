@@ -47,7 +47,7 @@ const fn n(name: &'static str) -> Wanted {
     Wanted { name, module: None, off: true }
 }
 
-const GROUPS: [Group; 14] = [
+const GROUPS: [Group; 15] = [
     Group {
         purpose: "to boot: PVH, an initramfs, a console on the serial port, processors",
         need: Need::Guest,
@@ -123,6 +123,11 @@ const GROUPS: [Group; 14] = [
         purpose: "for programs of one's own (run --exec)",
         need: Need::Suites,
         options: &[m("VIRTIO_FS", "virtiofs")],
+    },
+    Group {
+        purpose: "for programs of one's own on btrfs (--fs btrfs)",
+        need: Need::Suites,
+        options: &[m("BTRFS_FS", "btrfs")],
     },
     Group {
         purpose: "for lanes on partitions",

@@ -253,9 +253,12 @@ pub enum ImageError {
     #[error("{path} is no usable kernel module: {why}")]
     Module { path: PathBuf, why: String },
     #[error(
-        "the agent's static binary was not found (looked for {}); build it: {}",
+        "the guest's own program, tornblk-agent, was not found (looked for {}). In tornblk's source, `{}` \
+         builds it for what was built there, and `{}` installs it beside what cargo installed; \
+         or name one in $TORNBLK_AGENT",
         .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
-        agent::BUILD
+        agent::BUILD,
+        agent::INSTALL
     )]
     NoAgent { looked: Vec<PathBuf> },
     #[error("the agent {path} cannot be the guest's init: {why}; build it: {}", agent::BUILD)]

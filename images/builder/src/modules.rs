@@ -12,7 +12,7 @@ use crate::cpio::Archive;
 use crate::{At, ImageError, compress, elf};
 
 /// Taken where the kernel has them as modules; what it has built in needs none.
-pub(crate) const WANTED: [&str; 11] = [
+pub(crate) const WANTED: [&str; 12] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
@@ -21,6 +21,7 @@ pub(crate) const WANTED: [&str; 11] = [
     "sg",
     "ext4",
     "xfs",
+    "btrfs",
     "loop",
     "overlay",
     "virtiofs",

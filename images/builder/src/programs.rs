@@ -16,7 +16,7 @@ use crate::kernel::Resolved;
 use crate::{At, FORMAT, ImageError, Package};
 
 /// Package → its files that are taken.
-const PROGRAMS: [(&str, &[&str]); 7] = [
+const PROGRAMS: [(&str, &[&str]); 8] = [
     ("busybox-static", &["usr/bin/busybox"]),
     (
         "xfsprogs",
@@ -44,6 +44,7 @@ const PROGRAMS: [(&str, &[&str]); 7] = [
             "usr/sbin/tune2fs",
         ],
     ),
+    ("btrfs-progs", &["usr/bin/btrfs", "usr/sbin/mkfs.btrfs"]),
     ("fio", &["usr/bin/fio"]),
     (
         "sg3-utils",

@@ -22,6 +22,7 @@ pub(super) enum Fsck {
 fn command(fstype: &str, device: &str) -> Option<Vec<String>> {
     let argv: &[&str] = match fstype {
         "xfs" => &["/usr/sbin/xfs_repair", "-n"],
+        "btrfs" => &["/usr/bin/btrfs", "check", "--readonly"],
         "ext2" | "ext3" | "ext4" => &["/usr/sbin/e2fsck", "-f", "-n"],
         _ => return None,
     };
@@ -52,9 +53,9 @@ pub(super) fn fsck(seat: &mut Seat, fstype: &str) -> Result<Fsck, SeatError> {
 }
 
 /// xfs_repair(8): 1 corruption, 2 a log that was not replayed. e2fsck(8): 4 errors were left
-/// uncorrected, as they are with `-n`.
+/// uncorrected, as they are with `-n`. btrfs-check(8): 1.
 fn verdict(fstype: &str, status: Option<i64>, stdout: &str, stderr: &str) -> Fsck {
-    let damaged = if fstype == "xfs" { 1 } else { 4 };
+    let damaged = if matches!(fstype, "xfs" | "btrfs") { 1 } else { 4 };
     let lines = || {
         let ours = |line: &&str| {
             let line = line.trim();
@@ -63,6 +64,7 @@ fn verdict(fstype: &str, status: Option<i64>, stdout: &str, stderr: &str) -> Fsc
                 || line.starts_with("Phase ")
                 || line.starts_with("Pass ")
                 || line.starts_with("- ")
+                || line.starts_with('[')
                 || line.starts_with("e2fsck "))
         };
         let lines: Vec<&str> = stderr.lines().chain(stdout.lines()).filter(ours).collect();
@@ -96,10 +98,13 @@ mod tests {
 
     #[test]
     fn nothing_is_changed_and_not_every_file_system_has_one() {
-        for fstype in ["xfs", "ext4"] {
+        for fstype in ["xfs", "ext4", "btrfs"] {
             let argv = command(fstype, "/dev/vda").unwrap_or_default();
-            assert!(argv.iter().any(|word| word == "-n") && argv.ends_with(&["/dev/vda".into()]));
+            assert!(
+                argv.iter().any(|word| word == "-n" || word == "--readonly")
+                    && argv.ends_with(&["/dev/vda".into()])
+            );
         }
-        assert_eq!(command("btrfs", "/dev/vda"), None);
+        assert_eq!(command("f2fs", "/dev/vda"), None);
     }
 }

@@ -51,6 +51,38 @@ pub fn umount_soon(target: &str, time: Duration) -> Result<Value> {
     }
 }
 
+/// Where something is mounted at `folder` or below it, in the order in which it was.
+pub fn mounts_below(folder: &str) -> Result<Vec<String>> {
+    const TABLE: &str = "/proc/self/mountinfo";
+    let table =
+        std::fs::read_to_string(TABLE).map_err(Error::system(format!("cannot read {TABLE}")))?;
+    let below = |at: &String| {
+        at.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    Ok(table.lines().filter_map(mount_point).filter(below).collect())
+}
+
+/// The fifth word of a line of mountinfo (proc(5)), where a blank is `\040`.
+fn mount_point(line: &str) -> Option<String> {
+    let word = line.split(' ').nth(4)?;
+    let (mut bytes, mut rest) = (Vec::new(), word.as_bytes());
+    while let [first, behind @ ..] = rest {
+        let octal = behind.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (first, byte) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = &behind[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// The options that are flags of mount(2), and what is left for the file system.
 fn split_options(options: &str) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();

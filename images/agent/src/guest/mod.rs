@@ -15,6 +15,7 @@
 //! Nothing here prints: the guest may have no console, and then `println!` panics.
 
 use crate::channel::Outcome;
+pub mod btrfs;
 
 pub mod check;
 pub mod child;

@@ -22,7 +22,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::outbox::Outbox;
-use super::{Error, Result, exec, fs, sys};
+use super::sys::{self, Extent};
+use super::{Error, Result, btrfs, exec, fs};
 use crate::channel::{
     FileMap, MarkText, Program, Ran, USER_DISK, USER_FILES, USER_MOUNT, USER_ROOT,
 };
@@ -165,9 +166,12 @@ impl Root {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        while let Some(at) = self.mounted.pop() {
-            fs::umount_soon(&at, TO_LET_GO)?;
+        // What the program mounted itself lies above what it found there.
+        for at in fs::mounts_below(USER_ROOT)?.iter().rev() {
+            fs::umount_soon(at, TO_LET_GO)?;
         }
+        self.mounted.clear();
+        fs::umount_soon(OVER, TO_LET_GO)?;
         Ok(())
     }
 }
@@ -226,6 +230,10 @@ pub fn run(program: &Program, outbox: Option<&Arc<Outbox>>) -> Result<Ran> {
 pub fn file_map() -> FileMap {
     let root = USER_MOUNT;
     let (mut map, mut extents) = (FileMap::default(), 0);
+    let chunks = std::fs::File::open(root)
+        .ok()
+        .filter(btrfs::is_btrfs)
+        .map(|root| btrfs::Chunks::of(&root).unwrap_or_default());
     let mut folders = vec![std::path::PathBuf::from(root)];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -243,8 +251,15 @@ pub fn file_map() -> FileMap {
             let found = std::fs::File::open(&path)
                 .and_then(|file| sys::extents(&file, 0, file.metadata()?.len()));
             let Ok(found) = found else { continue };
-            let places: Vec<_> =
-                found.iter().filter(|e| !e.delayed).map(|e| (e.offset, e.at, e.len)).collect();
+            let on_disk = |e: &Extent| match &chunks {
+                None => Some((e.offset, e.at, e.len)),
+                Some(chunks) => {
+                    let (at, most) = chunks.on_disk(e.at)?;
+                    Some((e.offset, at, e.len.min(most)))
+                }
+            };
+            let has_place = |e: &&Extent| !e.delayed && !e.encoded;
+            let places: Vec<_> = found.iter().filter(has_place).filter_map(on_disk).collect();
             extents += places.len();
             let name = path.strip_prefix(root).unwrap_or(&path);
             map.files.push((name.to_string_lossy().into_owned(), places));

@@ -180,6 +180,8 @@ pub struct Extent {
     pub at: u64,
     /// Blocks are reserved, but not chosen yet.
     pub delayed: bool,
+    /// Compressed or encrypted: it has other bytes there, and not as many.
+    pub encoded: bool,
     /// It has blocks and reads as zeroes.
     pub unwritten: bool,
 }
@@ -196,7 +198,8 @@ pub fn extents(file: &File, offset: u64, len: u64) -> io::Result<Vec<Extent>> {
             offset: raw.logical,
             len: raw.length,
             at: raw.physical,
-            // FIEMAP_EXTENT_DELALLOC, FIEMAP_EXTENT_UNWRITTEN
+            // FIEMAP_EXTENT_ENCODED, FIEMAP_EXTENT_DELALLOC, FIEMAP_EXTENT_UNWRITTEN
+            encoded: raw.flags & 0x8 != 0,
             delayed: raw.flags & 0x4 != 0,
             unwritten: raw.flags & 0x800 != 0,
         }));
