@@ -8,9 +8,11 @@ use std::ops::Range;
 /// Colours and lines; of pages, too.
 pub(crate) const STYLE: &str = include_str!("picture.css");
 
-const LEFT: i32 = 200;
+const LEFT: i32 = 178;
 const SWATCH: i32 = 52;
-const WORDS: i32 = 300;
+const WORDS: i32 = 290;
+/// A picture is no wider, where that can be.
+const WIDTH: i32 = 1200;
 /// Of a line of text.
 const LINE: i32 = 16;
 const LANE: i32 = 22;
@@ -46,7 +48,10 @@ struct Layout {
 
 impl Layout {
     fn new(picture: &Picture, top: i32) -> Layout {
-        let column = if picture.columns.len() > 9 { 66 } else { 78 };
+        let right = 14 + if picture.found.is_some() { 2 } else { 1 } * (SWATCH + 8) + WORDS;
+        let gaps = picture.columns.iter().filter(|c| c.skipped > 0).count() as i32;
+        let room = WIDTH - LEFT - right - 30 - gaps * 26;
+        let column = (room / picture.columns.len().max(1) as i32).clamp(56, 92);
         let mut x = LEFT;
         let mut columns = Vec::new();
         for one in &picture.columns {
@@ -233,17 +238,26 @@ fn drawn(picture: &Picture, layout: &Layout, top: i32) -> Markup {
 
 fn head(picture: &Picture, layout: &Layout, top: i32) -> Markup {
     let y = |lane: i32| top + lane * LANE + LINE - 2;
-    let most = (layout.column / LETTER - 1).max(6) as usize;
+    let most = |i: usize| {
+        let own = &picture.columns[i].what;
+        let x = layout.columns[i];
+        // Up to the next label on its line.
+        let near = layout.columns.iter().zip(&picture.columns).enumerate();
+        let near = near.filter(|(k, (_, c))| *k != i && lane(&c.what) == lane(own));
+        let near = near.map(|(_, (other, _))| (other - x).abs()).min().unwrap_or(i32::MAX);
+        let room = near.min(2 * (layout.cut - x)).min(2 * (x - LEFT + 20)).min(240);
+        (room / LETTER - 1).max(6) as usize
+    };
     html! {
         @for (i, name) in ["program", "sent to the disk", "disk answered"].iter().enumerate() {
             text class="lane" x=(LEFT - 10) y=(y(i as i32)) { (name) }
         }
         text class="lane" x=(LEFT - 10) y=(top + HEAD - 10) { "event, time \u{2192}" }
-        @for (x, column) in layout.columns.iter().zip(&picture.columns) {
+        @for (i, (x, column)) in layout.columns.iter().zip(&picture.columns).enumerate() {
             g {
                 title { (full(&column.what)) ", event " (column.at) }
                 text class={ "event " (class(&column.what)) } x=(x) y=(y(lane(&column.what))) {
-                    (clipped(&label(&column.what), most))
+                    (clipped(&label(&column.what), most(i)))
                 }
             }
             text class="number" x=(x) y=(top + HEAD - 10) { (column.at) }
