@@ -66,7 +66,7 @@ fn because(kept: &Kept) -> String {
     };
     let mut text = piece.text.clone();
     if let Some(call) = piece.calls.first() {
-        text += &format!(" ({} {})", call.call, call.path);
+        text += &format!(" ({} on {})", call.call, call.path);
     }
     match failure.explanation.pieces.len() {
         0 | 1 => text,
