@@ -66,7 +66,7 @@ fn because(kept: &Kept) -> String {
     };
     let mut text = piece.text.clone();
     if let Some(call) = piece.calls.first() {
-        text += &format!(" ({} {})", call.call, call.path);
+        text += &format!(" ({} on {})", call.call, call.path);
     }
     match failure.explanation.pieces.len() {
         0 | 1 => text,
@@ -136,13 +136,20 @@ fn of_profile(report: &ExploreReport, profile: &ProfileReport) -> Answer {
         Verdict::Passed => {
             let cuts = match (profile.coverage.cuts, profile.coverage.missing()) {
                 (0, _) => String::new(),
+                (all, missing) if missing == all => {
+                    format!(", none of the {all} cuts of its writes among them")
+                }
                 (all, 0) => format!(", each of the {all} cuts of its writes among them"),
                 (all, missing) => {
                     format!(", {} of the {all} cuts of its writes among them", all - missing)
                 }
             };
+            let ended = match profile.complete {
+                true => "",
+                false => " Not all that was asked for was tried.",
+            };
             let text = format!(
-                "{on}, no finding in {} of {lane} at {} of the power{cuts}. This is not a proof.",
+                "{on}, no finding in {} of {lane} at {} of the power{cuts}.{ended} This is not a proof.",
                 states(counts.unique),
                 counted(counts.points, "cut")
             );
@@ -234,6 +241,13 @@ fn violated(lane: &LaneReport, name: &str) -> Answer {
     let states = match states {
         0 => String::new(),
         n => format!(" and {n} states"),
+    };
+    // The words of a fault begin with its name.
+    let fault = first.and_then(|(cut, _)| cut.faults.first());
+    let fault = fault.and_then(|words| words.split([',', ':']).next());
+    let on = match fault {
+        Some(fault) => format!("{on} but lies on purpose ({fault})"),
+        None => on,
     };
     let text = format!(
         "{on}, {} (lane {name}): {} in {} of the power{states}. In the first, a block {}, because {because}.",

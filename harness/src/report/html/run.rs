@@ -184,7 +184,7 @@ fn one(
         Fact::new("lane", format!("{name}: {}", lane.about)),
         Fact::new("disk", format!("{}: {}", lane.profile, promise::words(&lane.profile))),
         Fact::new("power cut", format!("{}; right after event {}", cut.plan, cut.event)),
-        Fact::new("in flight or not flushed then", format!("{} writes", cut.volatile_writes)),
+        Fact::new("in flight or not flushed then", counted(cut.volatile_writes, "write")),
     ];
     facts.extend(cut.faults.iter().map(|fault| Fact::new("on purpose", fault.as_str())));
     Shown {
@@ -203,6 +203,10 @@ fn one(
         others: Vec::new(),
         commands: cut.again.iter().map(|command| typed(command)).collect(),
     }
+}
+
+fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn facts(report: &RunReport) -> Vec<(String, Vec<Fact>)> {

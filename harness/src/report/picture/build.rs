@@ -181,20 +181,22 @@ impl Scene<'_> {
             let pieces: Vec<(usize, Fate)> =
                 over.iter().map(|(i, r)| (*i, told.fate(r, block, &requests))).collect();
             let shows = told.shows(block, &requests);
-            let found = states.get(1).map(|found| found.shows(block, &requests));
+            let found = states.get(1).map(|found| found.shows(block, &requests).kind);
             match rows.last_mut() {
                 Some(row)
                     if row.blocks.end == block
                         && !edges.contains(&block)
                         && row.pieces == pieces
-                        && row.shows == shows
-                        && row.found == found =>
+                        && row.shows == shows =>
                 {
                     row.blocks.end = block + 1;
+                    add(&mut row.found, block, found);
                 }
                 _ => {
                     let blocks = block..block + 1;
-                    rows.push(Row { blocks, whose: None, pieces, shows, found });
+                    let mut row = Row { blocks, whose: None, pieces, shows, found: Vec::new() };
+                    add(&mut row.found, block, found);
+                    rows.push(row);
                 }
             }
         }
@@ -218,6 +220,15 @@ impl Scene<'_> {
             let call = self.explain.call(chosen.writes[*i].request.id(), &row.blocks)?;
             Some(format!("{} {}..{}", call.path, call.offset, call.offset + call.len))
         })
+    }
+}
+
+/// One block more.
+fn add(found: &mut Vec<(Range<u64>, Kind)>, block: u64, kind: Option<Kind>) {
+    let Some(kind) = kind else { return };
+    match found.last_mut() {
+        Some((blocks, last)) if *last == kind => blocks.end = block + 1,
+        _ => found.push((block..block + 1, kind)),
     }
 }
 
@@ -257,8 +268,8 @@ fn brackets(picture: &Picture, about: &About) -> Vec<Bracket> {
         let apart = |other: &Bracket| other.rows.end <= rows.start || rows.end <= other.rows.start;
         if out.iter().all(apart) {
             let text = format!(
-                "TORN: {} of the {} parts of write {} survived",
-                bar.survived, bar.parts, bar.write
+                "TORN: write {}, {} of {} parts survived",
+                bar.write, bar.survived, bar.parts
             );
             out.push(Bracket { rows, text, bad: bar.blamed });
         }

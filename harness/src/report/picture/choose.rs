@@ -15,8 +15,9 @@ const BLAMED: usize = 5;
 const OVER: usize = 3;
 /// Writes that were in flight together with one that is to blame.
 const TOGETHER: usize = 2;
-const FLUSHES: usize = 4;
-const MARKS: usize = 4;
+/// Flushes that nothing depends on.
+const SPARE: usize = 1;
+const MARKS: usize = 3;
 /// More than that, and what is only in the neighbourhood goes.
 const COLUMNS: usize = 14;
 /// Blocks of one write that are looked at.
@@ -149,12 +150,8 @@ pub(super) fn flushes<'a>(state: &State<'a>, writes: &[Drawn<'_>]) -> Vec<&'a Re
             wanted.extend(all.iter().find(|f| f.submitted() > end.at()).map(|f| f.id()));
         }
     }
-    let mut spare = FLUSHES.saturating_sub(wanted.len());
-    for flush in all.iter().rev() {
-        if spare > 0 && wanted.insert(flush.id()) {
-            spare -= 1;
-        }
-    }
+    // What came last says how far the disk was.
+    wanted.extend(all.iter().rev().take(SPARE).map(|flush| flush.id()));
     all.into_iter().filter(|flush| wanted.contains(&flush.id())).collect()
 }
 
@@ -185,6 +182,13 @@ pub(super) fn marks(
         }
     }
     let users = subject.is_some_and(|subject| subject.checker.is_some());
+    // Syncs before the last write that is to blame was asked for say nothing about it.
+    let asked = marks.iter().rposition(|(.., what)| is_called(what));
+    let mut at = 0;
+    marks.retain(|(.., what)| {
+        at += 1;
+        !is_sync(what) || asked.is_none_or(|asked| at > asked)
+    });
     // A workload marks every write: of others than the one it is about nobody wants to know.
     if !users && marks.iter().any(|(own, ..)| *own) {
         marks.retain(|(own, ..)| *own);
@@ -207,6 +211,14 @@ fn reset_words(cause: ResetCause) -> &'static str {
     }
 }
 
+fn is_called(what: &Moment) -> bool {
+    matches!(what, Moment::Mark(text) if text.starts_with("gen ") && text.ends_with(" called"))
+}
+
+fn is_sync(what: &Moment) -> bool {
+    matches!(what, Moment::Mark(text) if text.starts_with("fsync "))
+}
+
 /// A mark in words, and whether it is of what the finding is about. `None`: of another write.
 fn mark_words(name: &str, about: &About) -> Option<(bool, String)> {
     let is_own = |file: u32, unit: u64| about.unit == Some((file, unit));
@@ -216,7 +228,7 @@ fn mark_words(name: &str, about: &About) -> Option<(bool, String)> {
     };
     Some(match MarkText::from_record(name) {
         Some((_, MarkText::Intent { file, unit, r#gen, .. })) if is_own(file, unit) => {
-            (true, format!("gen {} asked", r#gen))
+            (true, format!("gen {} called", r#gen))
         }
         Some((_, MarkText::Done { file, unit, r#gen, result })) if is_own(file, unit) => {
             let how = if result < 0 { "failed" } else { "returned" };
@@ -226,7 +238,7 @@ fn mark_words(name: &str, about: &About) -> Option<(bool, String)> {
             if about.unit.is_some_and(|(own, _)| own == file) =>
         {
             let how = if result < 0 { "failed" } else { "returned" };
-            (true, format!("sync {how}"))
+            (true, format!("fsync {how}"))
         }
         Some((_, MarkText::Said { name })) => (true, format!("\u{201c}{}\u{201d}", short(&name))),
         Some((_, MarkText::Phase { name })) => (false, short(&name)),

@@ -196,8 +196,8 @@ pub struct Row {
     /// (number of the bar, what became of it here)
     pub pieces: Vec<(usize, Fate)>,
     pub shows: Shows,
-    /// As the state was found.
-    pub found: Option<Shows>,
+    /// As the state was found, from its first block to its last; empty: it was not shrunk.
+    pub found: Vec<(Range<u64>, Kind)>,
 }
 
 /// What became of a write in some blocks.

@@ -114,13 +114,15 @@ impl<'a> Source<'a> {
         let own: Vec<_> = places.iter().filter(|p| Some(p.generation) == wanted).collect();
         let own = if own.is_empty() { places.iter().rev().take(2).collect() } else { own };
         about.writes = own.iter().map(|place| place.write).collect();
+        // Where it came last, as a whole, or in several requests.
+        let len = u64::from(finding.len);
+        let whole = own.iter().rfind(|place| place.bytes.end - place.bytes.start == len);
         let from = own.iter().map(|place| place.bytes.start).min();
         let to = own.iter().map(|place| place.bytes.end).max();
-        if let (Some(from), Some(to)) = (from, to)
-            && to - from == u64::from(finding.len)
-        {
+        let parts = from.zip(to).map(|(from, to)| from..to).filter(|b| b.end - b.start == len);
+        if let Some(bytes) = whole.map(|place| place.bytes.clone()).or(parts) {
             about.place = Some(Place {
-                bytes: from..to,
+                bytes,
                 name: format!("{} unit {}", finding.path, finding.unit),
                 verdict: finding.clause.to_string(),
             });

@@ -8,9 +8,11 @@ use std::ops::Range;
 /// Colours and lines; of pages, too.
 pub(crate) const STYLE: &str = include_str!("picture.css");
 
-const LEFT: i32 = 200;
+const LEFT: i32 = 178;
 const SWATCH: i32 = 52;
-const WORDS: i32 = 300;
+const WORDS: i32 = 290;
+/// A picture is no wider, where that can be.
+const WIDTH: i32 = 1200;
 /// Of a line of text.
 const LINE: i32 = 16;
 const LANE: i32 = 22;
@@ -46,15 +48,20 @@ struct Layout {
 
 impl Layout {
     fn new(picture: &Picture, top: i32) -> Layout {
-        let column = if picture.columns.len() > 9 { 66 } else { 78 };
-        let mut x = LEFT;
+        let right = 14 + if picture.found.is_some() { 2 } else { 1 } * (SWATCH + 8) + WORDS;
+        let gaps = picture.columns.iter().filter(|c| c.skipped > 0).count() as i32;
+        let room = WIDTH - LEFT - right - 60 - gaps * 26;
+        let column = (room / picture.columns.len().max(1) as i32).clamp(56, 92);
+        let mut x = LEFT + 16;
         let mut columns = Vec::new();
         for one in &picture.columns {
             x += if one.skipped > 0 { 26 } else { 0 };
             columns.push(x + column / 2);
             x += column;
         }
-        let cut = x + if picture.skipped > 0 { 30 } else { 14 };
+        // Room to say that something was not flushed.
+        let volatile = picture.bars.iter().any(|bar| bar.standing == Standing::Volatile);
+        let cut = x + if volatile { 44 } else { 14 };
         let lanes = lanes(picture);
         let lane_of = |row: &Row| row.pieces.iter().map(|(i, _)| lanes[*i] + 1).max().unwrap_or(1);
         let mut y = top + HEAD;
@@ -67,7 +74,10 @@ impl Layout {
             }
             let units = tears(&row.blocks, picture.tear).len() as u64 + 1;
             let lanes = lane_of(row);
-            let height = (units.min(DRAWN) as i32 * UNIT).max(lanes * LANE).max(ROW);
+            // Two lines of text, where there is something new to say.
+            let named = row.whose.is_some() && (i == 0 || drawn[i - 1].whose != row.whose);
+            let least = if named { 2 * LINE + 4 } else { ROW };
+            let height = (units.min(DRAWN) as i32 * UNIT).max(lanes * LANE).max(least);
             of_lanes.push(lanes);
             rows.push((y, height));
             y += height;
@@ -233,17 +243,26 @@ fn drawn(picture: &Picture, layout: &Layout, top: i32) -> Markup {
 
 fn head(picture: &Picture, layout: &Layout, top: i32) -> Markup {
     let y = |lane: i32| top + lane * LANE + LINE - 2;
-    let most = (layout.column / LETTER - 1).max(6) as usize;
+    let most = |i: usize| {
+        let own = &picture.columns[i].what;
+        let x = layout.columns[i];
+        // Up to the next label on its line.
+        let near = layout.columns.iter().zip(&picture.columns).enumerate();
+        let near = near.filter(|(k, (_, c))| *k != i && lane(&c.what) == lane(own));
+        let near = near.map(|(_, (other, _))| (other - x).abs()).min().unwrap_or(i32::MAX);
+        let room = near.min(2 * (layout.cut - x)).min(2 * (x - LEFT + 20)).min(240);
+        (room / LETTER - 1).max(6) as usize
+    };
     html! {
         @for (i, name) in ["program", "sent to the disk", "disk answered"].iter().enumerate() {
             text class="lane" x=(LEFT - 10) y=(y(i as i32)) { (name) }
         }
         text class="lane" x=(LEFT - 10) y=(top + HEAD - 10) { "event, time \u{2192}" }
-        @for (x, column) in layout.columns.iter().zip(&picture.columns) {
+        @for (i, (x, column)) in layout.columns.iter().zip(&picture.columns).enumerate() {
             g {
                 title { (full(&column.what)) ", event " (column.at) }
                 text class={ "event " (class(&column.what)) } x=(x) y=(y(lane(&column.what))) {
-                    (clipped(&label(&column.what), most))
+                    (short(&column.what, most(i)))
                 }
             }
             text class="number" x=(x) y=(top + HEAD - 10) { (column.at) }
@@ -294,9 +313,7 @@ fn one_row(
                 (piece(picture, layout, i, *bar, *fate, (y, height / lanes.max(1))))
             }
             (swatch(layout.swatch(0), (y, height), row.shows.kind, picture, row))
-            @if let Some(found) = &row.found {
-                (swatch(layout.swatch(1), (y, height), found.kind, picture, row))
-            }
+            (as_found(layout.swatch(1), (y, height), picture, row))
             text class={ "shows " (kind_class(row.shows.kind)) } x=(layout.words()) y=(middle) {
                 tspan class="kind" { (row.shows.kind.word().to_uppercase()) ":" }
                 tspan { " " (row.shows.words()) }
@@ -426,6 +443,32 @@ fn one_bracket(bracket: &super::Bracket, layout: &Layout) -> Markup {
     }
 }
 
+/// The runs of a row, as they were found.
+fn as_found(x: i32, (y, height): (i32, i32), picture: &Picture, row: &Row) -> Markup {
+    let n = row.blocks.end - row.blocks.start;
+    let at = |block: u64| y + 1 + ((height - 2) as u64 * (block - row.blocks.start) / n) as i32;
+    html! {
+        @match row.found.as_slice() {
+            [] => {}
+            [(_, kind)] => (swatch(x, (y, height), *kind, picture, row)),
+            runs => {
+                @for (blocks, kind) in runs {
+                    @let (from, to) = (at(blocks.start), at(blocks.end));
+                    rect class={ "swatch " (kind_class(*kind)) } x=(x) y=(from) width=(SWATCH)
+                        height=((to - from).max(1)) {
+                        title { "blocks " (Picture::span(blocks)) ": " (kind.word()) }
+                    }
+                    @if to - from >= LINE {
+                        text class="letter on" x=(x + SWATCH / 2) y=((from + to) / 2 + 5) {
+                            (kind.letter())
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What stands for the rows that are not drawn.
 pub(super) fn rest(rows: &[Row]) -> String {
     let mut counts: Vec<(Kind, u64)> = Vec::new();
@@ -467,6 +510,17 @@ pub(super) fn label(what: &Moment) -> String {
         }
         Moment::FlushAnswered { flush, ok: false } => format!("{flush} failed"),
         Moment::Mark(text) | Moment::Reset(text) => text.clone(),
+    }
+}
+
+/// In so many letters, by its number alone where there is no room for more.
+fn short(what: &Moment, most: usize) -> String {
+    let whole = label(what);
+    match what {
+        _ if whole.chars().count() <= most => whole,
+        Moment::Sent(id) | Moment::Answered { request: id, ok: true } => id.to_string(),
+        Moment::FlushSent(id) | Moment::FlushAnswered { flush: id, ok: true } => format!("F{id}"),
+        _ => clipped(&whole, most),
     }
 }
 

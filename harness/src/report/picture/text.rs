@@ -5,8 +5,6 @@ use super::{Bar, Fate, Kind, Moment, Picture, Row, Standing, tell};
 
 pub const WIDTH: usize = 100;
 
-/// Of a column.
-const STEP: usize = 3;
 /// Before the time begins.
 const LEFT: usize = 20;
 
@@ -61,7 +59,8 @@ pub fn text(picture: &Picture, utf8: bool) -> String {
     out.extend(wrap(std::slice::from_ref(&picture.what), WIDTH));
     out.push(clipped(&format!("disk {}, state {}", picture.profile, picture.state), WIDTH));
     out.push(String::new());
-    let draw = Draw { picture, signs, lanes: lanes(picture) };
+    let step = if picture.columns.len() > 11 { 2 } else { 3 };
+    let draw = Draw { picture, signs, lanes: lanes(picture), step };
     draw.head(&mut out);
     let drawn = &picture.rows[..picture.rows.len().min(ROWS)];
     for (i, row) in drawn.iter().enumerate() {
@@ -104,12 +103,14 @@ struct Draw<'a> {
     picture: &'a Picture,
     signs: &'a Signs,
     lanes: Vec<i32>,
+    /// Of a column.
+    step: usize,
 }
 
 impl Draw<'_> {
     /// Where a column is, in the time's part of a line.
     fn at(&self, column: usize) -> usize {
-        column * STEP + 1
+        column * self.step + 1
     }
 
     fn cut(&self) -> usize {
