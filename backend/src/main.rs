@@ -1,5 +1,6 @@
 //! `tornblkd`: see the library's documentation, and `tornblkd --help`.
 
+mod manual;
 mod options;
 mod said;
 
@@ -32,6 +33,15 @@ use tornblk_model::recording::Reader;
 const CANNOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(dir) = manual::asked(std::env::args_os()) {
+        return match manual::write(&dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("tornblkd: cannot write into {}: {error}", dir.display());
+                ExitCode::from(CANNOT_RUN)
+            }
+        };
+    }
     let plain = std::env::var_os("NO_COLOR").is_some() || !std::io::stderr().is_terminal();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
         .format_target(false)
