@@ -68,8 +68,8 @@ pub(crate) fn run(data: &[u8]) {
     })
     .unwrap();
     let disks = Disks::new(kind, &limits.profile);
-    let lun = |name: &str| Lun { name: name.to_owned(), bytes: disks.store.disk().capacity / 2 };
-    let luns = if setup & 6 == 4 { vec![lun("a"), lun("b")] } else { Vec::new() };
+    let half = |name: &str| Lun { name: name.to_owned(), bytes: disks.store.disk().capacity / 2 };
+    let luns = if setup & 6 == 4 { vec![half("a"), half("b")] } else { Vec::new() };
     let device = Scsi::new(ScsiOptions {
         store: disks.store.clone(),
         luns,

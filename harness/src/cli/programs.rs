@@ -37,13 +37,14 @@ use std::time::Instant;
 use toml::{Table, Value};
 
 /// What a program may say: options of `tornblk run --exec`.
-const OPTIONS: [&str; 14] = [
+const OPTIONS: [&str; 15] = [
     "exec",
     "check",
     "fs",
     "mkfs-opts",
     "mount-opts",
     "size",
+    "disk",
     "env",
     "exec-timeout",
     "check-timeout",
@@ -254,12 +255,12 @@ impl OneOf {
         (around.out, around.keep, around.time) = (given.out, given.keep, given.time);
         let wanted = self.args.exec.wanted(&around)?;
         say!("{}: {}", self.name, wanted.told());
-        let profile = wanted.volume.profile.clone();
+        let (profile, front_end) = (wanted.volume.profile.clone(), wanted.volume.front_end);
         let folder = all.below(&self.name)?;
         let one = One { wanted, folder: &folder, live, interrupted };
         let mut lane = LaneReport::empty(suite, &self.name, &self.about);
         (lane.profile, lane.kernel) = (profile, lab.image.release.clone());
-        lane.front_end = around.front_end;
+        lane.front_end = front_end;
         match self.args.exec.explored(lab, one, &around) {
             Ok(Explored { report, .. }) => self.judge(&mut lane, report),
             Err(error) if super::interrupted(&error) => return Err(error),
