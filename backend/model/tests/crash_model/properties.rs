@@ -2,8 +2,7 @@
 
 use crate::brute::Holds;
 use crate::generate::Dice;
-use crate::recording;
-use crate::{ANY_NUMBER, exhaustive, held, history, profiles, some_points};
+use crate::{ANY_NUMBER, exhaustive, held, history, profiles, recording, some_points};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tornblk_model::crash::{
