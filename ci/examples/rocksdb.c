@@ -157,7 +157,8 @@ static void check_all(void) {
     rocksdb_iter_get_error(all, &error);
     if (error) end(UNSOUND, "the database cannot be read: %s", error);
     if (accounts != 0 && accounts != ACCOUNTS) end(UNSOUND, "only %u of %u accounts are there", accounts, ACCOUNTS);
-    if (entries != (now < JOURNAL ? now : JOURNAL)) end(UNSOUND, "the accounts are of transaction %u, and the journal has %u entries", now, entries);
+    if (entries != (now < JOURNAL ? now : JOURNAL))
+        end(UNSOUND, "the accounts are of transaction %u, and the journal has %u entries", now, entries);
     if (now < last) end(UNSOUND, "transaction %u was acknowledged, and the database is at %u", last, now);
     end(0, "at transaction %u, acknowledged: %u", now, last);
 }
