@@ -267,10 +267,8 @@ fn brackets(picture: &Picture, about: &About) -> Vec<Bracket> {
         let Some(rows) = run(&picture.rows, has) else { continue };
         let apart = |other: &Bracket| other.rows.end <= rows.start || rows.end <= other.rows.start;
         if out.iter().all(apart) {
-            let text = format!(
-                "TORN: write {}, {} of {} parts survived",
-                bar.write, bar.survived, bar.parts
-            );
+            let text =
+                format!("TORN: write {}, {} of {} parts there", bar.write, bar.survived, bar.parts);
             out.push(Bracket { rows, text, bad: bar.blamed });
         }
     }

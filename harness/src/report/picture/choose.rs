@@ -231,7 +231,7 @@ fn mark_words(name: &str, about: &About) -> Option<(bool, String)> {
             (true, format!("gen {} called", r#gen))
         }
         Some((_, MarkText::Done { file, unit, r#gen, result })) if is_own(file, unit) => {
-            let how = if result < 0 { "failed" } else { "returned" };
+            let how = if result < 0 { "failed" } else { "done" };
             (true, format!("gen {} {how}", r#gen))
         }
         Some((_, MarkText::Synced { file, result, .. }))

@@ -10,9 +10,9 @@ pub(crate) const STYLE: &str = include_str!("picture.css");
 
 const LEFT: i32 = 178;
 const SWATCH: i32 = 52;
-const WORDS: i32 = 290;
+const WORDS: i32 = 310;
 /// A picture is no wider, where that can be.
-const WIDTH: i32 = 1200;
+const WIDTH: i32 = 1240;
 /// Of a line of text.
 const LINE: i32 = 16;
 const LANE: i32 = 22;
