@@ -270,7 +270,7 @@ pub enum Command {
     /// Finds out what a disk holds, in one go: see [`StateCheck`]. → [`StateFound`]. `Failed` where
     /// nothing was checked: the disk shows another state.
     CheckState {
-        check: StateCheck,
+        check: Box<StateCheck>,
     },
     /// Opens the block device exclusively, which proves that nobody else holds it, and drops what
     /// the page cache has of it (BLKFLSBUF). → `{}`

@@ -362,8 +362,11 @@ impl Seat {
         let start = Instant::now();
         let mut beneath =
             Beneath { device: &mut self.device, watch: Watch::of_recovery(&self.dir) };
-        let outcome =
-            guest.call_over(Command::CheckState { check }, CHECK_TIMEOUT + time, &mut beneath);
+        let outcome = guest.call_over(
+            Command::CheckState { check: Box::new(check) },
+            CHECK_TIMEOUT + time,
+            &mut beneath,
+        );
         let outcome = match (outcome, beneath.watch.complained()) {
             (Err(SeatError::Ends(ExploreError::Interrupted)), Some(title))
                 if !self.settings.stop.load(Ordering::Relaxed) =>
