@@ -1,6 +1,6 @@
 //! What the user sees of an exploration: progress, a table of the profiles, the failures explained.
 
-use super::terminal::{Look, duration};
+use super::terminal::{Look, duration, typed};
 use super::{headline, strip};
 use crate::explore::session::Kept;
 use crate::explore::{Ended, ExploreReport, Piece, ProfileReport, Progress, Watch};
@@ -160,7 +160,20 @@ fn ending(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Result
     if let Some(command) = &report.resume {
         writeln!(out, "go on: {command}")?;
     }
-    Ok(())
+    match next(report) {
+        Some(next) => writeln!(out, "next: {next}"),
+        None => Ok(()),
+    }
+}
+
+/// What to try then, where nothing else says it.
+fn next(report: &ExploreReport) -> Option<String> {
+    if let Some(kept) = report.failures.first() {
+        return again(report, kept).map(|command| format!("{} --shell", typed(&command)));
+    }
+    // What is one of several lanes has no word of its own.
+    let whole = report.verdict == Verdict::Passed && report.ended == Some(Ended::Complete);
+    whole.then(|| "another disk (--profile lb4k,req16k), or another --seed".to_owned())
 }
 
 /// Nothing is called safe: only what was looked at is said.
