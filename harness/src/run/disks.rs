@@ -124,6 +124,7 @@ pub(super) fn folders(main: u64, main_is_raw: bool, further: &[FurtherDisk]) -> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn disk(name: &str, size: u64, fstype: &str) -> FurtherDisk {
