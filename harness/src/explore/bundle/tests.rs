@@ -189,7 +189,7 @@ fn what_is_cut_short_damaged_or_foreign_is_refused_and_nothing_is_written() {
     }
     let mut bytes = whole.clone();
     bytes[8] = 9;
-    says(open(&bytes), "is a bundle of format 9, and this program knows format 2");
+    says(open(&bytes), "is a bundle of format 9, and this program knows 2 and 3");
     bytes = whole.clone();
     bytes[12] ^= 1;
     assert!(open(&bytes).is_err());
@@ -264,5 +264,12 @@ fn flushes_of_one_disk_of_several_come_back_and_have_a_format_of_their_own() {
     assert_eq!(format(&path), 3);
     let to = tempfile::tempdir().unwrap();
     let unpacked = Bundle::open(&path).unwrap().unpack(to.path()).unwrap();
-    assert_eq!(events(&unpacked.reader), events(&read(&recorded).1));
+    // Where the data of writes lie is the new recording's own business.
+    let flushes = |reader: &Reader| {
+        let mut all = events(reader);
+        all.retain(|(_, e)| matches!(e, Event::Submit(s) if matches!(s.op, Op::Flush { .. })));
+        all
+    };
+    assert_eq!(flushes(&unpacked.reader).len(), 2);
+    assert_eq!(flushes(&unpacked.reader), flushes(&read(&recorded).1));
 }
