@@ -18,6 +18,7 @@ Examples:
 Your own program:
   tornblk run --exec ./write.sh --check ./check.sh
   tornblk run --exec 'echo a >a && sync a' --check 'test ! -e a || grep -qx a a'
+  tornblk run ./mine.toml                                    a suite of such programs
 
 ";
 
@@ -38,7 +39,17 @@ Examples:
 pub(super) const REPORT: &str = "\
 Examples:
   tornblk report merge part-1 part-2 part-3
+  tornblk report picture found/failure-001.tornblk";
+
+pub(super) const REPORT_MERGE: &str = "\
+Examples:
+  tornblk report merge part-1 part-2 part-3
   tornblk report merge parts/*/ --out merged --junit merged.xml";
+
+pub(super) const REPORT_PICTURE: &str = "\
+Examples:
+  tornblk report picture found/failure-001.tornblk                     as text, for a mail
+  tornblk report picture found/failure-001.tornblk --svg failure.svg   for a bug report";
 
 pub(super) const IMAGE: &str = "\
 Examples:

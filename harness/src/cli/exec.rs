@@ -24,7 +24,10 @@ use tornblk_model::crash::{Profile, StateName, Strategy};
 const STATES: u64 = 10_000;
 /// What is wrong is mostly wrong in many states: so many are shrunk.
 const FAILURES: u64 = 10;
-const SIZE: &str = "256m";
+const SIZE: u64 = 256 << 20;
+/// mkfs.xfs makes none below 300 MiB.
+const XFS_SIZE: u64 = 320 << 20;
+const XFS_LEAST: u64 = 300 << 20;
 /// Parts of 4 KiB are never torn: else ext4 cannot be mounted where the two sectors of its superblock are not
 /// of one write, and every program would be to blame.
 const DEFAULT_PROFILE: &str = "piece4k";
@@ -62,9 +65,9 @@ pub(super) struct ExecOptions {
     #[arg(long, value_name = "OPTIONS", default_value = "", requires = "exec")]
     mount_opts: String,
 
-    /// Of the disk
-    #[arg(long, value_name = "SIZE", default_value = SIZE, value_parser = parse_size, requires = "exec")]
-    size: u64,
+    /// Of the disk [default: 256m; for XFS 320m]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "exec")]
+    size: Option<u64>,
 
     /// Another disk for both programs, with a file system FS of its own [default: that of --fs; raw: none]:
     /// its device is $TORNBLK_DEVICE_NAME, and it is mounted at $TORNBLK_MOUNT_NAME (in capitals, _ for -).
@@ -269,12 +272,30 @@ impl ExecOptions {
             mkfs
         };
         let front_end = self.front_end(around.front_end)?;
+        let usual = if self.fs == FileSystem::Xfs { XFS_SIZE } else { SIZE };
+        let size = self.size.unwrap_or(usual);
+        let sizes = self.disks.iter().map(|disk| (disk.fs.unwrap_or(self.fs), disk.size));
+        if let Some((_, small)) = std::iter::once((self.fs, size))
+            .chain(sizes)
+            .find(|(fs, size)| *fs == FileSystem::Xfs && *size < XFS_LEAST)
+        {
+            bail!(
+                "XFS is not made on a disk of {} MiB: it wants {} at least (--size, --disk)",
+                small >> 20,
+                XFS_LEAST >> 20
+            );
+        }
         let disks = self.disks.iter().map(|disk| {
             let fs = disk.fs.unwrap_or(self.fs);
             let mount_options = if fs == self.fs { self.mount_opts.clone() } else { String::new() };
             let (name, fstype) = (disk.name.clone(), fs.name().to_owned());
             (FurtherDisk { name, size: disk.size, fstype, mount_options }, mkfs(fs))
         });
+        let disks: Vec<_> = disks.collect();
+        let further: Vec<FurtherDisk> = disks.iter().map(|(disk, _)| disk.clone()).collect();
+        for profile in around.profiles.iter().chain([&profile]) {
+            disks::check_grid(profile, size, &further).map_err(anyhow::Error::msg)?;
+        }
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Ok(Wanted {
             name: exec.to_owned(),
@@ -303,8 +324,8 @@ impl ExecOptions {
                 shows_limits: false,
                 on_wire: Default::default(),
             },
-            size: self.size,
-            disks: disks.collect(),
+            size,
+            disks,
             seed: around.seed,
             guest: around.guest.clone(),
             // Before anything that takes its time.
@@ -458,7 +479,7 @@ struct Another {
 
 fn another(text: &str) -> Result<Another, String> {
     let Some((name, rest)) = text.split_once('=') else {
-        return Err("write NAME=SIZE or NAME=SIZE,FS, such as log=64m,xfs".to_owned());
+        return Err("write NAME=SIZE or NAME=SIZE,FS, such as log=64m,ext4".to_owned());
     };
     disks::check_name(name)?;
     let (size, fs) = match rest.split_once(',') {

@@ -12,7 +12,7 @@ use crate::report::explore::{self as shown, Live};
 use crate::report::html;
 use crate::report::picture::{self, NoPicture, Picture};
 use crate::report::terminal::Look;
-use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, word};
+use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, disks, word};
 use crate::suite::parse_time;
 use crate::vm::debug::check_append;
 use anyhow::{Context, bail};
@@ -281,8 +281,12 @@ impl ExploreArgs {
             None => self.choices(&opened)?,
         };
         let profiles = parse_all::<Profile>(&choices.profiles)?;
+        let disk = &opened.reader.header().disk;
+        let further = opened.subject.as_ref().map(|s| s.disks.as_slice()).unwrap_or_default();
+        let main = disk.capacity - further.iter().map(|d| d.size).sum::<u64>().min(disk.capacity);
         for profile in &profiles {
-            profile.check(&opened.reader.header().disk)?;
+            profile.check(disk)?;
+            disks::check_grid(profile, main, further).map_err(anyhow::Error::msg)?;
         }
         let settings = self.settings(&choices)?;
         let logs = tempfile::Builder::new()

@@ -24,9 +24,12 @@ use super::exec::{Around, One, machine};
 use super::explore::Explored;
 use super::run::{self, RunArgs};
 use super::{Cli, Command};
+use crate::explore::session::Kept;
+use crate::explore::{Ended, ProfileReport};
+use crate::oracle::Clause;
 use crate::out::say;
 use crate::report::terminal::{Live, Look};
-use crate::run::{LaneReport, RealLab, RunFolder, RunReport, Verdict};
+use crate::run::{CAUGHT, LaneReport, RealLab, RunError, RunFolder, RunReport, Verdict};
 use anyhow::{Context, bail};
 use clap::Parser;
 use serde::Deserialize;
@@ -116,9 +119,9 @@ impl Programs {
         let mut tables: Vec<(String, Table)> = Vec::new();
         for mut table in file.program {
             let name = take_text(&mut table, "name")?.context("a [[program]] has no `name`")?;
-            let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            let fits = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
             if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
-                bail!("`{name}` is no name of a program: letters, digits, - and _");
+                bail!("`{name}` is no name of a program: letters, digits, - and .");
             }
             if tables.iter().any(|(other, _)| *other == name) {
                 bail!("two programs are called {name}");
@@ -198,7 +201,11 @@ impl Programs {
             let lane = lane?;
             let why = lane.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
             say!("{}: {} ({:.0} s){why}", lane.name, lane.verdict, lane.seconds);
+            let stopped = lane.explored.as_ref().is_some_and(|e| e.ended == Some(Ended::Stopped));
             report.lanes.push(lane);
+            if stopped {
+                return Err(RunError::Interrupted.into());
+            }
         }
         Ok(())
     }
@@ -276,15 +283,26 @@ impl OneOf {
     fn judge(&self, lane: &mut LaneReport, report: crate::explore::ExploreReport) {
         let profiles = report.profiles.iter();
         lane.profile = profiles.clone().map(|p| p.profile.as_str()).collect::<Vec<_>>().join(",");
-        lane.violations = profiles.map(|p| p.failures).sum();
-        (lane.verdict, lane.why) = match (self.expect, report.verdict) {
-            (Expect::Passed, verdict) => (verdict, report.why.clone()),
-            (Expect::Violated, Verdict::Violated) => {
-                (Verdict::Passed, Some("caught, as it has to be".to_owned()))
-            }
-            (Expect::Violated, _) => {
-                let why = "it has to be caught (`expect`), and no state that was tried is wrong";
-                (Verdict::Inconclusive, Some(why.to_owned()))
+        lane.violations = profiles.clone().map(|p| p.failures).sum();
+        lane.environment = report.environment.clone();
+        // A file system that cannot be mounted says nothing of the checker.
+        let complained = |profile: &&ProfileReport| {
+            let own = |kept: &&Kept| kept.failure.profile == profile.profile;
+            let mut findings = report.failures.iter().filter(own).flat_map(|k| &k.failure.findings);
+            findings.any(|finding| finding.clause == Clause::Inconsistent)
+        };
+        let unnoticed = profiles.clone().find(|profile| !complained(profile));
+        (lane.verdict, lane.why) = match (self.expect, unnoticed) {
+            (Expect::Passed, _) => (report.verdict, report.why.clone()),
+            (Expect::Violated, None) => (Verdict::Passed, Some(CAUGHT.to_owned())),
+            (Expect::Violated, Some(profile)) => {
+                let why = report.why.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+                let on = &profile.profile;
+                let why = format!(
+                    "it has to be caught (`expect`), and on {on} the checker is content with each \
+                     state that was tried{why}"
+                );
+                (Verdict::Inconclusive, Some(why))
             }
         };
         lane.explored = Some(report);

@@ -25,6 +25,7 @@ pub(super) enum ReportCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = super::examples::REPORT_PICTURE)]
 pub(super) struct PictureArgs {
     /// A failure that `tornblk explore` left (.tornblk)
     #[arg(value_name = "BUNDLE")]
@@ -50,7 +51,7 @@ impl PictureArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = super::examples::REPORT)]
+#[command(after_help = super::examples::REPORT_MERGE)]
 pub(super) struct MergeArgs {
     /// The folders of the shards: what --out was there
     #[arg(value_name = "DIR", required = true)]

@@ -346,6 +346,7 @@ impl RunArgs {
             ("--fault", !self.fault.is_empty()),
             ("--shell", self.develop.shell),
             ("--gdb", self.develop.gdb.is_some()),
+            ("--bisect", self.develop.bisect),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
             bail!("{option} is for suites with lanes, and {path} has programs of your own");

@@ -133,6 +133,8 @@ pub enum Checked {
 }
 
 fn cut(line: &str) -> String {
+    // Colours, say: no file that is made of it shows them.
+    let line = &line.replace(char::is_control, " ");
     match line.char_indices().nth(LETTERS) {
         Some((at, _)) => format!("{}...", &line[..at]),
         None => line.to_owned(),

@@ -230,8 +230,8 @@ pub fn write(report: &RunReport, look: Look, out: &mut dyn Write) -> io::Result<
         // Of a race the table says how many; there is more to tell only where one failed.
         let races = lane.raced.is_some();
         // That a control was caught is said.
-        let caught = lane.is_explored_only() && lane.verdict == Verdict::Passed;
-        let worth = |e: &&ExploreReport| if e.exit == 1 { !caught } else { !races || e.exit != 0 };
+        let caught = lane.is_caught();
+        let worth = |e: &&ExploreReport| !caught && (!races || e.exit != 0);
         if let Some(explored) = lane.explored.as_ref().filter(worth) {
             let last = if lane.is_explored_only() { "" } else { "last " };
             writeln!(out, "{}: the crash states of its {last}recording", lane_name(report, lane))?;
@@ -422,7 +422,11 @@ fn next(report: &RunReport) -> String {
     }
     let next_seed = report.seed.wrapping_add(1);
     if report.exit == 0 && report.lanes.iter().all(LaneReport::is_explored_only) {
-        return format!("{again}{} --profile lb4k,piece16k (other disks)", report.chosen);
+        let chosen = &report.chosen;
+        return match again.contains(" --profile ") {
+            true => format!("{again}{chosen} --seed {next_seed}"),
+            false => format!("{again}{chosen} --profile lb4k,piece16k (other disks)"),
+        };
     }
     if report.exit == 0 && report.lanes.iter().all(|lane| lane.raced.is_some()) {
         return format!("{again}{} --seed {next_seed}, or --soak (hours)", report.chosen);

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use tornblk_agent::channel::{Command, Folder, MountPoint, USER_DISKS, USER_MOUNT, USER_MOUNTS};
+use tornblk_model::crash::Profile;
 
 /// What the main disk is called where there are others.
 pub const MAIN: &str = "main";
@@ -66,6 +67,28 @@ impl FurtherDisk {
         let MountPoint { target, fstype, options } = self.mount()?;
         Some(Command::Mount { device: device.to_owned(), target, fstype, options })
     }
+}
+
+/// Does each disk begin where the profile's own grid does? What a disk never tears lies on its own grid,
+/// and not on that of all disks together.
+///
+/// # Errors
+/// Which does not: a sentence.
+pub fn check_grid(profile: &Profile, main: u64, further: &[FurtherDisk]) -> Result<(), String> {
+    let mut start = main;
+    for disk in further {
+        for grid in [profile.tear_unit, profile.boundary] {
+            if grid > 0 && !start.is_multiple_of(grid) {
+                return Err(format!(
+                    "profile {profile}: the disks before {} have {start} bytes, which is no multiple of \
+                     {grid}: make them larger",
+                    disk.name
+                ));
+            }
+        }
+        start += disk.size;
+    }
+    Ok(())
 }
 
 /// What `tornblkd` is told of them, where there are several; `capacity` is that of all together.

@@ -51,7 +51,7 @@ pub use real::RealLab;
 pub(crate) use repro::read as read_raw;
 pub use repro::{KeptState, MakeLab, Reproduced, kept_state, repro};
 pub use session::{RECORDING, Recorded, session};
-pub use verdict::{ControlReport, LaneReport, Verdict};
+pub use verdict::{CAUGHT, ControlReport, LaneReport, Verdict};
 pub use volume::Volume;
 pub(crate) use volume::{is_broken, whole_file};
 pub use wire::{WireQuery, read_wire};

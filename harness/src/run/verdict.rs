@@ -99,7 +99,15 @@ pub struct LaneReport {
     pub explored: Option<ExploreReport>,
 }
 
+/// Why a program that has to be caught passed.
+pub const CAUGHT: &str = "caught, as it has to be";
+
 impl LaneReport {
+    /// Was it to be caught, and was?
+    pub fn is_caught(&self) -> bool {
+        self.verdict == Verdict::Passed && self.violations > 0
+    }
+
     /// Of which nothing is known yet, and that makes no cuts of its own: a program of the user's.
     pub fn empty(suite: &str, name: &str, about: &str) -> LaneReport {
         LaneReport {

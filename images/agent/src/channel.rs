@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub const PORT: &str = "tornblk.agent";
 
 /// Said in [`ToHost::Hello`]; counts the incompatible changes of this file.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The root that the user's own programs have, in the guest, while one runs.
 pub const USER_ROOT: &str = "/user";

@@ -248,7 +248,9 @@ impl Cut<'_> {
             let Some(flush) = self.history.request(*id) else { continue };
             let survivor = (0..self.writes.len() as u32).find(|i| {
                 let write = &self.writes[*i as usize];
-                flush.submitted() < write.request.submitted() && !self.is_void(write)
+                // A flush of one disk is no barrier on another.
+                let ordered = flush.ranges().first().is_none_or(|of| write.request.lies_in(*of));
+                ordered && flush.submitted() < write.request.submitted() && !self.is_void(write)
             });
             let Some(survivor) = survivor else { continue };
             let mut there = state.clone();

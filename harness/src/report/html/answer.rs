@@ -7,7 +7,7 @@ use crate::explore::{ExploreReport, ProfileReport};
 use crate::oracle::{Clause, Finding};
 use crate::report::picture::size;
 use crate::report::{findings, text};
-use crate::run::{LaneReport, RunReport, Verdict};
+use crate::run::{CAUGHT, LaneReport, RunReport, Verdict};
 
 /// How a broken promise is told of a block.
 fn was(clause: Clause) -> &'static str {
@@ -125,9 +125,10 @@ fn of_profile(report: &ExploreReport, profile: &ProfileReport) -> Answer {
             };
             let n = counts.failed.max(profile.failures);
             let because = first.map(because).filter(|text| !text.is_empty());
-            let because = because.map(|text| format!(", first because {text}")).unwrap_or_default();
+            let because = because.map(|text| format!(", because {text}")).unwrap_or_default();
+            let fail = if n == 1 { "fails" } else { "fail" };
             let text = format!(
-                "{on},{faults} {}: in {n} of {} {came}{because}.",
+                "{on},{faults} {}: {n} of {} {fail}. In the first, {came}{because}.",
                 not_protected(finding, lane),
                 states(counts.unique)
             );
@@ -193,9 +194,13 @@ pub(super) fn of_run(report: &RunReport) -> Vec<Answer> {
         let text = format!("Lane {} is red, and that is known: {why}.", name(lane));
         answers.push(Answer { tone: Tone::Unclear, text });
     }
-    let passed: Vec<&LaneReport> = of(Verdict::Passed).collect();
+    let passed: Vec<&LaneReport> = of(Verdict::Passed).filter(|lane| !lane.is_caught()).collect();
     if !passed.is_empty() {
         answers.push(nothing_found(&passed, &name));
+    }
+    for lane in of(Verdict::Passed).filter(|lane| lane.is_caught()) {
+        let text = format!("{}: {CAUGHT}.", name(lane));
+        answers.push(Answer { tone: Tone::Nothing, text });
     }
     for lane in of(Verdict::Unsupported) {
         let why = lane.why.as_deref().unwrap_or("it says no more");
@@ -238,10 +243,15 @@ fn violated(lane: &LaneReport, name: &str) -> Answer {
         None => explored.map(because).unwrap_or_default(),
     };
     let states = lane.explored.as_ref().map_or(0, ExploreReport::unique);
-    let states = match states {
-        0 => String::new(),
-        n => format!(" and {n} states"),
+    let cuts = format!("{} of the power", counted(lane.cuts.into(), "cut"));
+    let tried = match states {
+        0 => cuts,
+        n if lane.is_explored_only() => self::states(n),
+        n => format!("{cuts} and {}", self::states(n)),
     };
+    // A file, or the disk as a whole.
+    let whole = matches!(finding.clause, Clause::Inconsistent | Clause::Unrecoverable);
+    let what = if whole { "the disk" } else { "a block" };
     // The words of a fault begin with its name.
     let fault = first.and_then(|(cut, _)| cut.faults.first());
     let fault = fault.and_then(|words| words.split([',', ':']).next());
@@ -250,10 +260,9 @@ fn violated(lane: &LaneReport, name: &str) -> Answer {
         None => on,
     };
     let text = format!(
-        "{on}, {} (lane {name}): {} in {} of the power{states}. In the first, a block {}, because {because}.",
+        "{on}, {} (lane {name}): {} in {tried}. In the first, {what} {}, because {because}.",
         not_protected(Some(finding), &lane.name),
         counted(lane.violations, "finding"),
-        counted(lane.cuts.into(), "cut"),
         was(finding.clause)
     );
     Answer { tone: Tone::Bad, text }
@@ -266,11 +275,14 @@ fn nothing_found(lanes: &[&LaneReport], name: &dyn Fn(&LaneReport) -> String) ->
     let eligible: u64 = lanes.iter().map(|lane| lane.counts.eligible).sum();
     let names: Vec<String> = lanes.iter().map(|lane| name(lane)).collect();
     let s = if names.len() == 1 { "" } else { "s" };
-    let mut seen = counted(cuts, "cut");
-    seen += " of the power";
-    if states > 0 {
-        seen += &format!(" and {states} different states");
+    let mut seen = Vec::new();
+    if cuts > 0 || states == 0 {
+        seen.push(format!("{} of the power", counted(cuts, "cut")));
     }
+    if states > 0 {
+        seen.push(self::states(states));
+    }
+    let mut seen = seen.join(" and ");
     if eligible > 0 {
         seen += &format!(", with {} that had to be whole", counted(eligible, "write"));
     }

@@ -7,7 +7,7 @@ use crate::oracle::Finding;
 use crate::report::picture::{self, NoPicture, Picture};
 use crate::report::terminal::typed;
 use crate::report::{findings, headline, raced_in_words, text};
-use crate::run::{CutReport, LaneReport, RunReport, Verdict};
+use crate::run::{CAUGHT, CutReport, LaneReport, RunReport, Verdict};
 use std::collections::BTreeMap;
 
 /// Findings of one cut that have a picture of their own.
@@ -19,7 +19,8 @@ pub fn of_run(report: &RunReport) -> Page {
     let mut all = 0;
     // What is known is told, but not as news.
     let is_known = |lane: &&LaneReport| lane.verdict == Verdict::KnownRed;
-    let news = report.lanes.iter().filter(|lane| !is_known(lane));
+    // Nor is what a control shows.
+    let news = report.lanes.iter().filter(|lane| !is_known(lane) && !lane.is_caught());
     for lane in news.chain(report.lanes.iter().filter(is_known)) {
         let name = name(report, lane);
         all += lane.violations;
@@ -42,7 +43,7 @@ pub fn of_run(report: &RunReport) -> Page {
         shown,
         environment: facts(report),
         commands: vec![(
-            "All of it again".to_owned(),
+            "The same lanes again".to_owned(),
             typed(&format!(
                 "tornblk run{}{} --seed {}",
                 report.options, report.chosen, report.seed
@@ -76,12 +77,16 @@ fn table(report: &RunReport) -> Table {
             name(report, lane),
             lane.about.clone(),
             lane.profile.clone(),
-            format!("{} of {}", lane.cuts, lane.planned),
+            match lane.is_explored_only() {
+                true => "-".to_owned(),
+                false => format!("{} of {}", lane.cuts, lane.planned),
+            },
             eligible,
             states.to_string(),
             lane.violations.to_string(),
             control,
             match lane.verdict {
+                Verdict::Passed if lane.is_caught() => CAUGHT.to_owned(),
                 Verdict::Passed => "no finding".to_owned(),
                 other => other.to_string(),
             },

@@ -127,6 +127,14 @@ fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
+/// Does the flush make such a write stable? One of several disks is flushed by itself.
+fn is_of(flush: &Request, write: &Request) -> bool {
+    let lies_in = |(at, len): (u64, u64)| {
+        write.ranges().iter().all(|(from, n)| at <= *from && from + n <= at + len)
+    };
+    flush.ranges().first().is_none_or(|range| lies_in(*range))
+}
+
 /// The flushes that are drawn, in their order.
 pub(super) fn flushes<'a>(state: &State<'a>, writes: &[Drawn<'_>]) -> Vec<&'a Request> {
     let Some(from) = writes.iter().map(|w| w.request.submitted()).min() else { return Vec::new() };
@@ -137,6 +145,11 @@ pub(super) fn flushes<'a>(state: &State<'a>, writes: &[Drawn<'_>]) -> Vec<&'a Re
         .iter()
         .filter(|r| r.kind() == RequestKind::Flush && r.submitted() >= from && r.id() > first)
         .filter(|r| r.submitted() <= state.after && r.id() <= state.after)
+        // Those of other disks say nothing of these blocks.
+        .filter(|flush| {
+            let blamed = writes.iter().any(|w| w.blamed);
+            writes.iter().any(|w| (w.blamed || !blamed) && is_of(flush, w.request))
+        })
         .collect();
     let mut wanted: BTreeSet<Seq> = BTreeSet::new();
     for write in writes {
@@ -147,7 +160,8 @@ pub(super) fn flushes<'a>(state: &State<'a>, writes: &[Drawn<'_>]) -> Vec<&'a Re
     // The first one that could have made a write stable.
     for write in writes.iter().filter(|w| w.blamed) {
         if let Some(end) = write.request.end() {
-            wanted.extend(all.iter().find(|f| f.submitted() > end.at()).map(|f| f.id()));
+            let mut of_it = all.iter().filter(|flush| is_of(flush, write.request));
+            wanted.extend(of_it.find(|f| f.submitted() > end.at()).map(|f| f.id()));
         }
     }
     // What came last says how far the disk was.

@@ -42,7 +42,7 @@ fn of_bar(picture: &Picture, bar: &Bar) -> String {
     let stood = match bar.standing {
         Standing::InFlight => "was in flight, the disk had not answered it".to_owned(),
         Standing::Volatile => {
-            "had been answered, but no flush that was sent after that had, so the disk may lose it"
+            "had been answered, but no flush of it that was sent after that had, so the disk may lose it"
                 .to_owned()
         }
         Standing::Failed => "had ended without success, so any of it may be there".to_owned(),

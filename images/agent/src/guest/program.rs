@@ -331,9 +331,9 @@ fn mark(peer: &mut UnixStream, outbox: &Outbox) -> Result<()> {
     peer.set_read_timeout(Some(PATIENCE)).map_err(failed())?;
     let mut name = String::new();
     peer.take(NAME_MAX as u64 + 1).read_to_string(&mut name).map_err(failed())?;
-    if name.is_empty() || name.len() > NAME_MAX || name.contains('\n') {
+    if name.is_empty() || name.len() > NAME_MAX || name.contains(char::is_control) {
         return Err(Error::Refused(format!(
-            "a mark's name is one line of 1 to {NAME_MAX} bytes; this has {} bytes",
+            "a mark's name is one line of 1 to {NAME_MAX} bytes without control characters; this has {} bytes",
             name.len()
         )));
     }
