@@ -117,7 +117,7 @@ fn of_an_exploration_each_disk_has_its_own_answer() {
     let page = of_exploration(&explored(), vec![Ok(picture())]);
     let text: Vec<&str> = page.answer.iter().map(|a| a.text.as_str()).collect();
     assert!(
-        text[0].contains("16 KiB writes to /dev/vda are not protected: in 3 of 400 different states a block was torn, first because write 22 was torn"),
+        text[0].contains("16 KiB writes to /dev/vda are not protected: 3 of 400 different states fail. In the first, a block was torn, because write 22 was torn"),
         "{}",
         text[0]
     );
