@@ -87,7 +87,7 @@ fn a_log_on_a_disk_of_its_own_is_safe_only_once_that_disk_is_flushed() {
     assert!(text.contains("data is new, and the log says: nothing"), "{text}");
     assert!(text.contains("in the end are on log:log, its bytes 0"), "{text}");
 
-    let right = on(&["--json", "sound.json"]);
+    let right = on(&["--states", "24", "--json", "sound.json"]);
     assert_eq!(right.status.code(), Some(0), "{}", told(&right));
     let report = report(&dir.path().join("sound.json"));
     let unique = &report["profiles"][0]["counts"]["unique"];
