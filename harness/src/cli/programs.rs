@@ -179,9 +179,9 @@ impl Programs {
         let chosen = self.chosen(&given.lane)?;
         let around = given.around()?;
         // All of it is looked at before anything takes its time.
-        for one in &chosen {
-            one.args.exec.wanted(&one.args.around()?).context(one.name.clone())?;
-        }
+        let wanted =
+            |one: &&OneOf| one.args.exec.wanted(&one.args.around()?).context(one.name.clone());
+        let wanted = chosen.iter().map(wanted).collect::<anyhow::Result<Vec<_>>>()?;
         let live = Live::new(Look::detect());
         let mut lab = run::lab(&around.guest, &mut |text| live.note(text), interrupted)?;
         lab.prepare(&mut |text| live.note(text))?;
@@ -195,8 +195,10 @@ impl Programs {
             time: around.time.map(|time| time / u32::try_from(chosen.len()).unwrap_or(u32::MAX)),
             ..around
         };
-        for one in chosen {
-            let lane = one.run(&self.name, &mut lab, &each, all, &live, interrupted);
+        for (one, wanted) in chosen.into_iter().zip(wanted) {
+            let folder = all.below(&one.name)?;
+            let program = One { wanted, folder: &folder, live: &live, interrupted };
+            let lane = one.run(&self.name, program, &mut lab, &each);
             live.finish();
             let lane = lane?;
             let why = lane.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
@@ -250,25 +252,20 @@ impl OneOf {
     fn run(
         &self,
         suite: &str,
+        program: One<'_>,
         lab: &mut RealLab,
         given: &Around<'_>,
-        all: &RunFolder,
-        live: &Live,
-        interrupted: &Arc<AtomicBool>,
     ) -> anyhow::Result<LaneReport> {
         let start = Instant::now();
         let mut around = self.args.around()?;
         // Kept or not is decided at the end, and for all of them.
         (around.out, around.keep, around.time) = (given.out, given.keep, given.time);
-        let wanted = self.args.exec.wanted(&around)?;
-        say!("{}: {}", self.name, wanted.told());
-        let volume = wanted.volume.clone();
-        let folder = all.below(&self.name)?;
-        let one = One { wanted, folder: &folder, live, interrupted };
+        say!("{}: {}", self.name, program.wanted.told());
+        let volume = program.wanted.volume.clone();
         let mut lane = LaneReport::empty(suite, &self.name, &self.about);
         (lane.profile, lane.kernel) = (volume.profile.clone(), lab.image.release.clone());
         (lane.front_end, lane.volume) = (volume.front_end, Some(volume));
-        match self.args.exec.explored(lab, one, &around) {
+        match self.args.exec.explored(lab, program, &around) {
             Ok(Explored { report, .. }) => self.judge(&mut lane, report),
             Err(error) if super::interrupted(&error) => return Err(error),
             Err(error) => {

@@ -179,20 +179,16 @@ pub(super) fn of_run(report: &RunReport) -> Vec<Answer> {
     for lane in of(Verdict::Violated) {
         answers.push(violated(lane, &name(lane)));
     }
-    for lane in of(Verdict::Error) {
-        let why = lane.why.as_deref().unwrap_or("it says no more");
-        let text = format!("Lane {} could not be run: {why}.", name(lane));
-        answers.push(Answer { tone: Tone::Unclear, text });
-    }
-    for lane in of(Verdict::Inconclusive) {
-        let why = lane.why.as_deref().unwrap_or("it is inconclusive");
-        let text = format!("Lane {} proves nothing: {why}.", name(lane));
-        answers.push(Answer { tone: Tone::Unclear, text });
-    }
-    for lane in of(Verdict::KnownRed) {
-        let why = lane.why.as_deref().unwrap_or("known");
-        let text = format!("Lane {} is red, and that is known: {why}.", name(lane));
-        answers.push(Answer { tone: Tone::Unclear, text });
+    let unclear = |lane: &LaneReport, how: &str, unsaid: &str| {
+        let why = lane.why.as_deref().unwrap_or(unsaid);
+        Answer { tone: Tone::Unclear, text: format!("Lane {} {how}: {why}.", name(lane)) }
+    };
+    for (verdict, how, unsaid) in [
+        (Verdict::Error, "could not be run", "it says no more"),
+        (Verdict::Inconclusive, "proves nothing", "it is inconclusive"),
+        (Verdict::KnownRed, "is red, and that is known", "known"),
+    ] {
+        answers.extend(of(verdict).map(|lane| unclear(lane, how, unsaid)));
     }
     let passed: Vec<&LaneReport> = of(Verdict::Passed).filter(|lane| !lane.is_caught()).collect();
     if !passed.is_empty() {
@@ -202,11 +198,9 @@ pub(super) fn of_run(report: &RunReport) -> Vec<Answer> {
         let text = format!("{}: {CAUGHT}.", name(lane));
         answers.push(Answer { tone: Tone::Nothing, text });
     }
-    for lane in of(Verdict::Unsupported) {
-        let why = lane.why.as_deref().unwrap_or("it says no more");
-        let text = format!("Lane {} cannot be tried here: {why}.", name(lane));
-        answers.push(Answer { tone: Tone::Unclear, text });
-    }
+    let unsupported = of(Verdict::Unsupported);
+    answers
+        .extend(unsupported.map(|lane| unclear(lane, "cannot be tried here", "it says no more")));
     for kernel in &report.kernels {
         if let Some(error) = &kernel.error {
             let text = format!("Kernel {} could not be run: {error}.", kernel.given);

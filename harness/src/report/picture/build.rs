@@ -282,8 +282,8 @@ fn run(rows: &[Row], holds: impl Fn(&Row) -> bool) -> Option<Range<usize>> {
     Some(first..last + 1)
 }
 
-/// "12 blocks old, 20 new"
-fn mix(rows: &[Row]) -> String {
+/// Blocks of each kind, in the order in which the kinds come.
+pub(super) fn tally(rows: &[Row]) -> Vec<(Kind, u64)> {
     let mut counts: Vec<(Kind, u64)> = Vec::new();
     for row in rows {
         let n = row.blocks.end - row.blocks.start;
@@ -292,6 +292,12 @@ fn mix(rows: &[Row]) -> String {
             None => counts.push((row.shows.kind, n)),
         }
     }
+    counts
+}
+
+/// "12 blocks old, 20 new"
+fn mix(rows: &[Row]) -> String {
+    let counts = tally(rows);
     let all: u64 = counts.iter().map(|(_, n)| n).sum();
     match counts.as_slice() {
         [(kind, n)] => format!("all {n} blocks {}", kind.word()),

@@ -1,6 +1,7 @@
 //! A picture as SVG: one for a bug report, which needs nothing but itself, or within a page that has the
 //! styles and patterns already.
 
+use super::build::tally;
 use super::{Bar, Fate, Kind, Moment, Picture, Row, Standing, tell};
 use maud::{Markup, PreEscaped, html};
 use std::ops::Range;
@@ -471,14 +472,7 @@ fn as_found(x: i32, (y, height): (i32, i32), picture: &Picture, row: &Row) -> Ma
 
 /// What stands for the rows that are not drawn.
 pub(super) fn rest(rows: &[Row]) -> String {
-    let mut counts: Vec<(Kind, u64)> = Vec::new();
-    for row in rows {
-        let n = row.blocks.end - row.blocks.start;
-        match counts.iter_mut().find(|(kind, _)| *kind == row.shows.kind) {
-            Some((_, known)) => *known += n,
-            None => counts.push((row.shows.kind, n)),
-        }
-    }
+    let counts = tally(rows);
     let counts: Vec<String> =
         counts.iter().map(|(kind, n)| format!("{n} {}", kind.word())).collect();
     format!("... and {} runs of blocks more: {}", rows.len(), counts.join(", "))
