@@ -10,6 +10,7 @@
 //! - [`bench`]: how fast the disk is, beside others.
 //! - [`report`]: what the user sees.
 
+pub mod audit;
 pub mod bench;
 pub mod cli;
 pub mod device;

@@ -64,7 +64,24 @@ fn a_file_that_is_overwritten_in_place_is_caught_and_its_twin_passes() {
     assert_eq!(again.status.code(), Some(1), "{}", told(&again));
     assert!(told(&again).contains("settings: "), "{}", told(&again));
 
-    let sound = on("replace.sh", &["--explore", "prefix", "--json", "sound.json"]);
+    // ext4 of this size has blocks of 1 KiB: pages of that size lie well, and came many in a request.
+    let pages = ["audit", "run", "--page-size", "1k", "--files", "set*", "--json", "pages.json"];
+    let audit = |profile| tornblk(&[&pages[..], &["--profile", profile]].concat(), dir.path());
+    let whole = audit("piece1k");
+    assert_eq!(whole.status.code(), Some(0), "{}", told(&whole));
+    let written = report(&dir.path().join("pages.json"));
+    assert_eq!(written["profiles"][0]["page_writes"], 128, "{written:#}");
+    assert_eq!(written["profiles"][0]["overwrites"], 64, "{written:#}");
+    assert_eq!(written["files"], serde_json::json!(["settings"]), "{written:#}");
+    let torn = audit("lb512,req4k");
+    assert_eq!(torn.status.code(), Some(1), "{}", told(&torn));
+    assert!(told(&torn).contains("settings page 0: merged beyond: request "), "{}", told(&torn));
+    let none = tornblk(&["audit", "run", "--page-size", "4k", "--files", "*.ibd"], dir.path());
+    assert_eq!(none.status.code(), Some(3), "{}", told(&none));
+    assert!(told(&none).contains("there are, for example: settings"), "{}", told(&none));
+
+    let setup = ["--setup", "echo >before", "--json", "sound.json"];
+    let sound = on("replace.sh", &[&["--explore", "prefix"], &setup[..]].concat());
     assert_eq!(sound.status.code(), Some(0), "{}", told(&sound));
     let report = report(&dir.path().join("sound.json"));
     let unique = &report["profiles"][0]["counts"]["unique"];

@@ -36,6 +36,12 @@ Examples:
   tornblk explore run/raw --out found --resume                go on where it ended
   tornblk explore disk.rec --list | wc -l                     how many states there are";
 
+pub(super) const AUDIT: &str = "\
+Examples:
+  tornblk audit out --page-size 16k --files '*.ibd'                  on the disk that it was recorded on
+  tornblk audit out --page-size 8k --profile req8k,piece8k,lb512     on others
+  tornblk audit disk.rec --page-size 16k --map map.txt               map.txt: filefrag -v, in the guest";
+
 pub(super) const REPORT: &str = "\
 Examples:
   tornblk report merge part-1 part-2 part-3

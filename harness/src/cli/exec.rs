@@ -12,6 +12,7 @@ use crate::suite::parse_time;
 use crate::vm::{FrontEnd, Virtiofsd};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -46,6 +47,11 @@ pub(super) struct ExecOptions {
     /// crash in the file $TORNBLK_MARKS
     #[arg(long, value_name = "PROGRAM", requires = "exec")]
     check: Option<String>,
+
+    /// Run this program first, in a guest of its own: what it leaves on the disk is there when that of
+    /// --exec begins, and nothing of it is recorded
+    #[arg(long, value_name = "PROGRAM", requires = "exec")]
+    setup: Option<String>,
 
     /// The disk's file system
     #[arg(long, value_name = "NAME", default_value = "ext4", requires = "exec")]
@@ -226,7 +232,7 @@ impl ExecOptions {
             })?;
         live.finish();
         say!(
-            "{} ended in {:.1} s, with {} of its own marks; {} is content with the empty disk, and with \
+            "{} ended in {:.1} s, with {} of its own marks; {} is content with the disk before, and with \
              what it left",
             wanted.name,
             ran.took.as_secs_f64(),
@@ -256,6 +262,7 @@ impl ExecOptions {
             Some(profile) => profile.clone(),
             None => DEFAULT_PROFILE.parse()?,
         };
+        let logical_block_size = logical_block_size(&around.profiles)?;
         if let Some(kernel) = &around.guest.kernel {
             kernel.parse::<KernelSource>()?;
         }
@@ -297,15 +304,21 @@ impl ExecOptions {
             disks::check_grid(profile, size, &further).map_err(anyhow::Error::msg)?;
         }
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        Ok(Wanted {
-            name: exec.to_owned(),
-            program: Program {
-                argv: argv("--exec", exec, &self.base)?,
+        let program = |option: &str, given: &str| -> anyhow::Result<Program> {
+            Ok(Program {
+                argv: argv(option, given, &self.base)?,
                 env: env.clone(),
                 marks: Vec::new(),
                 timeout_ms: millis(self.exec_timeout),
                 disks: Vec::new(),
-            },
+            })
+        };
+        let setup = self.setup.as_deref();
+        let setup = setup.map(|given| anyhow::Ok((given.to_owned(), program("--setup", given)?)));
+        Ok(Wanted {
+            name: exec.to_owned(),
+            setup: setup.transpose()?,
+            program: program("--exec", exec)?,
             checker: Checker {
                 name: check.to_owned(),
                 argv: argv("--check", check, &self.base)?,
@@ -318,7 +331,7 @@ impl ExecOptions {
                 fstype: self.fs.name().to_owned(),
                 mount_options: self.mount_opts.clone(),
                 queues: 1,
-                logical_block_size: 512,
+                logical_block_size,
                 profile: profile.to_string(),
                 front_end,
                 shows_limits: false,
@@ -338,7 +351,7 @@ impl ExecOptions {
         if self.disks.is_empty() {
             return Ok(asked.unwrap_or_default());
         }
-        let mut known = std::collections::BTreeSet::new();
+        let mut known = BTreeSet::new();
         for disk in &self.disks {
             if !known.insert(disk.name.replace('-', "_")) {
                 bail!("--disk {}: there is one that is called so, or nearly so", disk.name);
@@ -460,6 +473,19 @@ fn utf8(option: &str, path: PathBuf) -> anyhow::Result<String> {
     })
 }
 
+/// One recording is of one disk, whose logical blocks have one size.
+fn logical_block_size(profiles: &[Profile]) -> anyhow::Result<u32> {
+    let sizes: BTreeSet<u32> = profiles.iter().filter_map(|profile| profile.lb_size).collect();
+    match sizes.iter().collect::<Vec<_>>().as_slice() {
+        [] => Ok(512),
+        [size] => Ok(**size),
+        _ => bail!(
+            "--profile: these are disks with logical blocks of different sizes, and a recording is of one: run \
+             it for each"
+        ),
+    }
+}
+
 /// Words apart, as a shell has them without quotes.
 fn words(options: &str) -> anyhow::Result<Vec<String>> {
     if options.contains(['"', '\'', '\\']) {
@@ -483,7 +509,11 @@ fn another(text: &str) -> Result<Another, String> {
     };
     disks::check_name(name)?;
     let (size, fs) = match rest.split_once(',') {
-        Some((size, fs)) => (size, Some(FileSystem::from_str(fs, false)?)),
+        Some((size, fs)) => {
+            let known = FileSystem::from_str(fs, false)
+                .map_err(|_| format!("{fs} is none of ext4, xfs, btrfs, raw"))?;
+            (size, Some(known))
+        }
         None => (rest, None),
     };
     Ok(Another { name: name.to_owned(), size: parse_size(size)?, fs })

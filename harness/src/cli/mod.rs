@@ -3,6 +3,7 @@
 //! Exits: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
 
 mod attach;
+mod audit;
 mod bench;
 mod ci;
 mod control;
@@ -65,6 +66,7 @@ enum Command {
     /// Look into recordings, and take disks out of them
     #[command(subcommand, after_help = examples::RECORDING)]
     Recording(recording::RecordingCommand),
+    Audit(audit::AuditArgs),
     Attach(attach::AttachArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
@@ -105,6 +107,7 @@ fn tornblk(cli: Result<Cli, clap::Error>) -> u8 {
         Command::Report(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Recording(command) => command.run(),
+        Command::Audit(args) => args.run(),
         Command::Attach(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Doctor(args) => args.run(),
@@ -202,7 +205,8 @@ fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        if text.contains(&cause) {
+        // As a part of it, not in the middle of a word or a path.
+        if text.ends_with(&cause) || text.contains(&format!("{cause}: ")) {
             continue;
         }
         if !text.is_empty() {

@@ -40,8 +40,9 @@ use std::time::Instant;
 use toml::{Table, Value};
 
 /// What a program may say: options of `tornblk run --exec`.
-const OPTIONS: [&str; 15] = [
+const OPTIONS: [&str; 16] = [
     "exec",
+    "setup",
     "check",
     "fs",
     "mkfs-opts",
@@ -101,8 +102,11 @@ impl Programs {
         for path in &given.suites {
             // What cannot be read is told by who reads the other suites.
             let Ok(text) = std::fs::read_to_string(path) else { continue };
-            if !text.parse::<Table>().is_ok_and(|table| table.contains_key("program")) {
-                continue;
+            match text.parse::<Table>() {
+                Ok(table) if table.contains_key("lane") => continue,
+                Ok(table) if table.contains_key("program") => {}
+                Ok(_) => bail!("{path} has neither a [[program]] nor a [[lane]]"),
+                Err(error) => bail!("{path}: {}", error.to_string().trim_end()),
             }
             if given.suites.len() > 1 {
                 bail!("{path} is a suite of programs: give it alone");

@@ -99,7 +99,7 @@ pub(super) struct RunArgs {
     explore: Vec<Strategy>,
 
     /// The run's folder, new or empty; it is kept [default: a new one below ./tornblk-out, removed
-    /// where everything passed]
+    /// where all was as expected and nothing is left to try]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 

@@ -374,7 +374,9 @@ impl<'s, 'j> Teller<'s, 'j> {
         let rate = judged as f64 / elapsed.as_secs_f64().max(1e-9);
         let of_all = (share > 0.0).then(|| elapsed.mul_f64((1.0 - share) / share));
         let of_time = settings.time.map(|time| time.saturating_sub(elapsed));
-        let of_states = settings.states.filter(|_| rate > 0.0).and_then(|limit| {
+        // A limit that is far away says nothing of how many there are.
+        let is_near = |limit: &u64| judged > 0 && counts.unique * 50 >= *limit;
+        let of_states = settings.states.filter(is_near).and_then(|limit| {
             let seconds = limit.saturating_sub(counts.unique) as f64 / rate;
             Duration::try_from_secs_f64(seconds).ok()
         });

@@ -1,67 +1,184 @@
-//! Whose blocks these are, where a program of the user's wrote files: as the file system said when the
-//! program had ended, beside the recording. Earlier they may have been another file's.
+//! Whose blocks these are, where there is a file system that we did not write to ourselves: as it said
+//! itself (FIEMAP) at some moments of the recording, which has it as marks.
 
-use super::{Call, Explain, ExploreError};
+use super::pieces::{FILES, Parts};
+use super::subject::SubjectError;
+use super::{Call, Explain};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
-use tornblk_agent::channel::FileMap;
-use tornblk_model::event::Seq;
+use tornblk_agent::channel::{FileMap, Place};
+use tornblk_model::event::{Event, Seq};
 
-/// In the recording's folder.
-pub const FILES: &str = "files.json";
+/// Where the files lay at the moment of the recording at which this stands in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    pub map: FileMap,
+}
 
-/// The files, by where they lie.
+impl Snapshot {
+    /// The names of the marks that say it.
+    pub fn marks(&self) -> Vec<String> {
+        FILES.marks(self)
+    }
+}
+
+/// The files, by where they lie: as the last snapshot says, and where that says nothing, the ones before.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
-    /// (place on the disk, bytes, file, offset in it), rising.
+    /// (place on the disk, bytes, file, offset in it), rising; none overlaps another.
     extents: Vec<(u64, u64, usize, u64)>,
     paths: Vec<String>,
+    /// Of each file: (offset in it, place on the disk, bytes), rising.
+    places: Vec<Vec<Place>>,
+    /// Had blocks at the first snapshot, where another one came later.
+    existed: Vec<bool>,
     lb_size: u64,
+    /// How often it was looked; 0: the recording does not say.
+    pub snapshots: u64,
+    /// There are files of which it says nothing.
+    pub more: bool,
 }
 
 impl Files {
-    /// What lies beside the recording; nothing, where nothing does.
+    /// What a recording says; `path` names it in errors.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn beside(recording: &Path, lb_size: u32) -> Result<Files, ExploreError> {
-        let path = recording.with_file_name(FILES);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Files::default()),
-            Err(e) => return Err(super::session::io("read", &path)(e)),
-        };
-        let map = serde_json::from_slice(&bytes);
-        let map: FileMap =
-            map.map_err(|e| ExploreError::Bad(format!("{} is damaged: {e}", path.display())))?;
-        Ok(Files::new(map, lb_size))
+    /// What it says is of another version or incomplete.
+    pub fn find<'a>(
+        path: &Path,
+        events: impl IntoIterator<Item = &'a (Seq, Event)>,
+        lb_size: u32,
+    ) -> Result<Files, SubjectError> {
+        let mut parts = Parts::new(FILES);
+        let mut snapshots: Vec<Snapshot> = Vec::new();
+        for (_, event) in events {
+            if let Event::Mark(mark) = event {
+                snapshots.extend(parts.mark(path, mark)?);
+            }
+        }
+        parts.end(path)?;
+        Ok(Files::of(snapshots, lb_size))
     }
 
-    fn new(map: FileMap, lb_size: u32) -> Files {
-        let mut files = Files { lb_size: u64::from(lb_size), ..Files::default() };
-        for (path, extents) in map.files {
-            let file = files.paths.len();
-            files.paths.push(path);
-            let places = extents.into_iter().map(|(offset, at, len)| (at, len, file, offset));
-            files.extents.extend(places);
+    pub fn of(snapshots: Vec<Snapshot>, lb_size: u32) -> Files {
+        let first = snapshots.first().filter(|_| snapshots.len() > 1);
+        let had_blocks =
+            |(path, places): &(String, Vec<Place>)| (!places.is_empty()).then(|| path.clone());
+        let old: HashSet<String> =
+            first.iter().flat_map(|s| s.map.files.iter().filter_map(had_blocks)).collect();
+        let mut files = Files {
+            lb_size: u64::from(lb_size),
+            snapshots: snapshots.len() as u64,
+            more: snapshots.iter().any(|s| s.map.more),
+            ..Files::default()
+        };
+        let mut numbers: HashMap<String, usize> = HashMap::new();
+        for Snapshot { map } in snapshots.into_iter().rev() {
+            let known = files.extents.clone();
+            for (path, places) in map.files {
+                let file = *numbers.entry(path).or_insert_with_key(|path| {
+                    files.paths.push(path.clone());
+                    files.paths.len() - 1
+                });
+                for place in places {
+                    files.extents.extend(gaps(&known, place).map(|(o, at, n)| (at, n, file, o)));
+                }
+            }
+            files.extents.sort_unstable();
+            // Files that share blocks: one of them is enough.
+            let mut end = 0;
+            files.extents.retain(|(at, len, ..)| {
+                let keeps = *at >= end;
+                end = if keeps { at + len } else { end };
+                keeps
+            });
         }
-        files.extents.sort_unstable();
+        files.places = vec![Vec::new(); files.paths.len()];
+        for &(at, len, file, offset) in &files.extents {
+            files.places[file].push((offset, at, len));
+        }
+        files.existed = files.paths.iter().map(|path| old.contains(path)).collect();
+        files.places.iter_mut().for_each(|places| places.sort_unstable());
         files
     }
+
+    /// A disk that is all one file.
+    pub fn of_disk(capacity: u64, lb_size: u32) -> Files {
+        let files = vec![("the disk".to_owned(), vec![(0, 0, capacity)])];
+        let mut all = Files::of(vec![Snapshot { map: FileMap { files, more: false } }], lb_size);
+        all.snapshots = 0;
+        all
+    }
+
+    /// Which file a number is of.
+    pub fn path(&self, file: usize) -> &str {
+        &self.paths[file]
+    }
+
+    /// Did it have blocks before anything was recorded?
+    pub fn existed(&self, file: usize) -> bool {
+        self.existed[file]
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// What lies in the bytes `start..end` of the disk: (place, bytes, file, offset in it).
+    pub fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64, usize, u64)> {
+        let first = self.extents.partition_point(|(at, len, ..)| at + len <= start);
+        let some = self.extents[first..].iter().take_while(move |(at, ..)| *at < end);
+        some.map(move |&(at, len, file, offset)| {
+            let (from, to) = (start.max(at), end.min(at + len));
+            (from, to - from, file, offset + (from - at))
+        })
+    }
+
+    /// Where the bytes `offset..offset + len` of a file lie: (place, bytes), in the file's order.
+    pub fn places(&self, file: usize, offset: u64, len: u64) -> Vec<(u64, u64)> {
+        let end = offset + len;
+        let all = &self.places[file];
+        let first = all.partition_point(|(begins, _, bytes)| begins + bytes <= offset);
+        let some = all[first..].iter().take_while(|(begins, ..)| *begins < end);
+        let part = |&(begins, at, bytes): &Place| {
+            let (from, to) = (offset.max(begins), end.min(begins + bytes));
+            (at + (from - begins), to - from)
+        };
+        some.map(part).collect()
+    }
+}
+
+/// The parts of a piece of a file that `known` has nothing of.
+fn gaps(known: &[(u64, u64, usize, u64)], place: Place) -> impl Iterator<Item = Place> {
+    let (offset, at, len) = place;
+    let (mut from, end) = (at, at + len);
+    let mut parts = Vec::new();
+    let first = known.partition_point(|(at, len, ..)| at + len <= from);
+    for (at, len, ..) in known[first..].iter().take_while(|(at, ..)| *at < end) {
+        if from < *at {
+            parts.push((from, *at));
+        }
+        from = at + len;
+    }
+    if from < end {
+        parts.push((from, end));
+    }
+    parts.into_iter().map(move |(from, to)| (offset + (from - at), from, to - from))
 }
 
 impl Explain for Files {
     fn call(&self, _: Seq, blocks: &Range<u64>) -> Option<Call> {
         let (start, end) = (blocks.start * self.lb_size, blocks.end * self.lb_size);
-        // The last one that begins before the end; of files that share it, one.
-        let before = self.extents.partition_point(|(at, ..)| *at < end);
-        let (at, len, file, offset) = *self.extents[..before].last()?;
-        let (from, to) = (start.max(at), end.min(at + len));
-        (from < to).then(|| Call {
+        let (_, len, file, offset) = self.within(start, end).last()?;
+        Some(Call {
             call: "a write into blocks that in the end are".to_owned(),
             path: self.paths[file].clone(),
-            offset: offset + (from - at),
-            len: to - from,
+            offset,
+            len,
             unit: 0,
             generation: 0,
         })
@@ -72,26 +189,55 @@ impl Explain for Files {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use tornblk_model::event::Mark;
+
+    fn snapshot(files: &[(&str, &[Place])]) -> Snapshot {
+        let files = files.iter().map(|(path, places)| ((*path).to_owned(), places.to_vec()));
+        Snapshot { map: FileMap { files: files.collect(), more: false } }
+    }
+
+    fn find(snapshots: &[Snapshot]) -> Files {
+        let marks = snapshots.iter().flat_map(Snapshot::marks).enumerate();
+        let events: Vec<_> =
+            marks.map(|(i, name)| (Seq(i as u64), Event::Mark(Mark { name }))).collect();
+        Files::find(Path::new("x"), &events, 512).unwrap()
+    }
 
     #[test]
     fn blocks_are_told_by_the_file_that_has_them() {
-        let map = FileMap {
-            files: vec![
-                ("a".into(), vec![(0, 8192, 4096), (4096, 32768, 4096)]),
-                ("b".into(), vec![(0, 12288, 8192)]),
-            ],
-        };
-        let dir = tempfile::tempdir().unwrap();
-        let recording = dir.path().join("disk.recording");
-        assert!(Files::beside(&recording, 512).unwrap().call(Seq(0), &(0..100)).is_none());
-        std::fs::write(dir.path().join(FILES), serde_json::to_vec(&map).unwrap()).unwrap();
-        let files = Files::beside(&recording, 512).unwrap();
+        assert!(find(&[]).call(Seq(0), &(0..100)).is_none());
+        let files = find(&[snapshot(&[
+            ("a", &[(0, 8192, 4096), (4096, 32768, 4096)]),
+            ("b", &[(0, 12288, 8192)]),
+        ])]);
         let call = |blocks| files.call(Seq(0), &blocks).map(|c| (c.path, c.offset, c.len));
         assert_eq!(call(16..24), Some(("a".into(), 0, 4096)));
         assert_eq!(call(65..66), Some(("a".into(), 4608, 512)));
         assert_eq!(call(30..34), Some(("b".into(), 3072, 2048)));
         assert_eq!((call(0..16), call(40..64), call(72..99)), (None, None, None));
-        std::fs::write(dir.path().join(FILES), "{").unwrap();
-        assert!(Files::beside(&recording, 512).is_err());
+        assert_eq!(files.places(0, 0, 8192), [(8192, 4096), (32768, 4096)]);
+        assert_eq!(files.places(1, 4096, 512), [(16384, 512)]);
+    }
+
+    #[test]
+    fn the_last_snapshot_says_it_and_the_ones_before_fill_its_gaps() {
+        let files = find(&[
+            snapshot(&[("old", &[(0, 0, 16384)]), ("kept", &[(0, 65536, 4096)])]),
+            snapshot(&[("new", &[(0, 4096, 4096)]), ("kept", &[(0, 65536, 4096)])]),
+        ]);
+        let all: Vec<_> = files
+            .within(0, 1 << 20)
+            .map(|(at, len, file, offset)| (at, len, files.path(file), offset))
+            .collect();
+        assert_eq!(
+            all,
+            [
+                (0, 4096, "old", 0),
+                (4096, 4096, "new", 0),
+                (8192, 8192, "old", 8192),
+                (65536, 4096, "kept", 0)
+            ]
+        );
+        assert_eq!((files.snapshots, files.count()), (2, 3));
     }
 }

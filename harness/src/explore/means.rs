@@ -3,8 +3,8 @@
 use super::bundle::{Judge, Needed};
 use super::guest::{Case, GuestSettings, GuestVerifier};
 use super::{
-    Call, Carried, Explain, ExploreError, Files, InPlace, Ledgers, Opened, Promises, Subject,
-    UnitOracle, Verifier, WorkloadUnits,
+    Call, Carried, Explain, ExploreError, InPlace, Ledgers, Opened, Promises, Subject, UnitOracle,
+    Verifier, WorkloadUnits,
 };
 use std::ops::Range;
 use std::path::PathBuf;
@@ -172,7 +172,7 @@ impl<'a> Guests<'a> {
         let case = Case::new(&reader, base, subject.clone(), events, &opened.history)?;
         let promises = case.promises();
         if subject.checker.is_some() {
-            let files = Files::beside(reader.path(), opened.history.disk().lb_size)?;
+            let files = opened.files.clone();
             return Ok(Guests { case, settings, promises, explain: Box::new(files) });
         }
         let ledgers = Arc::new(Ledgers::new(&subject.workload, events));

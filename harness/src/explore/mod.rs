@@ -32,6 +32,7 @@ mod means;
 pub mod merge;
 mod opened;
 mod outcome;
+mod pieces;
 #[cfg(test)]
 mod planted;
 mod schedule;
@@ -51,13 +52,14 @@ mod worker;
 pub use carried::{Carried, Place};
 pub use drive::{Drive, Watch};
 pub use engine::{MakeVerifier, explore, list};
-pub use files::{FILES, Files};
+pub use files::{Files, Snapshot};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
 pub use means::{GuestNeeds, Guests, Means, OnProfile, Units};
 pub use opened::{Opened, recording_at};
 pub use outcome::{Cuts, ExploreReport, ProfileReport, report};
+pub use pieces::is_piece;
 pub use slow::{ByName, Named, judge, named};
 pub use subject::{Checked, Checker, Subject, SubjectError, said};
 pub use units::WorkloadUnits;
@@ -645,6 +647,13 @@ pub struct Failure {
     pub fingerprint: Fingerprint,
     pub findings: Vec<Finding>,
     pub explanation: Explanation,
+}
+
+impl Failure {
+    /// Everything that was sent to the disk is there: nothing was lost or torn.
+    pub fn lost_nothing(&self) -> bool {
+        self.explanation.pieces.is_empty() && self.state.0.ends_with(":all")
+    }
 }
 
 /// How far it is.

@@ -1,5 +1,6 @@
 //! A recording that is to be explored: read, with its base image found.
 
+use super::files::Files;
 use super::session::Identity;
 use super::{ExploreError, Subject, SubjectError};
 use crate::run::SYNCED;
@@ -24,6 +25,8 @@ pub struct Opened {
     pub identity: Identity,
     /// `None`: it does not say what was written.
     pub subject: Option<Subject>,
+    /// Where files lay, as far as it says that.
+    pub files: Files,
     /// Where the base image is, if it is not where the recording says.
     pub base: Option<PathBuf>,
 }
@@ -45,10 +48,12 @@ impl Opened {
                 path.display()
             )));
         }
-        let subject = Subject::find(&path, &events).map_err(|e| match e {
+        let told = |e: SubjectError| match e {
             SubjectError::Recording(e) => ExploreError::Recording(e),
             other => ExploreError::Bad(other.to_string()),
-        })?;
+        };
+        let subject = Subject::find(&path, &events).map_err(told)?;
+        let files = Files::find(&path, &events, reader.header().disk.lb_size).map_err(told)?;
         let mut events = events;
         if subject.as_ref().is_some_and(|subject| subject.checker.is_some()) {
             // What comes then is the checker's first look, and no part of it.
@@ -59,7 +64,7 @@ impl Opened {
         let identity = Identity::of(&reader, &events);
         let base = base.map(Path::to_owned).or_else(|| beside(&path, &reader));
         let given = given.to_owned();
-        Ok(Opened { given, reader, events, history, identity, subject, base })
+        Ok(Opened { given, reader, events, history, identity, subject, files, base })
     }
 
     /// How much of the base image must fit: a copy has another modification time.

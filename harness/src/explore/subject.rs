@@ -1,31 +1,21 @@
 //! What a recording says of itself: who made it, what was written, and how its disk is used.
 //!
-//! `tornblk run` puts it into the recording as marks, before the workload begins, so that exploring
-//! needs nothing but the recording and its base image:
-//!
-//! ```text
-//! tornblk-subject 1 1/2 {"suite":"direct-atomic","lane":"raw", ...
-//! tornblk-subject 1 2/2 ...}
-//! ```
-//!
-//! The format's version, the part and how many there are, and a piece of one line of JSON.
+//! `tornblk run` puts it into the recording as marks ([`pieces`](super::pieces)), before the workload
+//! begins, so that exploring needs nothing but the recording and its base image.
 
+use super::pieces::{Parts, SUBJECT};
 use crate::run::{Environment, FurtherDisk, GuestArgs, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tornblk_agent::channel::{Program, Ran, Workload};
-use tornblk_model::event::{Event, Mark, Seq};
-use tornblk_model::recording::{MARK_MAX, Reader, RecordingError};
+use tornblk_model::event::{Event, Seq};
+use tornblk_model::recording::{Reader, RecordingError};
 
-const WORD: &str = "tornblk-subject";
-const VERSION: u32 = 1;
 /// Of each output of a program, for a sentence.
 const LINES: usize = 4;
 /// Of each line.
 const LETTERS: usize = 200;
 const SIGKILL: i32 = 9;
-/// Bytes of JSON in one mark: the rest is for what stands before them.
-const PIECE: usize = MARK_MAX - 64;
 
 /// Why a recording does not tell.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +24,10 @@ pub enum SubjectError {
     Recording(#[from] RecordingError),
     #[error(
         "{} was made by another version of tornblk (what it says of itself has format {found}, and \
-         this program knows format {VERSION}): explore it with the tornblk that made it",
+         this program knows format {known}): explore it with the tornblk that made it",
         path.display()
     )]
-    Version { path: PathBuf, found: String },
+    Version { path: PathBuf, found: String, known: u32 },
     #[error(
         "{} says what it is a recording of, but that cannot be read: {why}; record anew",
         path.display()
@@ -163,22 +153,7 @@ impl Subject {
 
     /// The names of the marks that say it.
     pub fn marks(&self) -> Vec<String> {
-        // Cannot fail: no map has a key that is no string, and writing to memory has no errors.
-        let json = serde_json::to_string(self).unwrap_or_default();
-        let mut pieces = Vec::new();
-        let mut rest = json.as_str();
-        while !rest.is_empty() {
-            let mut end = PIECE.min(rest.len());
-            while !rest.is_char_boundary(end) {
-                end -= 1;
-            }
-            let (piece, after) = rest.split_at(end);
-            pieces.push(piece);
-            rest = after;
-        }
-        let of = pieces.len();
-        let mark = |(i, piece): (usize, &&str)| format!("{WORD} {VERSION} {}/{of} {piece}", i + 1);
-        pieces.iter().enumerate().map(mark).collect()
+        SUBJECT.marks(self)
     }
 
     /// What a recording says; `None` where it says nothing: `tornblk run` did not make it.
@@ -186,7 +161,7 @@ impl Subject {
     /// # Errors
     /// The recording cannot be read, or what it says is of another version or incomplete.
     pub fn read(reader: &Reader) -> Result<Option<Subject>, SubjectError> {
-        let mut parts = Parts::default();
+        let mut parts = Parts::new(SUBJECT);
         for event in reader.events() {
             let (_, event) = event?;
             if let Event::Mark(mark) = event
@@ -195,7 +170,7 @@ impl Subject {
                 return Ok(Some(subject));
             }
         }
-        parts.end(reader.path())
+        parts.end(reader.path()).map(|()| None)
     }
 
     /// As [`Subject::read`], of events that were read already; `path` names them in errors.
@@ -206,7 +181,7 @@ impl Subject {
         path: &Path,
         events: impl IntoIterator<Item = &'a (Seq, Event)>,
     ) -> Result<Option<Subject>, SubjectError> {
-        let mut parts = Parts::default();
+        let mut parts = Parts::new(SUBJECT);
         for (_, event) in events {
             if let Event::Mark(mark) = event
                 && let Some(subject) = parts.mark(path, mark)?
@@ -214,66 +189,18 @@ impl Subject {
                 return Ok(Some(subject));
             }
         }
-        parts.end(path)
-    }
-
-    /// Is this mark a part of it, and so none of the workload?
-    pub fn is_part(mark: &Mark) -> bool {
-        mark.name.strip_prefix(WORD).is_some_and(|rest| rest.starts_with(' '))
-    }
-}
-
-/// What was read so far.
-#[derive(Default)]
-struct Parts {
-    json: String,
-    read: usize,
-    of: usize,
-}
-
-impl Parts {
-    fn mark(&mut self, path: &Path, mark: &Mark) -> Result<Option<Subject>, SubjectError> {
-        let bad = |why: String| SubjectError::Bad { path: path.to_owned(), why };
-        let Some(rest) = mark.name.strip_prefix(WORD).and_then(|r| r.strip_prefix(' ')) else {
-            return Ok(None);
-        };
-        let mut words = rest.splitn(3, ' ');
-        let (version, part, piece) = (words.next(), words.next(), words.next());
-        let version = version.unwrap_or_default();
-        if version != VERSION.to_string() {
-            let (path, found) = (path.to_owned(), version.to_owned());
-            return Err(SubjectError::Version { path, found });
-        }
-        let numbers = part.and_then(|p| p.split_once('/'));
-        let numbers = numbers.and_then(|(i, of)| Some((i.parse().ok()?, of.parse().ok()?)));
-        let (Some((i, of)), Some(piece)) = (numbers, piece) else {
-            return Err(bad("a part of it has no number".into()));
-        };
-        if i != self.read + 1 || self.read > 0 && of != self.of {
-            return Err(bad(format!("part {i} of {of} came after part {}", self.read)));
-        }
-        (self.read, self.of) = (i, of);
-        self.json += piece;
-        if i < of {
-            return Ok(None);
-        }
-        serde_json::from_str(&self.json).map(Some).map_err(|e| bad(e.to_string()))
-    }
-
-    fn end(self, path: &Path) -> Result<Option<Subject>, SubjectError> {
-        if self.read == 0 {
-            return Ok(None);
-        }
-        let why = format!("part {} of {} is the last one there", self.read, self.of);
-        Err(SubjectError::Bad { path: path.to_owned(), why })
+        parts.end(path).map(|()| None)
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::pieces::is_piece;
     use super::*;
     use tornblk_agent::channel::{Prepare, Target, WriteFlags};
+    use tornblk_model::event::Mark;
+    use tornblk_model::recording::MARK_MAX;
 
     fn subject(targets: u32) -> Subject {
         let target = |file| Target {
@@ -374,7 +301,7 @@ mod tests {
             let mut marks = subject.marks();
             assert!(marks.iter().all(|m| m.len() <= MARK_MAX));
             assert_eq!(marks.len() > 1, targets > 1);
-            assert!(marks.iter().all(|name| Subject::is_part(&Mark { name: name.clone() })));
+            assert!(marks.iter().all(|name| is_piece(&Mark { name: name.clone() })));
             marks.insert(0, "somebody's own".into());
             assert_eq!(find(&marks).unwrap(), Some(subject));
         }

@@ -3,7 +3,7 @@
 use super::terminal::{Look, duration, typed};
 use super::{headline, strip};
 use crate::explore::session::Kept;
-use crate::explore::{Ended, ExploreReport, Piece, ProfileReport, Progress, Watch};
+use crate::explore::{Ended, ExploreReport, Failure, Piece, ProfileReport, Progress, Watch};
 use crate::oracle::Cell;
 use crate::out::note;
 use crate::run::Verdict;
@@ -173,7 +173,7 @@ fn next(report: &ExploreReport) -> Option<String> {
     }
     // What is one of several lanes has no word of its own.
     let whole = report.verdict == Verdict::Passed && report.ended == Some(Ended::Complete);
-    whole.then(|| "another disk (--profile lb4k,req16k), or another --seed".to_owned())
+    whole.then(|| "another disk (--profile req16k,piece16k), or another --seed".to_owned())
 }
 
 /// Nothing is called safe: only what was looked at is said.
@@ -186,7 +186,12 @@ fn different(profile: &ProfileReport) -> String {
 
 fn said(profile: &ProfileReport) -> String {
     let ProfileReport { profile: name, counts, .. } = profile;
-    let under = format!("in {} states ({} crash points)", counts.unique, counts.points);
+    let points = match counts.points {
+        // A limit is spent on a few states of many of them.
+        0 => String::new(),
+        n => format!(" ({n} crash points)"),
+    };
+    let under = format!("in {} states{points}", counts.unique);
     match profile.verdict {
         Verdict::Violated => {
             format!("{name}: {} {under}", different(profile))
@@ -310,9 +315,7 @@ pub(super) fn failure(
     }
     match &failure.explanation.passing {
         Some(passing) => writeln!(out, "  passes  {}", shortened(&passing.0))?,
-        None => {
-            writeln!(out, "  passes  nothing near: everything and nothing persisted both fail")?
-        }
+        None => writeln!(out, "  passes  {}", none_near(failure))?,
     }
     match kept.again {
         0 => {}
@@ -323,6 +326,16 @@ pub(super) fn failure(
         writeln!(out, "  again:  {command}")?;
     }
     Ok(())
+}
+
+/// Why no state near it passes.
+pub(super) fn none_near(failure: &Failure) -> &'static str {
+    if failure.lost_nothing() {
+        "nothing near: all that was sent to the disk is there, so what is missed was never sent, or was sent \
+         in an order that the program did not wait for (fsync?)"
+    } else {
+        "nothing near: everything and nothing persisted both fail"
+    }
 }
 
 fn legend(look: Look) -> &'static str {

@@ -10,6 +10,7 @@
 //! - [`picture`]: the disk at a cut, drawn.
 //! - [`html`]: all of it as a page.
 
+pub mod audit;
 pub mod explore;
 pub mod github;
 pub mod html;

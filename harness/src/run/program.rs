@@ -1,7 +1,11 @@
 //! The user's own program on a fresh disk, recorded.
 //!
 //! One guest: the disk is mounted, the program runs to its end (mark `exec-done`), everything is synced
-//! (mark `synced`). What comes after that is no part of what is explored.
+//! (mark `synced`). What comes after that is no part of what is explored. Where the files lie is looked
+//! for before the program begins and when all is synced.
+//!
+//! What is to be on the disk before is the work of another program, in a guest of its own, of which
+//! nothing is recorded.
 
 use super::cut::SERIAL;
 use super::disks::{self, FurtherDisk};
@@ -9,13 +13,13 @@ use super::session::{ask, guest, nobodys};
 use super::volume::{LONG, MakeFs, SHORT, make};
 use super::{Environment, GuestArgs, Lab as _, RealLab, RunError, RunFolder, Volume, check};
 use crate::device::{Device, DeviceError, DiskSpec};
-use crate::explore::{Checker, FILES, Subject, said};
+use crate::explore::{Checker, Snapshot, Subject, said};
 use crate::vm::{self, Virtiofsd, Vm};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tornblk_agent::channel::{Command, MarkText, Outcome, Program, Ran, USER_MOUNT};
+use tornblk_agent::channel::{Command, Folder, MarkText, Outcome, Program, Ran, USER_MOUNT};
 use tornblk_proto::Client;
 
 /// All that the program wrote was synced.
@@ -28,6 +32,8 @@ const DONE: &str = "exec-done";
 pub struct Wanted {
     /// For reports: the program's name.
     pub name: String,
+    /// What puts on the disk what the program finds there, with its name.
+    pub setup: Option<(String, Program)>,
     pub program: Program,
     pub checker: Checker,
     /// Makes the file system, with `{device}` for the disk; empty: it stays raw.
@@ -123,56 +129,52 @@ pub fn program(
         wanted.volume.format(lab, disk.as_ref(), &dir, &all, interrupted)?;
         disk.stop()?;
     }
+    if let Some((name, setup)) = &wanted.setup {
+        phase("starting a guest");
+        check(interrupted)?;
+        let device = Device::start(&lab.tornblkd, &spec)?;
+        let mut room = Room::new(lab, wanted, &device, &make(&dir, "setup")?, interrupted)?;
+        room.mount()?;
+        phase(&format!("running {name}"));
+        let ran = room.run(setup, name)?;
+        keep(&dir.join("setup.log"), &ran)?;
+        must_have_ended(&ran, name, setup)?;
+        room.umount()?;
+        room.vm.kill();
+        device.stop()?;
+    }
     spec.recording = Some(recording.clone());
     phase("starting a guest");
     check(interrupted)?;
     let device = Device::start(&lab.tornblkd, &spec)?;
-    let mut room = Room::new(lab, wanted, &device, &dir, interrupted)?;
-    if !wanted.volume.is_raw() {
-        let mount = wanted.volume.mount_on(&room.devices[0], USER_MOUNT);
-        room.ask("the mount", mount)?;
-    }
-    for (disk, device) in further.iter().zip(room.devices[1..].to_vec()) {
-        if let Some(mount) = disk.mount_on(&device) {
-            room.ask(&format!("the mount of {}", disk.name), mount)?;
-        }
-    }
+    let mut room = Room::new(lab, wanted, &device, &make(&dir, "exec")?, interrupted)?;
+    room.introduce(lab, wanted)?;
+    room.mount()?;
+    room.snapshot()?;
     phase(&format!("running {}", wanted.name));
     let start = Instant::now();
     let ran = room.run(&wanted.program, &wanted.name)?;
     let took = start.elapsed();
     keep(&dir.join("exec.log"), &ran)?;
-    match ran.status {
-        Some(0) => {}
-        Some(status) => {
-            return Err(RunError::Bad(format!(
-                "{} ended with status {status}{}",
-                wanted.name,
-                said(&ran)
-            )));
-        }
-        None => {
-            return Err(RunError::Bad(format!(
-                "{} did not end in {} s (--exec-timeout){}",
-                wanted.name,
-                wanted.program.timeout_ms / 1000,
-                said(&ran)
-            )));
-        }
-    }
+    must_have_ended(&ran, &wanted.name, &wanted.program)?;
     room.phase(DONE)?;
     room.ask("syncing", Command::Sync {})?;
     room.phase(SYNCED)?;
+    room.snapshot()?;
     let marks = std::mem::take(&mut room.host.said);
-    let folders = disks::folders(wanted.size, wanted.volume.is_raw(), &further);
-    if !folders.is_empty() {
-        let map = room.ask("looking where the files lie", Command::FileMap { folders })?;
-        let place = dir.join(FILES);
-        std::fs::write(&place, map.to_string()).map_err(RunError::io("write", &place))?;
-    }
     room.vm.kill();
     device.stop()?;
     Ok(Programmed { recording, marks: marks.len() as u64, took })
+}
+
+/// Did it end, and well?
+fn must_have_ended(ran: &Ran, name: &str, program: &Program) -> Result<(), RunError> {
+    let why = match ran.status {
+        Some(0) => return Ok(()),
+        Some(status) => format!("ended with status {status}"),
+        None => format!("did not end in {} s (--exec-timeout)", program.timeout_ms / 1000),
+    };
+    Err(RunError::Bad(format!("{name} {why}{}", said(ran))))
 }
 
 /// What it said, for whoever looks.
@@ -186,7 +188,12 @@ struct Room<'a> {
     vm: Vm,
     /// The main one first.
     devices: Vec<String>,
+    /// What the guest says of it.
+    shown: Value,
+    volume: Volume,
     further: Vec<FurtherDisk>,
+    /// Where files are looked for.
+    folders: Vec<Folder>,
     host: Marks<'a>,
 }
 
@@ -198,36 +205,81 @@ impl<'a> Room<'a> {
         dir: &Path,
         interrupted: &'a AtomicBool,
     ) -> Result<Room<'a>, RunError> {
-        let mut environment = Environment { mkfs: wanted.mkfs.join(" "), ..lab.environment() };
-        let dir = make(dir, "exec")?;
-        let mut vm = lab.vm(&dir)?;
-        vm.show_host_root(&wanted.virtiofsd, &dir).map_err(guest)?;
+        let mut vm = lab.vm(dir)?;
+        vm.show_host_root(&wanted.virtiofsd, dir).map_err(guest)?;
         let Volume { queues, front_end, .. } = wanted.volume;
         let further = wanted.further();
         let serials = disks::serials(SERIAL, &further);
         let main = vm.attach_disk(&device.socket(), &serials[0], queues, front_end);
-        environment.shown(&main.map_err(guest)?.info);
+        let shown = main.map_err(guest)?.info;
         let devices = serials.iter().map(|serial| vm.find_disk(serial));
         let devices = devices.collect::<Result<Vec<_>, _>>().map_err(guest)?;
+        let volume = wanted.volume.clone();
+        let folders = disks::folders(wanted.size, volume.is_raw(), &further);
+        let host = Marks { client: device.client(), batch: 0, said: Vec::new(), interrupted };
+        Ok(Room { vm, devices, shown, volume, further, folders, host })
+    }
+
+    /// Says in the recording what it is of.
+    fn introduce(&mut self, lab: &RealLab, wanted: &Wanted) -> Result<(), RunError> {
+        let mut environment = Environment { mkfs: wanted.mkfs.join(" "), ..lab.environment() };
+        environment.shown(&self.shown);
         let subject = Subject {
             suite: "exec".to_owned(),
             lane: wanted.name.clone(),
             cut: 1,
             seed: wanted.seed,
             workload: nobodys(wanted.seed),
-            volume: wanted.volume.clone(),
+            volume: self.volume.clone(),
             guest: wanted.guest.clone(),
             image: lab.image(),
             checker: Some(wanted.checker.clone()),
             environment: Some(environment),
-            disks: further.clone(),
+            disks: self.further.clone(),
         };
-        let client = device.client();
-        for line in subject.marks() {
-            client.mark(&line).map_err(DeviceError::from)?;
+        self.record(subject.marks())
+    }
+
+    /// Says in the recording where the files lie now.
+    fn snapshot(&mut self) -> Result<(), RunError> {
+        if self.folders.is_empty() {
+            return Ok(());
         }
-        let host = Marks { client, batch: 0, said: Vec::new(), interrupted };
-        Ok(Room { vm, devices, further, host })
+        let command = Command::FileMap { folders: self.folders.clone() };
+        let map = self.ask("looking where the files lie", command)?;
+        let map = serde_json::from_value(map).map_err(|e| {
+            RunError::Guest(format!("what the guest says of files is not understood: {e}"))
+        })?;
+        self.record(Snapshot { map }.marks())
+    }
+
+    fn record(&mut self, lines: Vec<String>) -> Result<(), RunError> {
+        for line in lines {
+            self.host.client.mark(&line).map_err(DeviceError::from)?;
+        }
+        Ok(())
+    }
+
+    fn mount(&mut self) -> Result<(), RunError> {
+        if !self.volume.is_raw() {
+            let mount = self.volume.mount_on(&self.devices[0], USER_MOUNT);
+            self.ask("the mount", mount)?;
+        }
+        for (disk, device) in self.further.clone().iter().zip(self.devices[1..].to_vec()) {
+            if let Some(mount) = disk.mount_on(&device) {
+                self.ask(&format!("the mount of {}", disk.name), mount)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn umount(&mut self) -> Result<(), RunError> {
+        let main = (!self.volume.is_raw()).then(|| USER_MOUNT.to_owned());
+        let further = self.further.iter().filter_map(FurtherDisk::mount).map(|mount| mount.target);
+        for target in main.into_iter().chain(further).collect::<Vec<_>>() {
+            self.ask(&format!("unmounting {target}"), Command::Umount { target })?;
+        }
+        self.ask("syncing", Command::Sync {}).map(|_| ())
     }
 
     fn ask(&mut self, what: &str, command: Command) -> Result<Value, RunError> {

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -186,7 +186,9 @@ impl Vm {
         if let Err(e) = self.plug_root(&socket) {
             return Err(self.why_no_root(virtiofsd).unwrap_or(e));
         }
-        let command = Command::HostRoot { tag: TAG.to_owned() };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let command = Command::HostRoot { tag: TAG.to_owned(), now_ms };
         match self.call(command, &mut NoHost, Instant::now() + MAKE)? {
             Outcome::Ok { .. } => Ok(()),
             Outcome::Failed { message, .. } | Outcome::Unsupported { message } => {

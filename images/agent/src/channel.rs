@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub const PORT: &str = "tornblk.agent";
 
 /// Said in [`ToHost::Hello`]; counts the incompatible changes of this file.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// The root that the user's own programs have, in the guest, while one runs.
 pub const USER_ROOT: &str = "/user";
@@ -219,6 +219,8 @@ pub enum Command {
     /// with this tag shows. Once a guest. → `{}`
     HostRoot {
         tag: String,
+        /// Milliseconds since 1970: a guest that was restored has the clock of when it was saved.
+        now_ms: u64,
     },
     /// Runs a program of the user's in such a root, made for it: the host's files, read-only beneath a
     /// writable layer in memory. → [`Ran`]; its marks are as those of a workload.
@@ -573,6 +575,9 @@ pub type Place = (u64, u64, u64);
 #[serde(deny_unknown_fields)]
 pub struct FileMap {
     pub files: Vec<(String, Vec<Place>)>,
+    /// There are more, or pieces whose place cannot be told (compressed, say).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// How a [`Program`] ended.

@@ -24,8 +24,8 @@ pub fn default_dir() -> Result<PathBuf, ImageError> {
 }
 
 /// See the [crate].
-const FOLDERS: [&str; 7] =
-    ["packages", "resolved", "kernels", "programs", "toolchains", "modules", "images"];
+const FOLDERS: [&str; 8] =
+    ["packages", "resolved", "kernels", "programs", "toolchains", "modules", "roots", "images"];
 
 /// An open cache folder.
 #[derive(Debug)]

@@ -13,6 +13,7 @@
 //! programs/KEY/        programs.cpio, lock.json
 //! toolchains/KEY/      what compiles the guest module, lock.json
 //! modules/KEY/         module.cpio: the guest module; lock.json
+//! roots/KEY/           root/: whole packages, unpacked for servers; lock.json
 //! images/KEY/          kernel, initrd, lock.json; saved VM states of this image
 //! ```
 //! A folder with a key is complete, or it is not there: it is made under another name and renamed.
@@ -35,6 +36,7 @@ mod kernel;
 mod modules;
 mod process;
 mod programs;
+mod root;
 mod version;
 mod vmlinux;
 
@@ -47,6 +49,7 @@ use serde::{Deserialize, Serialize};
 
 pub use gc::{Collected, Listed, gc, list};
 pub use modules::Module;
+pub use root::{Root, RootRequest, root};
 
 /// Counts up when the same inputs would give another image.
 const FORMAT: u32 = 4;

@@ -442,9 +442,11 @@ impl Reader {
         let mut out = Verified { events: 0, writes: 0, payload_bytes: 0 };
         // Whether each request that was submitted has ended.
         let mut ended: HashMap<u64, bool> = HashMap::new();
+        let mut last = None;
         for found in self.events() {
             let (seq, event) = found?;
-            out.events += 1;
+            // A request and its answer may share one.
+            out.events += u64::from(last.replace(seq) != Some(seq));
             let wrong =
                 |what: &str| RecordingError::corrupt(&self.path, format!("event {seq}: {what}"));
             match event {

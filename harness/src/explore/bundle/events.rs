@@ -1,7 +1,7 @@
 //! The events of a recording as a stream of bytes, with the data of every write, in no format of a
 //! file: whoever reads it makes a new recording of it, in which every event has its old number.
 
-use super::super::Subject;
+use super::super::is_piece;
 use super::BundleError;
 use std::io::{Read, Write};
 use tornblk_model::event::{Event, Mark, Negotiation, Op, Payload, ResetCause};
@@ -43,7 +43,7 @@ pub(super) fn write(reader: &Reader, last: Seq, out: &mut dyn Write) -> Result<b
     let (mut before, mut several) = (0, false);
     for event in reader.events() {
         let (seq, event) = event?;
-        if seq > last && !matches!(&event, Event::Mark(mark) if Subject::is_part(mark)) {
+        if seq > last && !matches!(&event, Event::Mark(mark) if is_piece(mark)) {
             continue;
         }
         let flush = |event: &Event| match event {

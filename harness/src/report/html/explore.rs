@@ -3,7 +3,7 @@
 use super::{Fact, Page, Shown, TOLD, Table, Tone, answer, environment, promise};
 use crate::explore::session::Kept;
 use crate::explore::{Ended, ExploreReport, ProfileReport};
-use crate::report::explore::{again, coverage, title};
+use crate::report::explore::{again, coverage, none_near, title};
 use crate::report::picture::{NoPicture, Picture};
 use crate::report::terminal::typed;
 use crate::report::{headline, text};
@@ -126,8 +126,7 @@ fn one(report: &ExploreReport, kept: &Kept, picture: Result<Picture, NoPicture>)
         facts.push(Fact::new("shrunk", "not to the end: the time for it was over"));
     }
     if explanation.passing.is_none() {
-        let why = "nothing: everything and nothing persisted both fail";
-        facts.push(Fact::new("nearest state that passes", why));
+        facts.push(Fact::new("nearest state that passes", none_near(failure)));
     }
     facts.extend(explanation.faults.iter().map(|fault| Fact::new("on purpose", fault.as_str())));
     facts.extend(

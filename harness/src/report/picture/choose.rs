@@ -2,7 +2,7 @@
 
 use super::shows::{State, blocks};
 use super::{About, Moment, Standing};
-use crate::explore::Subject;
+use crate::explore::{Subject, is_piece};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use tornblk_agent::channel::MarkText;
@@ -184,7 +184,7 @@ pub(super) fn marks(
     let mut resets = Vec::new();
     for (seq, event) in events[start..].iter().take_while(|(seq, _)| *seq <= to) {
         match event {
-            Event::Mark(mark) if !Subject::is_part(mark) => {
+            Event::Mark(mark) if !is_piece(mark) => {
                 if let Some((own, text)) = mark_words(&mark.name, about) {
                     marks.push((own, *seq, Moment::Mark(text)));
                 }

@@ -62,6 +62,13 @@ impl<'a> Source<'a> {
     /// # Errors
     /// There is nothing to be drawn.
     pub fn failure(&self, failure: &Failure) -> Result<Picture, NoPicture> {
+        if failure.lost_nothing() {
+            return Err(NoPicture(
+                "all that was sent to the disk is there: no write was lost or torn, and what is missed was \
+                 not sent"
+                    .to_owned(),
+            ));
+        }
         let mut about = self.about(failure.findings.first(), &failure.state.0);
         let pieces = failure.explanation.pieces.iter().map(|piece| piece.write);
         about.writes.extend(pieces.filter(|write| *write != Seq(0)));
@@ -134,8 +141,7 @@ impl<'a> Source<'a> {
 fn whose(opened: &Opened) -> Result<Whose, crate::explore::ExploreError> {
     let Some(subject) = &opened.subject else { return Ok(Whose::Nobody) };
     if subject.checker.is_some() {
-        let lb_size = opened.history.disk().lb_size;
-        return Ok(Whose::Files(Files::beside(opened.reader.path(), lb_size)?));
+        return Ok(Whose::Files(opened.files.clone()));
     }
     let workload = &subject.workload;
     let ledgers = Arc::new(Ledgers::new(workload, &opened.events));

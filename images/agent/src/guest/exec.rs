@@ -16,6 +16,8 @@ use crate::channel::Ran;
 const KEPT: usize = 256 << 10;
 /// How long a killed program may take to be gone: one that waits for its disk never is.
 const TO_DIE: Duration = Duration::from_secs(5);
+/// For what a program left behind, once it has ended.
+const TO_LEAVE: Duration = Duration::from_secs(1);
 
 /// Runs a program to its end.
 pub fn run(argv: &[String], timeout: Duration) -> Result<Value> {
@@ -75,8 +77,8 @@ pub(super) fn carry_out(mut command: Command, program: &str, timeout: Duration) 
             )));
         }
     }
-    // A grandchild may hold the outputs open: it has the rest of the time, then it goes too.
-    let left = end.saturating_duration_since(Instant::now());
+    // What it left in the background may hold the outputs open: it goes, a moment later.
+    let left = end.saturating_duration_since(Instant::now()).min(TO_LEAVE);
     let mut texts = outputs.each_ref().map(|output| output.recv_timeout(left).ok());
     if texts.iter().any(Option::is_none) {
         let _ = kill_process_group(group, Signal::KILL);

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_settime};
 use serde_json::{Value, json};
 
 use super::outbox::Outbox;
@@ -58,7 +59,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The kernel has no virtiofs, or there is no such device.
-pub fn host_root(tag: &str) -> Result<Value> {
+pub fn host_root(tag: &str, now_ms: u64) -> Result<Value> {
+    set_clock(now_ms)?;
     let start = Instant::now();
     // Nobody tells when a device that was plugged in is there: until then there is no such tag.
     while let Err(e) = fs::mount(tag, HOST, "virtiofs", "ro") {
@@ -74,6 +76,12 @@ pub fn host_root(tag: &str) -> Result<Value> {
     let _ = exec::run(&words(&["/usr/bin/busybox", "ip", "link", "set", "lo", "up"]), PATIENCE);
     make(USER_MOUNT)?;
     Ok(json!({}))
+}
+
+fn set_clock(now_ms: u64) -> Result<()> {
+    let seconds = i64::try_from(now_ms / 1000).unwrap_or(i64::MAX);
+    let now = Timespec { tv_sec: seconds, tv_nsec: (now_ms % 1000) as i64 * 1_000_000 };
+    clock_settime(ClockId::Realtime, now).map_err(Error::system("cannot set the clock"))
 }
 
 fn inside(path: &str) -> String {
@@ -255,6 +263,7 @@ fn look_through(root: &Folder, map: &mut FileMap, extents: &mut usize) {
                 continue;
             }
             if *extents + map.files.len() >= EXTENTS_MAX {
+                map.more = true;
                 return;
             }
             if !kind.is_ok_and(|kind| kind.is_file()) {
@@ -262,7 +271,10 @@ fn look_through(root: &Folder, map: &mut FileMap, extents: &mut usize) {
             }
             let found = std::fs::File::open(&path)
                 .and_then(|file| sys::extents(&file, 0, file.metadata()?.len()));
-            let Ok(found) = found else { continue };
+            let Ok(found) = found else {
+                map.more = true;
+                continue;
+            };
             let on_disk = |e: &Extent| match &chunks {
                 None => Some((e.offset, root.start + e.at, e.len)),
                 Some(chunks) => {
@@ -273,6 +285,7 @@ fn look_through(root: &Folder, map: &mut FileMap, extents: &mut usize) {
             let has_place = |e: &&Extent| !e.delayed && !e.encoded;
             let places: Vec<_> = found.iter().filter(has_place).filter_map(on_disk).collect();
             *extents += places.len();
+            map.more |= places.len() < found.len();
             let name = path.strip_prefix(&root.path).unwrap_or(&path);
             map.files.push((format!("{}{}", root.prefix, name.display()), places));
         }

@@ -129,7 +129,7 @@ fn run(outbox: &Arc<Outbox>, id: u64, command: Command) -> Result<Value> {
         Command::Mount { device, target, fstype, options } => {
             fs::mount(&device, &target, &fstype, &options)
         }
-        Command::HostRoot { tag } => program::host_root(&tag),
+        Command::HostRoot { tag, now_ms } => program::host_root(&tag, now_ms),
         Command::Program { program } => {
             outbox.begin(id);
             let ran = program::run(&program, Some(outbox));

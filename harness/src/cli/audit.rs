@@ -1,0 +1,202 @@
+//! `tornblk audit`
+
+use super::{check_writable, examples, told};
+use crate::audit::{Audit, PageWrites, Promised, Used, advice, audit, filefrag, page_writes};
+use crate::explore::{Files, Opened, Snapshot};
+use crate::out::{Stdout, say};
+use crate::report::audit as shown;
+use crate::report::terminal::Look;
+use anyhow::{Context, bail};
+use clap::Args;
+use glob::Pattern;
+use serde::Serialize;
+use std::path::PathBuf;
+use tornblk_model::crash::{Profile, size};
+
+/// Which page writes of a recording reached the disk whole, without any crash
+///
+/// A page is a part of a file that begins at a multiple of --page-size. Its write is whole where all of it
+/// is inside one request that the disk keeps whole, or inside one of the pieces that it never tears. Where
+/// files lie is in recordings of `tornblk run --exec`; else say it with --map. Exits 0 where no page can be
+/// torn on any of the disks, 1 where one can, and 3 where no page was written.
+#[derive(Debug, Args)]
+#[command(after_help = examples::AUDIT)]
+pub(super) struct AuditArgs {
+    /// A recording, or the folder of a run that was kept
+    #[arg(value_name = "RECORDING")]
+    recording: PathBuf,
+
+    /// Of a page (4k, 8k, 16k): a power of two, 512 at least
+    #[arg(long, value_name = "SIZE", value_parser = page_size)]
+    page_size: u64,
+
+    /// Files with pages, as patterns: of their names, or of their paths on the disk where there is a slash;
+    /// can be given several times [default: all files; a disk without a file system is one]
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    files: Vec<Pattern>,
+
+    /// Which disks: lb512, req16k, req16k+b16k, piece16k, explicit16k, ... [default: that of the recording]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    profile: Vec<Profile>,
+
+    /// Where files lie, as `filefrag -v FILE...` said in the guest
+    #[arg(long, value_name = "FILE")]
+    map: Option<PathBuf>,
+
+    /// Where on the disk the file system of --map begins: the partition's first byte
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = bytes, requires = "map")]
+    map_start: u64,
+
+    /// Write all of it as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    recording: String,
+    page_size: u64,
+    files: &'a [String],
+    /// Looks at where the files lie; 0: the recording has none.
+    snapshots: u64,
+    /// There are files of which that is not known.
+    more: bool,
+    profiles: &'a [Audit],
+}
+
+impl AuditArgs {
+    pub(super) fn run(&self) -> anyhow::Result<u8> {
+        check_writable(&self.json)?;
+        let opened = Opened::open(&self.recording, None)?;
+        let files = self.places(&opened)?;
+        let disk = opened.history.disk().clone();
+        let wanted = |path: &str| self.files.is_empty() || self.files.iter().any(|p| fits(p, path));
+        let pages = page_writes(&opened.events, &files, disk.lb_size, self.page_size, wanted);
+        let profiles = match self.profile.as_slice() {
+            [] => opened.profiles()?,
+            some => some.to_vec(),
+        };
+        let used = used(&opened);
+        let mut audits = Vec::new();
+        for profile in &profiles {
+            profile.check(&disk)?;
+            let mut one = audit(&pages, profile);
+            one.advice = advice(&one, &pages, profile, &used);
+            audits.push(one);
+        }
+        let look = Look::detect();
+        shown::write(&pages, &audits, look, &mut Stdout)?;
+        if pages.writes.is_empty() {
+            say!("inconclusive: {}", self.nothing(&files));
+        }
+        let exit = exit(&audits);
+        told(self.write(&pages, &audits), exit)
+    }
+
+    /// Where the files lie.
+    fn places(&self, opened: &Opened) -> anyhow::Result<Files> {
+        let disk = opened.history.disk();
+        if let Some(path) = &self.map {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let map = filefrag(&text, self.map_start)
+                .map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
+            return Ok(Files::of(vec![Snapshot { map }], disk.lb_size));
+        }
+        if opened.files.snapshots > 0 {
+            return Ok(opened.files.clone());
+        }
+        let raw = opened.subject.as_ref().is_none_or(|subject| subject.volume.is_raw());
+        if !raw || !self.files.is_empty() {
+            bail!(
+                "{} does not say where files lie: recordings of `tornblk run --exec` do; else give --map \
+                 FILE with what `filefrag -v` of the files said in the guest",
+                opened.reader.path().display()
+            );
+        }
+        Ok(Files::of_disk(disk.capacity, disk.lb_size))
+    }
+
+    fn nothing(&self, files: &Files) -> String {
+        let known = (0..files.count()).map(|file| files.path(file));
+        if self.files.is_empty() {
+            return "no page was written".to_owned();
+        }
+        let some: Vec<&str> =
+            known.clone().filter(|path| self.files.iter().any(|p| fits(p, path))).collect();
+        if some.is_empty() {
+            let few: Vec<&str> = known.take(5).collect();
+            return format!("no file has such a name; there are, for example: {}", few.join(", "));
+        }
+        format!("no page of {} was written", some.join(", "))
+    }
+
+    fn write(&self, pages: &PageWrites, audits: &[Audit]) -> anyhow::Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let report = Report {
+            recording: self.recording.display().to_string(),
+            page_size: self.page_size,
+            files: &pages.files,
+            snapshots: pages.snapshots,
+            more: pages.more,
+            profiles: audits,
+        };
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+fn exit(audits: &[Audit]) -> u8 {
+    let is = |promised| audits.iter().any(|audit| audit.verdict() == promised);
+    if is(Promised::NotAll) {
+        1
+    } else if is(Promised::Nothing) {
+        3
+    } else {
+        0
+    }
+}
+
+fn used(opened: &Opened) -> Used {
+    let Some(subject) = &opened.subject else { return Used::default() };
+    let environment = subject.environment.clone().unwrap_or_default();
+    Used { fstype: subject.volume.fstype.clone(), mkfs: environment.mkfs, queue: environment.queue }
+}
+
+/// A pattern without a slash is of the name alone.
+fn fits(pattern: &Pattern, path: &str) -> bool {
+    let name = path.rsplit(['/', ':']).next().unwrap_or(path);
+    pattern.matches(if pattern.as_str().contains('/') { path } else { name })
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    size::parse(text).ok_or_else(|| "write bytes, or take k, m, g".to_owned())
+}
+
+fn pattern(text: &str) -> Result<Pattern, String> {
+    Pattern::new(text).map_err(|e| e.to_string())
+}
+
+fn page_size(text: &str) -> Result<u64, String> {
+    let size = bytes(text)?;
+    if size < 512 || !size.is_power_of_two() {
+        return Err("a page has a power of two, 512 bytes at least".to_owned());
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn patterns_are_of_names_or_of_paths() {
+        let fits = |pattern: &str, path: &str| super::fits(&Pattern::new(pattern).unwrap(), path);
+        assert!(fits("*.ibd", "data/test/t.ibd") && fits("*.ibd", "log:t.ibd"));
+        assert!(!fits("*.ibd", "data/t.ibd.bak"));
+        assert!(fits("base/*/16*", "base/5/16384") && !fits("base/*/16*", "pg/base/5/16384"));
+        assert!(page_size("16k").is_ok());
+        assert!(page_size("12k").is_err() && page_size("256").is_err());
+    }
+}
