@@ -1,0 +1,32 @@
+# Begins every program of these suites: goes into the unpacked packages, with the disk at /mnt and what the
+# guest gives its programs. All of it goes with the guest's root.
+set -u
+if [ -z "${TORNBLK_INSIDE:-}" ]; then
+    root=$TORNBLK_DB_ROOT
+    mkdir -p "$root/mnt" "$root/tmp" "$root/dev" "$root/proc" "$root/run/tornblk" &&
+        mount --bind "$TORNBLK_MOUNT" "$root/mnt" &&
+        mount --bind /dev "$root/dev" && mount -t proc proc "$root/proc" &&
+        mount --rbind /run/tornblk "$root/run/tornblk" && cp "$0" "$root/run/program" || exit 2
+    export TORNBLK_INSIDE=1
+    exec chroot "$root" /bin/sh /run/program "$@"
+fi
+export PATH=/run/tornblk/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run LC_ALL=C
+cd /mnt || exit 2
+
+# What is wrong, by a word that the report knows, and a sentence.
+corrupt() { echo "corrupt: $*"; exit 10; }
+lost() { echo "lost: $*"; exit 11; }
+refused() { echo "refused: $*"; exit 12; }
+failed() { echo "$*"; exit 2; }
+
+# The last transaction that was acknowledged before the cut; 0: none.
+acknowledged() {
+    sed -n 's/^acknowledged \([0-9]*\)$/\1/p' "$TORNBLK_MARKS" | tail -n 1 | grep . || echo 0
+}
+# The same numbers for the same seed, on any machine: numbers COUNT BELOW.
+numbers() {
+    mawk -v n="$1" -v below="$2" -v x="${TORNBLK_SEED:-1}" 'BEGIN {
+        x = (x * 7919 + 12345) % 2147483647; if (x < 1) x = 1
+        for (i = 0; i < n; i++) { x = (x * 16807) % 2147483647; print x % below + 1 }
+    }'
+}
