@@ -18,6 +18,7 @@
 
 mod blame;
 pub mod bundle;
+mod bytes;
 mod carried;
 mod drive;
 mod engine;
