@@ -156,6 +156,9 @@ fn scattered() -> Recorded {
     write(&mut recorded, 160 * K, &third[..8192]);
     recorded.flush();
     write(&mut recorded, 80 * K, &innodb(1, 2));
+    // Another file's, which was removed.
+    write(&mut recorded, 64 * K, &[0xd7; 4096]);
+    write(&mut recorded, 64 * K, &innodb(0, 2));
     write(&mut recorded, 192 * K, &innodb(0, 2));
     write(&mut recorded, 208 * K, &innodb(0, 2));
     recorded.flush();
@@ -175,9 +178,9 @@ fn what_has_another_format_before_or_after_is_left_out_and_counted() {
     let opened = Opened::open(&recorded.path(), None).unwrap();
     let units = Units::pages(&opened, &innodb_pages()).unwrap();
     let pages = Means::pages(&units).unwrap();
-    assert_eq!((pages.unsound(), pages.counts().judged, pages.counts().files), (2, 2, 2));
+    assert_eq!((pages.unsound(), pages.counts().judged, pages.counts().files), (3, 2, 2));
     let judged = pages.judged();
-    assert_eq!(judged.unsound["t.ibd"], [(1, 2)]);
+    assert_eq!(judged.unsound["t.ibd"], [(0, 2)]);
     let text = serde_json::to_string(&judged).unwrap();
     assert_eq!(serde_json::from_str::<super::JudgedPages>(&text).unwrap(), judged);
 

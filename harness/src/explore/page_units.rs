@@ -4,7 +4,8 @@
 //! A page is where its file lies in the end, as the file system said. Only pages that a request of the
 //! recording touched are looked at: no others can change. One that is not sound in the base image, or with
 //! everything persisted at the recording's end, is nobody's fault: what lies there has another format, or had
-//! it, and the page is left out and counted.
+//! it, and the page is left out and counted. So is one whose place something else was written to in between,
+//! which was another file's then: that did not begin as a page does.
 //!
 //! What the disk holds is looked at, and not what a file system shows of it: blocks that it would not show
 //! yet, of a file that was about to grow, count as well. The finding says where nothing was there before.
@@ -14,7 +15,7 @@
 
 use super::bytes::Bytes;
 use super::{ExploreError, Files, Named, Opened, UnitBlocks, UnitOracle, fits};
-use crate::oracle::pages::{PageFormat, PageLook, look};
+use crate::oracle::pages::{HEAD, PageFormat, PageLook, is_headed, look};
 use crate::oracle::{Clause, Finding};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use tornblk_model::crash::{Profile, Source, size};
+use tornblk_model::crash::{Profile, RequestKind, Source, size};
 use tornblk_model::event::Seq;
 
 /// The least and the most bytes of a page.
@@ -82,7 +83,7 @@ impl fmt::Display for Pages {
 #[serde(deny_unknown_fields)]
 pub struct JudgedPages {
     pub pages: Pages,
-    /// Not sound to begin with or in the end, by file: the first and the last of each run.
+    /// Left out ([`PageUnits::unsound`]), by file: the first and the last of each run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unsound: BTreeMap<String, Vec<(u64, u64)>>,
 }
@@ -176,7 +177,7 @@ impl PageUnits {
             }
             (then, _) => (None, then),
         };
-        for (file, page) in touched {
+        for ((file, page), heads) in touched {
             let Some(blocks) = shared.blocks_of(file, page) else { continue };
             let path = shared.files.path(file);
             let first = pages.format.first_page(path, pages.page_size);
@@ -186,6 +187,7 @@ impl PageUnits {
                 (Some(end), _) => {
                     let end = shared.look(&blocks, number, &|block| end.of(block))?;
                     ![&base, &end].iter().any(|look| matches!(look, PageLook::Torn(_)))
+                        && shared.are_headed(&blocks, number, &heads)?
                 }
                 (None, Some(then)) => !then.has_unsound(path, page),
                 (None, None) => true,
@@ -205,7 +207,7 @@ impl PageUnits {
     }
 
     /// Pages that were written and are not judged: by their checksums they are not sound in the base image or
-    /// at the recording's end, so that nothing can be said of what lies between.
+    /// at the recording's end, or they were no pages in between, so that nothing can be said of them.
     pub fn unsound(&self) -> u64 {
         self.shared.unsound.len() as u64
     }
@@ -246,19 +248,47 @@ impl JudgedPages {
 }
 
 impl Shared {
-    /// (file, page) of everything that a request changes.
-    fn touched(&self, opened: &Opened, wanted: &[bool]) -> BTreeSet<(usize, u64)> {
-        let mut touched = BTreeSet::new();
+    /// (file, page) of everything that a request changes, with what was written to the page's first block.
+    fn touched(&self, opened: &Opened, wanted: &[bool]) -> BTreeMap<(usize, u64), Vec<Source>> {
+        let (disk, bytes) = (opened.history.disk(), self.pages.page_size);
+        let mut touched: BTreeMap<(usize, u64), Vec<Source>> = BTreeMap::new();
         for request in opened.history.requests().iter().filter(|request| request.changes()) {
+            let writes = matches!(request.kind(), RequestKind::Write { .. });
             for (at, len) in request.ranges() {
+                let first = disk.touched(at, len).start;
                 let parts = self.files.within(at, at.saturating_add(len));
-                for (_, len, file, offset) in parts.filter(|(_, _, file, _)| wanted[*file]) {
-                    let last = (offset + len).div_ceil(self.pages.page_size);
-                    touched.extend((offset / self.pages.page_size..last).map(|page| (file, page)));
+                for (place, len, file, offset) in parts.filter(|(_, _, file, _)| wanted[*file]) {
+                    for page in offset / bytes..(offset + len).div_ceil(bytes) {
+                        let heads = touched.entry((file, page)).or_default();
+                        if let Some(skip) = (page * bytes).checked_sub(offset).filter(|_| writes) {
+                            let block = (place + skip) / u64::from(disk.lb_size);
+                            let (request, block) = (request.id(), (block - first) as u32);
+                            heads.push(Source::Written { request, block });
+                        }
+                    }
                 }
             }
         }
         touched
+    }
+
+    /// Did all that was written to a page's first block begin as the page does?
+    fn are_headed(
+        &self,
+        blocks: &UnitBlocks,
+        number: u64,
+        heads: &[Source],
+    ) -> Result<bool, ExploreError> {
+        let Some(first) = blocks.ranges.first() else { return Ok(true) };
+        let Pages { format, page_size, .. } = self.pages;
+        let mut block = vec![0; self.bytes.lb_size() as usize];
+        for head in heads {
+            self.bytes.read(first.start, &[*head], &mut block)?;
+            if !is_headed(format, &block[..HEAD], page_size, number) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The page's blocks, in its order; `None`: not all of it has a place on the disk.

@@ -173,6 +173,7 @@ pub(crate) const TABLE_PAGES: u64 = 6;
 pub(crate) fn innodb(number: u64, lsn: u64) -> Vec<u8> {
     let byte = |i: u64| (i * 7 + (i >> 9) * 13 + number * 31 + lsn * 101) as u8;
     let mut page: Vec<u8> = (0..16384).map(byte).collect();
+    page[4..8].copy_from_slice(&(number as u32).to_be_bytes());
     page[16..24].copy_from_slice(&lsn.to_be_bytes());
     page[16376..16380].copy_from_slice(&(lsn as u32).to_be_bytes());
     let crc = crc32c::crc32c(&page[..16380]);

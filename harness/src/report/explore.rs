@@ -217,7 +217,7 @@ pub(super) fn pages_in_words(pages: &PageCounts) -> String {
     let left_out = match unsound {
         0 => String::new(),
         n => format!(
-            "; {n} more left out: not sound by {} checksum to begin with or in the end",
+            "; {n} more left out: by {} checksum not sound before or after, or no page in between",
             if *n == 1 { "its" } else { "their" }
         ),
     };
@@ -542,7 +542,8 @@ mod tests {
             text.lines().find(|line| line.starts_with("pages: ")).unwrap().to_owned()
         };
         assert_eq!(pages(2, 64, 0), "pages: 64 pages of 2 files judged (innodb, 16k)");
-        let left_out = "; 1 more left out: not sound by its checksum to begin with or in the end";
+        let left_out =
+            "; 1 more left out: by its checksum not sound before or after, or no page in between";
         assert_eq!(
             pages(1, 1, 1),
             format!("pages: 1 page of 1 file judged (innodb, 16k){left_out}")

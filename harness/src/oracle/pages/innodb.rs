@@ -6,6 +6,8 @@
 //! Files of the older `crc32` have a checksum of another kind at byte 0, and those of MySQL, too; compressed
 //! pages end earlier. None of them is sound by these rules.
 
+/// `FIL_PAGE_OFFSET`: 4 bytes, which page of its file it is.
+const NUMBER: usize = 4;
 /// `FIL_PAGE_LSN`: 8 bytes, of the last change.
 const LSN: usize = 16;
 /// `FIL_PAGE_FCRC32_CHECKSUM`, from the page's end.
@@ -37,10 +39,15 @@ pub(super) fn wrong(page: &[u8]) -> Option<String> {
     })
 }
 
+pub(super) fn is_headed(head: &[u8], number: u64) -> bool {
+    u32_at(head, NUMBER).is_some_and(|own| u64::from(own) == number)
+}
+
 /// Makes a page of these bytes.
 #[cfg(test)]
-pub(super) fn seal(page: &mut [u8], lsn: u64) {
+pub(super) fn seal(page: &mut [u8], number: u64, lsn: u64) {
     let size = page.len();
+    page[NUMBER..NUMBER + 4].copy_from_slice(&(number as u32).to_be_bytes());
     page[LSN..LSN + 8].copy_from_slice(&lsn.to_be_bytes());
     page[size - END_LSN..size - CHECKSUM].copy_from_slice(&(lsn as u32).to_be_bytes());
     let crc = crc32c::crc32c(&page[..size - CHECKSUM]);
@@ -70,11 +77,11 @@ mod tests {
     #[test]
     fn a_torn_page_shows_two_moments_of_the_log() {
         let mut page = pattern(1, 16384);
-        seal(&mut page, 0x1_2345_6789);
+        seal(&mut page, 3, 0x1_2345_6789);
         assert_eq!(wrong(&page), None);
         let mut newer = page.clone();
         newer[100] ^= 1;
-        seal(&mut newer, 0x1_2345_6790);
+        seal(&mut newer, 3, 0x1_2345_6790);
         newer[8192..].copy_from_slice(&page[8192..]);
         let text = wrong(&newer).unwrap();
         let lsn = "; its LSN ends in 23456790 at its head and in 23456789 at its end";

@@ -108,6 +108,19 @@ pub fn look(format: PageFormat, page: &[u8], number: u64) -> PageLook {
     wrong.map_or(PageLook::Sound, PageLook::Torn)
 }
 
+/// Does a page that begins so say that it is this one, or nothing yet? Whatever is torn does; what another
+/// file had there, when the place was its own, does not. `head`: a page's first bytes, [`HEAD`] at least.
+pub fn is_headed(format: PageFormat, head: &[u8], page_size: u64, number: u64) -> bool {
+    head.iter().all(|byte| *byte == 0)
+        || match format {
+            PageFormat::Innodb => innodb::is_headed(head, number),
+            PageFormat::Postgres => postgres::is_headed(head, page_size),
+        }
+}
+
+/// Bytes at a page's beginning that tell whose it is.
+pub const HEAD: usize = 24;
+
 /// Pages for tests.
 #[cfg(test)]
 pub(crate) mod testing {
@@ -117,7 +130,7 @@ pub(crate) mod testing {
     pub(crate) fn page(format: PageFormat, size: usize, number: u64, version: u64) -> Vec<u8> {
         let mut page = pattern(version.wrapping_mul(31) ^ number, size);
         match format {
-            PageFormat::Innodb => innodb::seal(&mut page, version),
+            PageFormat::Innodb => innodb::seal(&mut page, number, version),
             PageFormat::Postgres => postgres::seal(&mut page, number),
         }
         page
@@ -183,6 +196,22 @@ mod tests {
             }
         }
         assert!(torn > 1000, "{torn}");
+    }
+
+    #[test]
+    fn heads_tell_pages_from_what_is_none() {
+        for format in PageFormat::ALL {
+            let size = format.page_size();
+            let sound = page(format, size as usize, 7, 1);
+            assert!(is_headed(format, &sound[..HEAD], size, 7));
+            assert!(is_headed(format, &[0; HEAD], size, 7));
+            assert!(!is_headed(format, &[0xb5; HEAD], size, 7));
+            assert!(!is_headed(format, &[1; 3], size, 7));
+        }
+        let sound = page(PageFormat::Innodb, 16384, 7, 1);
+        assert!(!is_headed(PageFormat::Innodb, &sound, 16384, 8));
+        let sound = page(PageFormat::Postgres, 8192, 7, 1);
+        assert!(!is_headed(PageFormat::Postgres, &sound, 16384, 7));
     }
 
     #[test]

@@ -11,8 +11,10 @@
 const CHECKSUM: usize = 8;
 /// `pd_upper`: 16 bits; 0 in a page that is new, which is all zeroes then.
 const UPPER: usize = 14;
-/// The least that has a head (`PageHeaderData`).
-const HEAD: usize = 24;
+/// `pd_pagesize_version`: 16 bits, the page's size and the version of its layout.
+const SIZE_VERSION: usize = 18;
+/// Since PostgreSQL 8.3.
+const VERSION: u64 = 4;
 
 const LANES: usize = 32;
 const PRIME: u32 = 16_777_619;
@@ -64,7 +66,7 @@ fn u16_at(page: &[u8], at: usize) -> Option<u16> {
 /// What is wrong with it, if anything is; it is not all zeroes.
 pub(super) fn wrong(page: &[u8], number: u64) -> Option<String> {
     let (Some(checksum), Some(upper), true) =
-        (u16_at(page, CHECKSUM), u16_at(page, UPPER), page.len() >= HEAD)
+        (u16_at(page, CHECKSUM), u16_at(page, UPPER), page.len() >= super::HEAD)
     else {
         return Some(format!("it has {} bytes, which is no page", page.len()));
     };
@@ -98,6 +100,10 @@ fn sum(page: &[u8], number: u64) -> u16 {
     ((all ^ number as u32) % 65535 + 1) as u16
 }
 
+pub(super) fn is_headed(head: &[u8], page_size: u64) -> bool {
+    u16_at(head, SIZE_VERSION).is_some_and(|own| u64::from(own) == page_size | VERSION)
+}
+
 /// The number of a file's first block in its relation: `16384.2` is the third segment of `16384`.
 pub(super) fn first_block(path: &str, page_size: u64) -> u64 {
     let name = path.rsplit(['/', ':']).next().unwrap_or(path);
@@ -109,6 +115,8 @@ pub(super) fn first_block(path: &str, page_size: u64) -> u64 {
 #[cfg(test)]
 pub(super) fn seal(page: &mut [u8], number: u64) {
     page[UPPER] |= 1;
+    let own = (page.len() as u64 | VERSION) as u16;
+    page[SIZE_VERSION..SIZE_VERSION + 2].copy_from_slice(&own.to_le_bytes());
     let sum = sum(page, number);
     page[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum.to_le_bytes());
 }
