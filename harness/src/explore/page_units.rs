@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use tornblk_model::crash::{Profile, RequestKind, Source, size};
+use tornblk_model::crash::{Content, Profile, RequestKind, Source, size};
 use tornblk_model::event::Seq;
 
 /// The least and the most bytes of a page.
@@ -129,6 +129,13 @@ struct Page {
     fresh: bool,
 }
 
+/// Which pages are not judged.
+enum LeaveOut<'a> {
+    /// Those that show it: this is on the disk in the end.
+    ByLooks(Content),
+    AsThen(&'a JudgedPages),
+}
+
 impl PageUnits {
     /// The pages of a recording.
     ///
@@ -136,7 +143,11 @@ impl PageUnits {
     /// The recording or its base image cannot be read, or it has no page that can be judged; the message says
     /// why.
     pub fn of(opened: &Opened, pages: &Pages) -> Result<PageUnits, ExploreError> {
-        PageUnits::new(opened, pages, None)
+        let end = match opened.history.last() {
+            Some(last) => Named::reference(&opened.history.cut(last, &Profile::PLAIN)?)?.1,
+            None => Content::default(),
+        };
+        PageUnits::new(opened, pages, &LeaveOut::ByLooks(end))
     }
 
     /// Those that were judged, as far as the recording is there.
@@ -144,13 +155,13 @@ impl PageUnits {
     /// # Errors
     /// As [`PageUnits::of`].
     pub fn again(opened: &Opened, judged: &JudgedPages) -> Result<PageUnits, ExploreError> {
-        PageUnits::new(opened, &judged.pages, Some(judged))
+        PageUnits::new(opened, &judged.pages, &LeaveOut::AsThen(judged))
     }
 
     fn new(
         opened: &Opened,
         pages: &Pages,
-        then: Option<&JudgedPages>,
+        leave_out: &LeaveOut<'_>,
     ) -> Result<PageUnits, ExploreError> {
         let patterns = pages.patterns(opened.history.disk().lb_size)?;
         let files = opened.files.clone();
@@ -171,26 +182,19 @@ impl PageUnits {
             unsound: Vec::new(),
         };
         let touched = shared.touched(opened, &wanted);
-        let (end, none) = match (then, opened.history.last()) {
-            (None, Some(last)) => {
-                (Some(Named::reference(&opened.history.cut(last, &Profile::PLAIN)?)?.1), None)
-            }
-            (then, _) => (None, then),
-        };
         for ((file, page), heads) in touched {
             let Some(blocks) = shared.blocks_of(file, page) else { continue };
             let path = shared.files.path(file);
             let first = pages.format.first_page(path, pages.page_size);
             let number = first.saturating_add(page);
             let base = shared.look(&blocks, number, &|_| Source::Base)?;
-            let is_sound = match (&end, none) {
-                (Some(end), _) => {
+            let is_sound = match leave_out {
+                LeaveOut::AsThen(judged) => !judged.has_unsound(path, page),
+                LeaveOut::ByLooks(end) => {
                     let end = shared.look(&blocks, number, &|block| end.of(block))?;
                     ![&base, &end].iter().any(|look| matches!(look, PageLook::Torn(_)))
                         && shared.are_headed(&blocks, number, &heads)?
                 }
-                (None, Some(then)) => !then.has_unsound(path, page),
-                (None, None) => true,
             };
             if is_sound {
                 let fresh = base == PageLook::Unused;
