@@ -9,40 +9,43 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use testing::{Recorded, list};
-use tornblk::explore::Subject;
+use testing::{Recorded, TABLE, TABLE_PAGES, list};
 use tornblk::explore::session::Session;
+use tornblk::explore::{Checker, Snapshot, Subject};
 use tornblk::run::{GuestArgs, Volume};
+use tornblk_agent::channel::{FileMap, Workload};
 
 /// The unit that is acknowledged without a flush.
 const FORGOTTEN: u64 = 3;
 
 fn recorded(n: u64, forgotten: &[u64]) -> Recorded {
-    Recorded::units(n, forgotten, |workload| {
-        let subject = Subject {
-            suite: "made-here".into(),
-            lane: "raw".into(),
-            cut: 1,
-            seed: 1,
-            workload: workload.clone(),
-            volume: Volume {
-                fstype: String::new(),
-                mount_options: String::new(),
-                queues: 1,
-                logical_block_size: 512,
-                profile: "req16k".into(),
-                front_end: Default::default(),
-                shows_limits: false,
-                on_wire: Default::default(),
-            },
-            guest: GuestArgs::default(),
-            image: None,
-            checker: None,
-            environment: None,
-            disks: Vec::new(),
-        };
-        subject.marks()
-    })
+    Recorded::units(n, forgotten, |workload| subject(workload).marks())
+}
+
+fn subject(workload: &Workload) -> Subject {
+    Subject {
+        suite: "made-here".into(),
+        lane: "raw".into(),
+        cut: 1,
+        seed: 1,
+        workload: workload.clone(),
+        volume: Volume {
+            fstype: String::new(),
+            mount_options: String::new(),
+            queues: 1,
+            logical_block_size: 512,
+            profile: "req16k".into(),
+            front_end: Default::default(),
+            shows_limits: false,
+            on_wire: Default::default(),
+        },
+        guest: GuestArgs::default(),
+        image: None,
+        checker: None,
+        environment: None,
+        disks: Vec::new(),
+        pages: None,
+    }
 }
 
 fn command(recorded: &Recorded, arguments: &[&str]) -> Command {
@@ -122,6 +125,73 @@ fn a_forgotten_flush_is_found_explained_and_shown_again_from_one_file() {
     std::fs::write(elsewhere.dir.path().join("new.tornblk"), &other).unwrap();
     refused(&elsewhere, &["repro", "new.tornblk"], "is a bundle of format 99");
     refused(&elsewhere, &["repro", "none.tornblk"], "cannot open the bundle");
+}
+
+/// A file of a database lies there, and a program's checker would judge it in a guest.
+fn table(file: &str) -> Recorded {
+    let places = vec![(0, TABLE, TABLE_PAGES * 16384)];
+    let map = FileMap { files: vec![(file.to_owned(), places)], more: false };
+    let checker = Checker {
+        name: "./check".into(),
+        argv: vec!["/x/check".into()],
+        env: Vec::new(),
+        timeout_ms: 1000,
+        corrupt_status: None,
+    };
+    let mut of = subject(&testing::workload(1));
+    of.volume.fstype = "ext4".into();
+    of.checker = Some(checker);
+    Recorded::table(3, &[of.marks(), Snapshot { map }.marks()].concat())
+}
+
+#[test]
+fn pages_of_a_database_are_judged_without_a_guest_and_shown_again_from_one_file() {
+    let recorded = table("data/t.ibd");
+    let explore = ["explore", "disk.recording", "--pages", "innodb"];
+    let text = run(&recorded, &explore, 0);
+    assert!(text.contains("req16k: no finding in ") && text.contains("pages: 3 pages of 1 file"));
+    let lb512 = [&explore[..], &["--profile", "lb512", "--json", "r.json"]].concat();
+    let text = run(&recorded, &[&lb512[..], &["--html", "r.html", "--out", "out"]].concat(), 1);
+    for part in [
+        "lb512: 3 different failures in ",
+        "torn: data/t.ibd unit 0 (bytes 0..16384)",
+        "its checksum is ",
+        "again:  tornblk repro ",
+        "pages: 3 pages of 1 file judged (innodb, 16k)",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let report = json(&recorded.dir.path().join("r.json"));
+    assert_eq!((&report["judge"], &report["pages"]["judged"]), (&"in-place".into(), &3.into()));
+
+    // What it goes on with are pages, too, said or not.
+    let resume = ["explore", "disk.recording", "--out", "out", "--resume"];
+    run(&recorded, &resume, 1);
+    run(&recorded, &[&resume[..], &["--pages", "innodb"]].concat(), 1);
+    let other = [&resume[..], &["--pages", "innodb", "--page-size", "8k"]].concat();
+    refused(&recorded, &other, "was explored with --pages innodb (pages of 16k, files *.ibd)");
+    let guests = [&explore[..], &["--nested", "1"]].concat();
+    refused(&recorded, &guests, "--nested: pages are judged as they are");
+    let postgres = ["explore", "disk.recording", "--pages", "postgres"];
+    refused(&recorded, &postgres, "there are, for example: data/t.ibd (say which with --files)");
+    let any = [&postgres[..], &["--files", "*"]].concat();
+    refused(&recorded, &any, "of 6 pages that were written in");
+
+    let elsewhere = Recorded::some(512).end();
+    for file in ["base.img", "disk.recording"] {
+        std::fs::remove_file(elsewhere.dir.path().join(file)).unwrap();
+    }
+    for number in 1..=3 {
+        let from = recorded.dir.path().join(format!("out/failure-00{number}.tornblk"));
+        std::fs::copy(from, elsewhere.dir.path().join("f.tornblk")).unwrap();
+        let text = run(&elsewhere, &["repro", "f.tornblk"], 1);
+        assert!(
+            text.contains("torn: data/t.ibd unit ") && text.contains("1 now, 1 then"),
+            "{text}"
+        );
+    }
+    let picture = run(&elsewhere, &["report", "picture", "f.tornblk"], 0);
+    assert!(picture.contains("data/t.ibd"), "{picture}");
 }
 
 /// Not so many states that fail, whatever is to blame.

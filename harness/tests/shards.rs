@@ -39,6 +39,7 @@ fn shards_by_the_script_are_the_whole() {
             checker: None,
             environment: None,
             disks: Vec::new(),
+            pages: None,
         }
         .marks()
     });

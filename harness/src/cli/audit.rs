@@ -2,7 +2,7 @@
 
 use super::{check_writable, examples, told};
 use crate::audit::{Audit, PageWrites, Promised, Used, advice, audit, filefrag, page_writes};
-use crate::explore::{Files, Opened, Snapshot};
+use crate::explore::{Files, Opened, Snapshot, fits};
 use crate::out::{Stdout, say};
 use crate::report::audit as shown;
 use crate::report::terminal::Look;
@@ -163,21 +163,15 @@ fn used(opened: &Opened) -> Used {
     Used { fstype: subject.volume.fstype.clone(), mkfs: environment.mkfs, queue: environment.queue }
 }
 
-/// A pattern without a slash is of the name alone.
-fn fits(pattern: &Pattern, path: &str) -> bool {
-    let name = path.rsplit(['/', ':']).next().unwrap_or(path);
-    pattern.matches(if pattern.as_str().contains('/') { path } else { name })
-}
-
 fn bytes(text: &str) -> Result<u64, String> {
     size::parse(text).ok_or_else(|| "write bytes, or take k, m, g".to_owned())
 }
 
-fn pattern(text: &str) -> Result<Pattern, String> {
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     Pattern::new(text).map_err(|e| e.to_string())
 }
 
-fn page_size(text: &str) -> Result<u64, String> {
+pub(super) fn page_size(text: &str) -> Result<u64, String> {
     let size = bytes(text)?;
     if size < 512 || !size.is_power_of_two() {
         return Err("a page has a power of two, 512 bytes at least".to_owned());
@@ -187,15 +181,10 @@ fn page_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
-    fn patterns_are_of_names_or_of_paths() {
-        let fits = |pattern: &str, path: &str| super::fits(&Pattern::new(pattern).unwrap(), path);
-        assert!(fits("*.ibd", "data/test/t.ibd") && fits("*.ibd", "log:t.ibd"));
-        assert!(!fits("*.ibd", "data/t.ibd.bak"));
-        assert!(fits("base/*/16*", "base/5/16384") && !fits("base/*/16*", "pg/base/5/16384"));
+    fn pages_have_a_power_of_two() {
         assert!(page_size("16k").is_ok());
         assert!(page_size("12k").is_err() && page_size("256").is_err());
     }

@@ -100,6 +100,7 @@ impl NotExplored<'_> {
             resume: None,
             environment: None,
             volume: None,
+            pages: None,
         };
         let json = self.json.map(|path| explore::json(&report, path));
         let junit = self.junit.map(|path| explore::junit(&report, path));

@@ -34,6 +34,7 @@ Examples:
   tornblk explore run/raw --profile lb512,req16k --out found  on two others; failures go to found
   tornblk explore run/raw --time 2h --shard 3/8 --out part-3  a part of it, for one of 8 machines
   tornblk explore run/raw --out found --resume                go on where it ended
+  tornblk explore run --pages innodb --profile req16k,lb512   are a database's pages ever torn?
   tornblk explore disk.rec --list | wc -l                     how many states there are";
 
 pub(super) const AUDIT: &str = "\

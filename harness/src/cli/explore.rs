@@ -1,6 +1,7 @@
 //! `tornblk explore`
 
 use super::ci::{CiOptions, NotExplored};
+use super::pages::PageOptions;
 use super::{absolute, check_writable, run, say_where, signals, told, write_pages};
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
@@ -125,6 +126,9 @@ pub(super) struct ExploreArgs {
     base: Option<PathBuf>,
 
     #[command(flatten)]
+    pages: PageOptions,
+
+    #[command(flatten)]
     pub(super) guest: GuestOptions,
 
     /// The folder goes with another one, where nothing was found and everything was tried.
@@ -236,6 +240,7 @@ impl ExploreArgs {
             fsck_every: None,
             failures: DEFAULT_FAILURES,
             base: None,
+            pages: PageOptions::default(),
             guest: GuestOptions::default(),
             goes: false,
         }
@@ -271,7 +276,7 @@ impl ExploreArgs {
         let live = Live::new(Look::detect());
         live.note("reading the recording");
         let opened = Opened::open(&self.recording, self.base.as_deref())?;
-        if opened.subject.is_some() {
+        if opened.subject.is_some() || self.pages.are_asked_for() {
             opened.check_base()?;
         }
         // An old session is looked at before anything is made.
@@ -301,7 +306,13 @@ impl ExploreArgs {
             stop: Arc::clone(&interrupted),
         };
         let given = self.guest.given();
-        let means = means(&opened, &given, &needs, lab, &mut |text| live.note(text))?;
+        let means: Box<dyn Means + '_> = match &choices.pages {
+            Some(_) if needs.nested > 0 => {
+                bail!("--nested: pages are judged as they are, before any recovery; leave it out")
+            }
+            Some(pages) => Box::new(Units::pages(&opened, pages)?),
+            None => means(&opened, &given, &needs, lab, &mut |text| live.note(text))?,
+        };
         let (folder, mut session, judged) = match old {
             Some(old) => {
                 let out = self.out.clone().unwrap_or_default();
@@ -409,6 +420,9 @@ impl ExploreArgs {
         if let Some(every) = self.fsck_every {
             choices.fsck_every = every;
         }
+        if let Some(pages) = self.pages.of(opened.subject.as_ref()) {
+            choices.pages = Some(pages);
+        }
     }
 
     fn choices(&self, opened: &Opened) -> anyhow::Result<Choices> {
@@ -417,10 +431,13 @@ impl ExploreArgs {
             strategies: DEFAULT_STRATEGIES.split(',').map(str::to_owned).collect(),
             faults: Vec::new(),
             seed: DEFAULT_SEED,
-            // What a program promises is in no mark, but where it makes some.
-            every_event: opened.subject.as_ref().is_some_and(|s| s.checker.is_some()),
+            // What a program promises is in no mark, but where it makes some; and nobody promises anything
+            // of a page.
+            every_event: self.pages.are_asked_for()
+                || opened.subject.as_ref().is_some_and(|s| s.checker.is_some()),
             nested: 0,
             fsck_every: DEFAULT_FSCK,
+            pages: None,
         };
         self.say(&mut choices, opened);
         Ok(choices)

@@ -14,6 +14,7 @@ mod exec;
 mod explore;
 mod image;
 mod manual;
+mod pages;
 mod programs;
 mod recording;
 mod report;

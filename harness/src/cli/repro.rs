@@ -5,7 +5,7 @@ use super::{run, signals};
 use crate::device::{Device, DiskSpec};
 use crate::explore::bundle::{Bundle, Judge, Meta, RaceAgain, Unpacked, is_bundle};
 use crate::explore::guest::NESTED;
-use crate::explore::{ByName, GuestNeeds, Opened, Subject, Verdict, judge};
+use crate::explore::{ByName, GuestNeeds, Means, Opened, Subject, Units, Verdict, judge};
 use crate::oracle::Finding;
 use crate::out::say;
 use crate::report::strip::{strip, utf8_locale};
@@ -100,9 +100,10 @@ impl ReproArgs {
         let given = guest_of(&meta, opened.subject.as_ref(), &self.guest.given());
         if self.shell {
             let volume = opened.subject.as_ref().map(|s| &s.volume);
-            let fstype = volume.map_or("", |v| v.fstype.as_str());
             let front_end = volume.map(|v| v.front_end).unwrap_or_default();
             let partly = meta.judge == Judge::InPlace;
+            // Of a file system of which only the pages are there, nothing can be mounted.
+            let fstype = volume.filter(|_| !partly).map_or("", |v| v.fstype.as_str());
             let further = opened.subject.as_ref().map_or(&[][..], |s| &s.disks);
             let name = &name_of(&meta);
             let on = On { state: &state, name, fstype, front_end, further, partly };
@@ -121,7 +122,10 @@ impl ReproArgs {
             seed: 0,
             stop: Arc::clone(interrupted),
         };
-        let means = means(&opened, &given, &needs, None, &mut |text| live.note(text))?;
+        let means: Box<dyn Means + '_> = match &meta.pages {
+            Some(judged) => Box::new(Units::pages_again(&opened, judged)?),
+            None => means(&opened, &given, &needs, None, &mut |text| live.note(text))?,
+        };
         if means.judge() != meta.judge {
             bail!(
                 "{} was judged {} when it was made, and cannot be here: use the tornblk that made it",

@@ -1,6 +1,7 @@
 //! What each write of a recording carried, sector by sector: its payload is read and classified
 //! once, and remembered as runs.
 
+use super::bytes::Bytes;
 use super::{Call, Explain, ExploreError, Ledgers};
 use crate::oracle::{Asking, call};
 use std::collections::{HashMap, HashSet};
@@ -10,9 +11,9 @@ use std::sync::Arc;
 use tornblk_agent::channel::{Found, Target, Workload};
 use tornblk_agent::payload::{self, Read, SECTOR};
 use tornblk_agent::planted::{HEADER, read_header, slot_of};
-use tornblk_model::crash::{Content, Source};
-use tornblk_model::event::{Event, Op, Payload, Seq, Submit};
-use tornblk_model::recording::{Reader, StateReader, Trust};
+use tornblk_model::crash::Source;
+use tornblk_model::event::{Event, Op, Seq, Submit};
+use tornblk_model::recording::{Reader, Trust};
 
 /// What a run of sectors holds, wherever it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,6 @@ pub(super) struct Written {
     pub(super) offset: u64,
     pub(super) len: u64,
     pub(super) atomic: bool,
-    payload: Payload,
     runs: Box<[Run]>,
 }
 
@@ -64,9 +64,7 @@ pub(super) struct Written {
 #[derive(Debug)]
 pub struct Carried {
     nonce: u64,
-    lb_size: u32,
-    reader: Arc<Reader>,
-    base: StateReader,
+    bytes: Bytes,
     writes: HashMap<u64, Written>,
     /// The requests that carried sectors of a generation of a unit, in their order.
     carriers: HashMap<(u32, u64, u32), Vec<Carrier>>,
@@ -110,12 +108,9 @@ impl Carried {
         workload: &Workload,
         ledgers: Arc<Ledgers>,
     ) -> Result<Carried, ExploreError> {
-        let base = StateReader::new(reader.clone(), base, trust, Content::default())?;
         let mut carried = Carried {
             nonce: workload.nonce,
-            lb_size: reader.header().disk.lb_size,
-            reader,
-            base,
+            bytes: Bytes::of(reader, base, trust, events)?,
             writes: HashMap::new(),
             carriers: HashMap::new(),
             units: HashMap::new(),
@@ -137,16 +132,16 @@ impl Carried {
             return Ok(());
         };
         let (offset, len) = (*offset, *len);
-        let bytes = self.reader.payload(payload, self.reader.payload_len(offset, len) as usize)?;
+        let reader = self.bytes.reader();
+        let bytes = reader.payload(payload, reader.payload_len(offset, len) as usize)?;
         let mut runs: Vec<Run> = Vec::new();
         for (i, sector) in (0u32..).zip(bytes.chunks_exact(SECTOR)) {
             push(&mut runs, i, self.what(sector));
         }
-        let skip = (offset % u64::from(self.lb_size)) as usize / SECTOR;
+        let skip = (offset % u64::from(self.lb_size())) as usize / SECTOR;
         let asked = skip as u32..skip as u32 + (len as usize / SECTOR) as u32;
         self.note_carriers(seq.0, offset - (skip * SECTOR) as u64, &runs, asked);
-        let written =
-            Written { offset, len, atomic: *atomic, payload: *payload, runs: runs.into() };
+        let written = Written { offset, len, atomic: *atomic, runs: runs.into() };
         self.writes.insert(seq.0, written);
         Ok(())
     }
@@ -225,7 +220,17 @@ impl Carried {
     }
 
     pub(super) fn lb_size(&self) -> u32 {
-        self.lb_size
+        self.bytes.lb_size()
+    }
+
+    /// See [`Bytes::read`].
+    pub(super) fn read(
+        &self,
+        first: u64,
+        sources: &[Source],
+        out: &mut [u8],
+    ) -> Result<(), ExploreError> {
+        self.bytes.read(first, sources, out)
     }
 
     pub(super) fn write(&self, request: u64) -> Option<&Written> {
@@ -262,7 +267,7 @@ impl Carried {
     /// What the sectors of a logical block of a write hold: sectors from the block's first, how
     /// many, what.
     pub(super) fn block_runs(&self, request: Seq, block: u32) -> Vec<(u32, u32, What)> {
-        let per = self.lb_size / SECTOR as u32;
+        let per = self.lb_size() / SECTOR as u32;
         let (start, end) = (block * per, (block + 1) * per);
         let Some(written) = self.writes.get(&request.0) else {
             return vec![(0, per, What::Unknown)];
@@ -288,7 +293,7 @@ impl Carried {
         unit: u64,
         out: &mut Vec<Found>,
     ) -> Result<(), ExploreError> {
-        let per = self.lb_size as usize / SECTOR;
+        let per = self.lb_size() as usize / SECTOR;
         match source {
             Source::Written { request, block } => {
                 for (_, n, what) in self.block_runs(request, block) {
@@ -301,79 +306,13 @@ impl Carried {
             Source::Zeroes => out.extend(std::iter::repeat_n(Found::Zero {}, per)),
             Source::Garbage { .. } => out.extend(std::iter::repeat_n(Found::Unknown {}, per)),
             Source::Base | Source::Flipped { .. } => {
-                let mut bytes = vec![0; self.lb_size as usize];
-                self.bytes(block, source, &mut bytes)?;
+                let mut bytes = vec![0; self.lb_size() as usize];
+                self.bytes.read(block, &[source], &mut bytes)?;
                 for sector in bytes.chunks_exact(SECTOR) {
                     let number = out.len() as u32;
                     out.push(payload::classify(sector, self.nonce, target.file, unit, number));
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// The bytes of a disk's block, and where a write or the base image goes on for more, of as many.
-    pub(super) fn bytes(
-        &self,
-        block: u64,
-        source: Source,
-        out: &mut [u8],
-    ) -> Result<(), ExploreError> {
-        let lb = u64::from(self.lb_size);
-        let written = |request: Seq, n: u32, out: &mut [u8]| match self.writes.get(&request.0) {
-            Some(written) => {
-                Ok(self.reader.read_payload(&written.payload, u64::from(n) * lb, out)?)
-            }
-            None => Err(ExploreError::Bad(format!(
-                "event {request} of {} is no write: the state is of another recording",
-                self.reader.path().display()
-            ))),
-        };
-        match source {
-            Source::Base => self.base.read_at(block * lb, out)?,
-            Source::Written { request, block } => written(request, block, out)?,
-            Source::Zeroes => out.fill(0),
-            Source::Garbage { .. } => {
-                let mut one = self.base.try_clone()?;
-                one.set(block, source);
-                one.read_at(block * lb, out)?;
-            }
-            Source::Flipped { request, block: n, bit } => {
-                match request {
-                    Some(request) => written(request, n, out)?,
-                    None => self.base.read_at(block * lb, out)?,
-                }
-                if let Some(byte) = out.get_mut(bit as usize / 8) {
-                    *byte ^= 1 << (bit % 8);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Carried {
-    /// The bytes of consecutive blocks from `first` on: blocks in a row of one write are one read.
-    pub(super) fn read(
-        &self,
-        first: u64,
-        sources: &[Source],
-        out: &mut [u8],
-    ) -> Result<(), ExploreError> {
-        let lb = self.lb_size as usize;
-        let mut i = 0;
-        while i < sources.len() {
-            let follows = |n: usize| match (sources[i], sources.get(i + n)) {
-                (Source::Base, Some(Source::Base)) => true,
-                (
-                    Source::Written { request, block },
-                    Some(Source::Written { request: r, block: b }),
-                ) => *r == request && *b as usize == block as usize + n,
-                _ => false,
-            };
-            let n = (1..).find(|n| !follows(*n)).unwrap_or(1);
-            self.bytes(first + i as u64, sources[i], &mut out[i * lb..(i + n) * lb])?;
-            i += n;
         }
         Ok(())
     }
@@ -464,9 +403,9 @@ fn found(what: What, target: &Target, unit: u64, sector: u32) -> Found {
 impl Explain for Carried {
     fn call(&self, write: Seq, blocks: &Range<u64>) -> Option<Call> {
         let written = self.write(write.0)?;
-        let first = written.offset / u64::from(self.lb_size);
-        let last = (written.offset + written.len).div_ceil(u64::from(self.lb_size));
-        let per = u64::from(self.lb_size) / SECTOR as u64;
+        let first = written.offset / u64::from(self.lb_size());
+        let last = (written.offset + written.len).div_ceil(u64::from(self.lb_size()));
+        let per = u64::from(self.lb_size()) / SECTOR as u64;
         let (from, to) = (blocks.start.max(first) - first, blocks.end.min(last).max(first) - first);
         let part = written.parts().into_iter().find(|part| {
             u64::from(part.at) < to * per && from * per < u64::from(part.at + part.n)

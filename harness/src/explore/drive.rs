@@ -5,8 +5,8 @@ use super::bundle::{self, EXTENSION, Meta};
 use super::means::Means;
 use super::session::{Content, Kept, ProfileState, Session};
 use super::{
-    Counts, Ended, ExploreError, Failure, Job, Judged, Opened, Position, Progress, RecordingIds,
-    Settings, Sink, StateText, explore,
+    Counts, Ended, ExploreError, Failure, Job, Judged, Opened, PageUnits, Position, Progress,
+    RecordingIds, Settings, Sink, StateText, explore,
 };
 use crate::run::RunError;
 use std::collections::{BTreeMap, HashMap};
@@ -62,6 +62,7 @@ impl Drive<'_> {
         let began = Instant::now();
         let seconds = session.seconds;
         session.ended = None;
+        session.pages = self.means.pages().map(PageUnits::counts);
         session.save(self.dir, Some(&judged))?;
         let trust = self.opened.trust();
         let reader = self.opened.reader.clone();
@@ -158,6 +159,7 @@ impl Drive<'_> {
         let mut meta = Meta::new(state, failure.profile.clone(), self.means.judge());
         meta.findings = failure.findings.clone();
         meta.image = self.means.image();
+        meta.pages = self.means.pages().map(PageUnits::judged);
         meta.fault = (!self.settings.faults.is_empty()).then(|| {
             let faults: Vec<String> =
                 self.settings.faults.iter().map(ToString::to_string).collect();

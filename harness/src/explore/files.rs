@@ -4,12 +4,19 @@
 use super::pieces::{FILES, Parts};
 use super::subject::SubjectError;
 use super::{Call, Explain};
+use glob::Pattern;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use tornblk_agent::channel::{FileMap, Place};
 use tornblk_model::event::{Event, Seq};
+
+/// Does a file have such a name? A pattern without a slash is of the name alone.
+pub fn fits(pattern: &Pattern, path: &str) -> bool {
+    let name = path.rsplit(['/', ':']).next().unwrap_or(path);
+    pattern.matches(if pattern.as_str().contains('/') { path } else { name })
+}
 
 /// Where the files lay at the moment of the recording at which this stands in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +196,7 @@ impl Explain for Files {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::oracle::pages::PageFormat;
     use tornblk_model::event::Mark;
 
     fn snapshot(files: &[(&str, &[Place])]) -> Snapshot {
@@ -201,6 +209,20 @@ mod tests {
         let events: Vec<_> =
             marks.map(|(i, name)| (Seq(i as u64), Event::Mark(Mark { name }))).collect();
         Files::find(Path::new("x"), &events, 512).unwrap()
+    }
+
+    #[test]
+    fn patterns_are_of_names_or_of_paths() {
+        let fits = |pattern: &str, path: &str| super::fits(&Pattern::new(pattern).unwrap(), path);
+        assert!(fits("*.ibd", "data/test/t.ibd") && fits("*.ibd", "log:t.ibd"));
+        assert!(!fits("*.ibd", "data/t.ibd.bak"));
+        assert!(fits("base/*/16*", "base/5/16384") && !fits("base/*/16*", "pg/base/5/16384"));
+        let postgres = PageFormat::Postgres.files();
+        let any = |path: &str| postgres.iter().any(|pattern| fits(pattern, path));
+        let own = ["base/5/16384", "base/5/16384.1", "pg/base/5/1259_vm", "data:base/5/1259"];
+        assert!(own.into_iter().all(any));
+        let others = ["base/5/PG_VERSION", "pg_wal/000000010000000000000001", "mybase/5/16384"];
+        assert!(!others.into_iter().any(any));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use super::bundle::{Judge, Needed};
 use super::guest::{Case, GuestSettings, GuestVerifier};
 use super::{
-    Call, Carried, Explain, ExploreError, InPlace, Ledgers, Opened, Promises, Subject, UnitOracle,
-    Verifier, WorkloadUnits,
+    Call, Carried, Explain, ExploreError, InPlace, JudgedPages, Ledgers, Opened, PageUnits, Pages,
+    Promises, Subject, UnitOracle, Verifier, WorkloadUnits,
 };
 use std::ops::Range;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use tornblk_image::Lock;
 use tornblk_model::crash::Profile;
 use tornblk_model::event::Seq;
+use tornblk_model::recording::RecordingError;
 
 /// What an exploration and a reproduction need of whoever judges.
 pub trait Means: Sync {
@@ -26,6 +27,10 @@ pub trait Means: Sync {
     fn on(&self, profile: &Profile) -> Result<Box<dyn OnProfile + '_>, ExploreError>;
     fn promises(&self) -> &Promises;
     fn explain(&self) -> &dyn Explain;
+    /// Where pages are what is judged.
+    fn pages(&self) -> Option<&PageUnits> {
+        None
+    }
     /// Of the guests.
     fn image(&self) -> Option<Lock> {
         None
@@ -63,6 +68,7 @@ pub struct Units {
     needed: Vec<Range<u64>>,
     promises: Promises,
     explain: Box<dyn Explain>,
+    pages: Option<PageUnits>,
 }
 
 impl Units {
@@ -71,7 +77,7 @@ impl Units {
         let units = make(&Profile::PLAIN);
         let needed = units.units().iter().flat_map(|unit| unit.ranges.iter().cloned()).collect();
         drop(units);
-        Units { make, needed, promises, explain }
+        Units { make, needed, promises, explain, pages: None }
     }
 
     /// Those of a workload on a raw disk.
@@ -95,6 +101,37 @@ impl Units {
             promises,
             explain,
         ))
+    }
+
+    /// Data pages of files, whatever else the recording says of its judge.
+    ///
+    /// # Errors
+    /// The recording or its base image cannot be read, or it has no page that can be judged.
+    pub fn pages(opened: &Opened, pages: &Pages) -> Result<Units, ExploreError> {
+        Units::of_pages(opened, |opened| PageUnits::of(opened, pages))
+    }
+
+    /// Those that were judged when a bundle was made, of what is in the bundle.
+    ///
+    /// # Errors
+    /// As [`Units::pages`].
+    pub fn pages_again(opened: &Opened, judged: &JudgedPages) -> Result<Units, ExploreError> {
+        Units::of_pages(opened, |opened| PageUnits::again(opened, judged))
+    }
+
+    fn of_pages(
+        opened: &Opened,
+        units: impl FnOnce(&Opened) -> Result<PageUnits, ExploreError>,
+    ) -> Result<Units, ExploreError> {
+        if !opened.reader.header().data {
+            let path = opened.reader.path().to_owned();
+            return Err(RecordingError::NoPayload { path }.into());
+        }
+        let units = units(opened)?;
+        let make = units.clone();
+        let make = Box::new(move |_: &Profile| Box::new(make.clone()) as Box<dyn UnitOracle>);
+        let explain = Box::new(opened.files.clone());
+        Ok(Units { pages: Some(units), ..Units::new(make, Promises::default(), explain) })
     }
 }
 
@@ -123,6 +160,10 @@ impl Means for Units {
 
     fn explain(&self) -> &dyn Explain {
         &*self.explain
+    }
+
+    fn pages(&self) -> Option<&PageUnits> {
+        self.pages.as_ref()
     }
 }
 

@@ -41,7 +41,7 @@ pub fn merge(dirs: &[PathBuf]) -> Result<Merged, ExploreError> {
     let mut merged = Session::new(first.identity.clone(), first.choices.clone(), None);
     (merged.suite, merged.lane) = (first.suite.clone(), first.lane.clone());
     (merged.volume, merged.environment) = (first.volume.clone(), first.environment.clone());
-    merged.judge = first.judge;
+    (merged.judge, merged.pages) = (first.judge, first.pages.clone());
     let mut judged: BTreeMap<Fingerprint, Content> = BTreeMap::new();
     let mut bundles = Vec::new();
     let mut coverage: BTreeMap<String, Coverage> = BTreeMap::new();

@@ -18,6 +18,7 @@
 
 mod blame;
 pub mod bundle;
+mod bytes;
 mod carried;
 mod drive;
 mod engine;
@@ -32,6 +33,9 @@ mod means;
 pub mod merge;
 mod opened;
 mod outcome;
+#[cfg(test)]
+mod page_tests;
+mod page_units;
 mod pieces;
 #[cfg(test)]
 mod planted;
@@ -52,13 +56,14 @@ mod worker;
 pub use carried::{Carried, Place};
 pub use drive::{Drive, Watch};
 pub use engine::{MakeVerifier, explore, list};
-pub use files::{Files, Snapshot};
+pub use files::{Files, Snapshot, fits};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};
 pub use means::{GuestNeeds, Guests, Means, OnProfile, Units};
 pub use opened::{Opened, recording_at};
 pub use outcome::{Cuts, ExploreReport, ProfileReport, report};
+pub use page_units::{JudgedPages, PageCounts, PageUnits, Pages};
 pub use pieces::is_piece;
 pub use slow::{ByName, Named, judge, named};
 pub use subject::{Checked, Checker, Subject, SubjectError, said};

@@ -2,7 +2,7 @@
 
 use super::bundle::Judge;
 use super::session::{Kept, Session};
-use super::{Counts, Ended, ExploreError, Shard};
+use super::{Counts, Ended, ExploreError, PageCounts, Shard};
 use crate::run::{Environment, Verdict, Volume};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -40,6 +40,9 @@ pub struct ExploreReport {
     pub volume: Option<Volume>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
+    /// Where pages were judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<PageCounts>,
     /// Where the bundles are; `None` where nothing was kept.
     pub folder: Option<PathBuf>,
     /// The command that goes on, where it did not come to its end.
@@ -152,6 +155,7 @@ pub fn report(
         unsure: session.unsure.clone(),
         volume: session.volume.clone(),
         environment: session.environment.clone(),
+        pages: session.pages.clone(),
         folder: None,
         resume: None,
     })
@@ -245,6 +249,7 @@ mod tests {
             every_event: false,
             nested: 0,
             fsck_every: 50,
+            pages: None,
         };
         let mut session = Session::new(identity, choices, None);
         session.ended = ended;

@@ -12,7 +12,10 @@
 
 use super::blame::{about, is_named};
 use super::bundle::Judge;
-use super::{Counts, Ended, ExploreError, Failure, Fingerprint, Judged, Position, Shard, Subject};
+use super::{
+    Counts, Ended, ExploreError, Failure, Fingerprint, Judged, PageCounts, Pages, Position, Shard,
+    Subject,
+};
 use crate::run::{Environment, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -87,6 +90,9 @@ pub struct Choices {
     pub nested: u32,
     /// A guest checks one state in so many with fsck, beside all that fail.
     pub fsck_every: u64,
+    /// Pages are judged, and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<Pages>,
 }
 
 impl Choices {
@@ -94,6 +100,7 @@ impl Choices {
     /// there.
     pub fn differs(&self, other: &Choices) -> Option<(&'static str, String, String)> {
         let list = |l: &[String]| if l.is_empty() { "none".to_owned() } else { l.join(",") };
+        let pages = |c: &Choices| c.pages.as_ref().map_or("not given".to_owned(), Pages::to_string);
         let all = |c: &Choices| {
             [
                 ("--profile", list(&c.profiles)),
@@ -103,6 +110,7 @@ impl Choices {
                 ("--every-event", if c.every_event { "given" } else { "not given" }.to_owned()),
                 ("--nested", c.nested.to_string()),
                 ("--fsck-every", c.fsck_every.to_string()),
+                ("--pages", pages(c)),
             ]
         };
         let pairs = all(self).into_iter().zip(all(other));
@@ -188,6 +196,9 @@ pub struct Session {
     pub volume: Option<Volume>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
+    /// Where pages were judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<PageCounts>,
 }
 
 impl Session {
@@ -212,6 +223,7 @@ impl Session {
             seconds: 0.0,
             volume: None,
             environment: None,
+            pages: None,
         }
     }
 
@@ -375,6 +387,7 @@ mod tests {
             every_event: false,
             nested: 0,
             fsck_every: 50,
+            pages: None,
         }
     }
 

@@ -119,6 +119,7 @@ impl Simulated {
             checker: None,
             environment: None,
             disks: Vec::new(),
+            pages: None,
         };
         let mut simulated = Simulated {
             dir,

@@ -3,6 +3,7 @@
 //! `tornblk run` puts it into the recording as marks ([`pieces`](super::pieces)), before the workload
 //! begins, so that exploring needs nothing but the recording and its base image.
 
+use super::Pages;
 use super::pieces::{Parts, SUBJECT};
 use crate::run::{Environment, FurtherDisk, GuestArgs, Volume};
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,9 @@ pub struct Subject {
     /// Beside the disk of `volume`, which is then LUN 0 of the recorded device, these follow it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<FurtherDisk>,
+    /// How the data pages of its files can be judged in place, whoever else judges it: the caller chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<Pages>,
 }
 
 /// A program of the user's that looks at the disk, mounted where [`USER_DISK`] is: exit status 0, and it
@@ -146,7 +150,8 @@ pub fn said(ran: &Ran) -> String {
 }
 
 impl Subject {
-    /// Without a guest: what the workload wrote is read off the disk itself.
+    /// Without a guest, where nobody chose: what the workload wrote is read off the disk itself. (Pages of
+    /// files are judged in place where that is asked for.)
     pub fn is_judged_in_place(&self) -> bool {
         self.volume.is_raw() && self.checker.is_none()
     }
@@ -198,6 +203,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::pieces::is_piece;
     use super::*;
+    use crate::oracle::pages::PageFormat;
     use tornblk_agent::channel::{Prepare, Target, WriteFlags};
     use tornblk_model::event::Mark;
     use tornblk_model::recording::MARK_MAX;
@@ -244,6 +250,7 @@ mod tests {
             checker: None,
             environment: Some(crate::run::Environment::default()),
             disks: Vec::new(),
+            pages: (targets > 1).then(|| Pages::of(PageFormat::Postgres)),
         }
     }
 

@@ -24,10 +24,17 @@ const FIRST: u64 = 64 << 10;
 impl Recorded {
     /// The base holds 0xb5 in its first 32 KiB, and nothing after that.
     pub(crate) fn new(lb_size: u32) -> Recorded {
+        Recorded::on(lb_size, &[(0, vec![0xb5; 32 << 10])])
+    }
+
+    /// The base holds this, and nothing else: (place, bytes).
+    pub(crate) fn on(lb_size: u32, holds: &[(u64, Vec<u8>)]) -> Recorded {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("base.img");
         let file = std::fs::File::create(&base).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[0xb5; 32 << 10], 0).unwrap();
+        for (at, bytes) in holds {
+            std::os::unix::fs::FileExt::write_all_at(&file, bytes, *at).unwrap();
+        }
         file.set_len(CAPACITY).unwrap();
         let disk = Disk { capacity: CAPACITY, lb_size };
         let new = NewRecording {
@@ -115,6 +122,22 @@ impl Recorded {
         recorded.end()
     }
 
+    /// The first `n` pages of an InnoDB file that begins at [`TABLE`], overwritten in place, each with a
+    /// flush after it. `marks` say where the file lies, and whatever else.
+    pub(crate) fn table(n: u64, marks: &[String]) -> Recorded {
+        let places = (0..TABLE_PAGES).map(|page| (TABLE + page * 16384, innodb(page, 1)));
+        let mut recorded = Recorded::on(512, &places.collect::<Vec<_>>());
+        for mark in marks {
+            recorded.mark(mark);
+        }
+        for page in 0..n {
+            let write = recorded.write(TABLE + page * 16384, &innodb(page, 2));
+            recorded.complete(write);
+            recorded.flush();
+        }
+        recorded.end()
+    }
+
     /// A flushed write of 1s, and one of 2s over 16 KiB that is only complete.
     pub(crate) fn some(lb_size: u32) -> Recorded {
         let mut recorded = Recorded::new(lb_size);
@@ -140,6 +163,22 @@ impl Recorded {
         self.writer = None;
         self
     }
+}
+
+/// Where the file of [`Recorded::table`] begins, and how many pages it has.
+pub(crate) const TABLE: u64 = 64 << 10;
+pub(crate) const TABLE_PAGES: u64 = 6;
+
+/// A page of 16 KiB as MariaDB seals it (full_crc32).
+pub(crate) fn innodb(number: u64, lsn: u64) -> Vec<u8> {
+    let byte = |i: u64| (i * 7 + (i >> 9) * 13 + number * 31 + lsn * 101) as u8;
+    let mut page: Vec<u8> = (0..16384).map(byte).collect();
+    page[4..8].copy_from_slice(&(number as u32).to_be_bytes());
+    page[16..24].copy_from_slice(&lsn.to_be_bytes());
+    page[16376..16380].copy_from_slice(&(lsn as u32).to_be_bytes());
+    let crc = crc32c::crc32c(&page[..16380]);
+    page[16380..].copy_from_slice(&crc.to_be_bytes());
+    page
 }
 
 /// That of [`Recorded::units`].

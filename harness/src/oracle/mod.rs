@@ -34,6 +34,7 @@ mod frozen;
 mod judge;
 mod ledger;
 mod on_wire;
+pub mod pages;
 mod wire;
 
 pub use frozen::{Frozen, frozen, is_frozen};

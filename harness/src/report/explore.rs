@@ -3,7 +3,9 @@
 use super::terminal::{Look, duration, typed};
 use super::{headline, strip};
 use crate::explore::session::Kept;
-use crate::explore::{Ended, ExploreReport, Failure, Piece, ProfileReport, Progress, Watch};
+use crate::explore::{
+    Ended, ExploreReport, Failure, PageCounts, Piece, ProfileReport, Progress, Watch,
+};
 use crate::oracle::Cell;
 use crate::out::note;
 use crate::run::Verdict;
@@ -16,6 +18,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tornblk_model::crash::size;
 
 /// Failures that are told in full; the rest is counted.
 const TOLD: usize = 5;
@@ -117,6 +120,9 @@ pub fn write(report: &ExploreReport, look: Look, out: &mut dyn Write) -> io::Res
             writeln!(out, "  {}", coverage(profile))?;
         }
     }
+    if let Some(pages) = &report.pages {
+        writeln!(out, "pages: {}", pages_in_words(pages))?;
+    }
     for (state, why) in report.unsure.iter().take(TOLD) {
         writeln!(out, "  not judged: {}: {why}", shortened(state))?;
     }
@@ -202,6 +208,25 @@ fn said(profile: &ProfileReport) -> String {
             format!("{name}: {why} {under}")
         }
     }
+}
+
+/// What was judged, and what was not.
+pub(super) fn pages_in_words(pages: &PageCounts) -> String {
+    let PageCounts { format, page_size, files, judged, unsound } = pages;
+    let s = |n: &u64| if *n == 1 { "" } else { "s" };
+    let left_out = match unsound {
+        0 => String::new(),
+        n => format!(
+            "; {n} more left out: by {} checksum not sound before or after, or no page in between",
+            if *n == 1 { "its" } else { "their" }
+        ),
+    };
+    format!(
+        "{judged} page{} of {files} file{} judged ({format}, {}){left_out}",
+        s(judged),
+        s(files),
+        size::print(*page_size)
+    )
 }
 
 pub(super) fn coverage(profile: &ProfileReport) -> String {
@@ -496,6 +521,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::explore::Counts;
+    use crate::oracle::pages::PageFormat;
     use crate::report::testing::explored as report;
 
     const PLAIN: Look = Look { colour: false, utf8: false };
@@ -504,6 +530,24 @@ mod tests {
         let mut out = Vec::new();
         write(report, look, &mut out).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn pages_are_counted_and_those_left_out_too() {
+        let pages = |files, judged, unsound| {
+            let format = PageFormat::Innodb;
+            let pages = PageCounts { format, page_size: 16384, files, judged, unsound };
+            let report = ExploreReport { pages: Some(pages), ..report() };
+            let text = text(&report, PLAIN);
+            text.lines().find(|line| line.starts_with("pages: ")).unwrap().to_owned()
+        };
+        assert_eq!(pages(2, 64, 0), "pages: 64 pages of 2 files judged (innodb, 16k)");
+        let left_out =
+            "; 1 more left out: by its checksum not sound before or after, or no page in between";
+        assert_eq!(
+            pages(1, 1, 1),
+            format!("pages: 1 page of 1 file judged (innodb, 16k){left_out}")
+        );
     }
 
     #[test]

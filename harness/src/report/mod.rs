@@ -360,6 +360,7 @@ pub(crate) mod testing {
             unsure: vec![("lb512/p3:all".into(), "the guest hung".into())],
             volume: None,
             environment: None,
+            pages: None,
             folder: Some("/out dir".into()),
             resume: Some("tornblk explore r --out '/out dir' --resume".into()),
         }

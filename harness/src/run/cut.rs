@@ -347,6 +347,7 @@ impl Setting<'_> {
             checker: None,
             environment: Some(environment.clone()),
             disks: Vec::new(),
+            pages: None,
         };
         for mark in subject.marks() {
             if disk.mark(&mark)?.is_none() {

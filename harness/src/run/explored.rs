@@ -60,6 +60,7 @@ fn explore(
         every_event: false,
         nested: 0,
         fsck_every: FSCK_EVERY,
+        pages: None,
     };
     let settings = Settings {
         strategies: asked.strategies.to_vec(),

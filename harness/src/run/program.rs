@@ -236,6 +236,7 @@ impl<'a> Room<'a> {
             checker: Some(wanted.checker.clone()),
             environment: Some(environment),
             disks: self.further.clone(),
+            pages: None,
         };
         self.record(subject.marks())
     }

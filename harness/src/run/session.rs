@@ -84,6 +84,7 @@ pub fn session(
         checker: None,
         environment: Some(lab.environment()),
         disks: Vec::new(),
+        pages: None,
     });
     for line in subject.iter().flat_map(Subject::marks) {
         mark(&line)?;

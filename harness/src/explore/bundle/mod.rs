@@ -25,7 +25,7 @@ mod tests;
 pub use pack::{Needed, pack};
 pub use unpack::{Bundle, Unpacked};
 
-use super::StateText;
+use super::{JudgedPages, StateText};
 use crate::oracle::Finding;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -93,6 +93,9 @@ pub struct Meta {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
     pub judge: Judge,
+    /// What judged in place were pages, and which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<JudgedPages>,
     /// The guest's image; `None` where no guest judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Lock>,
@@ -120,6 +123,7 @@ impl Meta {
             profile,
             fault: None,
             judge,
+            pages: None,
             image: None,
             recovery: None,
             race: None,

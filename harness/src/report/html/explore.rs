@@ -3,7 +3,7 @@
 use super::{Fact, Page, Shown, TOLD, Table, Tone, answer, environment, promise};
 use crate::explore::session::Kept;
 use crate::explore::{Ended, ExploreReport, ProfileReport};
-use crate::report::explore::{again, coverage, none_near, title};
+use crate::report::explore::{again, coverage, none_near, pages_in_words, title};
 use crate::report::picture::{NoPicture, Picture};
 use crate::report::terminal::typed;
 use crate::report::{headline, text};
@@ -182,6 +182,9 @@ fn facts(report: &ExploreReport) -> Vec<(String, Vec<Fact>)> {
         Fact::new("seed", report.seed.to_string()),
         Fact::new("took", format!("{:.1} s", report.seconds)),
     ];
+    if let Some(pages) = &report.pages {
+        tool.push(Fact::new("pages", pages_in_words(pages)));
+    }
     if let Some(shard) = report.shard {
         tool.push(Fact::new("shard", shard.to_string()));
     }
