@@ -13,6 +13,7 @@
 pub mod audit;
 pub mod bench;
 pub mod cli;
+pub mod databases;
 pub mod device;
 pub mod explore;
 pub mod export;

@@ -1,6 +1,7 @@
 //! What to try where pages may be torn, by what became of them and how the disk was used.
 
 use super::{Audit, Fate, PageWrite, PageWrites};
+use crate::explore::Opened;
 use tornblk_model::crash::{Profile, size};
 
 /// How the disk was used, as far as it is known.
@@ -11,6 +12,19 @@ pub struct Used {
     pub mkfs: String,
     /// Of sysfs' `queue/`.
     pub queue: std::collections::BTreeMap<String, String>,
+}
+
+impl Used {
+    /// As the recording says it.
+    pub fn of(opened: &Opened) -> Used {
+        let Some(subject) = &opened.subject else { return Used::default() };
+        let environment = subject.environment.clone().unwrap_or_default();
+        Used {
+            fstype: subject.volume.fstype.clone(),
+            mkfs: environment.mkfs,
+            queue: environment.queue,
+        }
+    }
 }
 
 /// Sentences, the most telling first.

@@ -76,7 +76,7 @@ impl AuditArgs {
             [] => opened.profiles()?,
             some => some.to_vec(),
         };
-        let used = used(&opened);
+        let used = Used::of(&opened);
         let mut audits = Vec::new();
         for profile in &profiles {
             profile.check(&disk)?;
@@ -155,12 +155,6 @@ fn exit(audits: &[Audit]) -> u8 {
     } else {
         0
     }
-}
-
-fn used(opened: &Opened) -> Used {
-    let Some(subject) = &opened.subject else { return Used::default() };
-    let environment = subject.environment.clone().unwrap_or_default();
-    Used { fstype: subject.volume.fstype.clone(), mkfs: environment.mkfs, queue: environment.queue }
 }
 
 fn bytes(text: &str) -> Result<u64, String> {

@@ -50,6 +50,11 @@ impl CiOptions {
         self.append(|| summary::explored(report))
     }
 
+    /// What databases came to.
+    pub(super) fn write_summary(&self, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        self.append(text)
+    }
+
     fn append(&self, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         let github = || std::env::var_os(GITHUB).filter(|v| !v.is_empty()).map(PathBuf::from);
         let Some(path) = self.summary.clone().or_else(github) else { return Ok(()) };

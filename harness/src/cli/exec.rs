@@ -396,7 +396,7 @@ impl ExecOptions {
 
 /// The checker must be content with a disk that lost no power, where it will look at all others: in a
 /// guest that knows nothing of the program. What it would say of any disk proves nothing.
-fn first_looks(
+pub(super) fn first_looks(
     lab: &RealLab,
     recording: &Path,
     folder: &RunFolder,

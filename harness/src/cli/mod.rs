@@ -7,6 +7,7 @@ mod audit;
 mod bench;
 mod ci;
 mod control;
+mod databases;
 mod develop;
 mod doctor;
 mod examples;

@@ -1,6 +1,7 @@
 //! `tornblk run`
 
 use super::ci::{CiOptions, NotExplored};
+use super::databases;
 use super::develop::{self, DevelopOptions};
 use super::examples;
 use super::exec::{Around, ExecOptions};
@@ -79,7 +80,7 @@ pub(super) struct RunArgs {
 
     /// Try for hours instead of minutes
     #[arg(long)]
-    soak: bool,
+    pub(super) soak: bool,
 
     /// Cuts of each lane, instead of the suite's own number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -119,18 +120,18 @@ pub(super) struct RunArgs {
 
     /// Write the whole report as JSON
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(super) json: Option<PathBuf>,
 
     /// Write the report as JUnit XML
     #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
+    pub(super) junit: Option<PathBuf>,
 
     /// Write the report as one HTML file, with a picture of each finding
     #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    pub(super) html: Option<PathBuf>,
 
     #[command(flatten)]
-    ci: CiOptions,
+    pub(super) ci: CiOptions,
 
     #[command(flatten)]
     pub(super) exec: ExecOptions,
@@ -174,6 +175,10 @@ impl RunArgs {
             let explored = explored.map_err(|error| self.not_explored(error))?;
             let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
             return explored.tell(json, junit, self.html.as_deref(), &self.ci);
+        }
+        if self.suites == [databases::NAME] {
+            databases::note_what_is_ignored(&self);
+            return databases::run_all(&self, &interrupted);
         }
         if let Some(programs) = Programs::load(&self)? {
             let (start, mut folder) = (Instant::now(), None);

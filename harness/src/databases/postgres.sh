@@ -17,7 +17,10 @@ server() {
 }
 sql() { as_user psql -X -q -A -t -v ON_ERROR_STOP=1 -h /run/u -d t "$@"; }
 down() { as_user pg_ctl -D /mnt/data -w -t 120 -m fast stop >/run/u/ctl 2>&1; }
-said() { cat /run/u/ctl /run/u/server 2>/dev/null | tail -n 4 | cut -c1-200 | tr "\n" " "; }
+said() {
+    cat /run/u/ctl /run/u/server 2>/dev/null >/run/u/said
+    { grep -E 'FATAL|PANIC|invalid page|could not' /run/u/said || cat /run/u/said; } | tail -n 3 | cut -c1-200 | tr '\n' ' '
+}
 echo 'postgres:x:1000:1000::/run/u:/bin/sh' >/etc/passwd
 mkdir -p /run/u && chown 1000:1000 /run/u || exit 2
 

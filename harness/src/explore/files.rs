@@ -18,6 +18,11 @@ pub fn fits(pattern: &Pattern, path: &str) -> bool {
     pattern.matches(if pattern.as_str().contains('/') { path } else { name })
 }
 
+/// Does it fit one of them? What is no pattern fits nothing.
+pub fn fits_any(patterns: &[String], path: &str) -> bool {
+    patterns.iter().any(|text| Pattern::new(text).is_ok_and(|pattern| fits(&pattern, path)))
+}
+
 /// Where the files lay at the moment of the recording at which this stands in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -56,7 +56,7 @@ mod worker;
 pub use carried::{Carried, Place};
 pub use drive::{Drive, Watch};
 pub use engine::{MakeVerifier, explore, list};
-pub use files::{Files, Snapshot, fits};
+pub use files::{Files, Snapshot, fits, fits_any};
 pub use ids::RecordingIds;
 pub use in_place::InPlace;
 pub use ledgers::{Ledgers, UnitKey};

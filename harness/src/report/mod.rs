@@ -11,6 +11,7 @@
 //! - [`html`]: all of it as a page.
 
 pub mod audit;
+pub mod databases;
 pub mod explore;
 pub mod github;
 pub mod html;

@@ -1,0 +1,450 @@
+//! `tornblk run databases`: see [`crate::databases`].
+
+use super::exec::{first_looks, machine};
+use super::run::{self, RunArgs};
+use super::{check_writable, told};
+use crate::audit::{Audit, PageWrites, Used, advice, audit, page_writes};
+use crate::databases::{
+    Cell, CellReport, ENTER, IN_PLACE, InPlace, OnDisk, PROFILES, RECOVERIES, Recovered, Recovery,
+    cells, exit_code,
+};
+use crate::explore::guest::GuestSettings;
+use crate::explore::session::{Choices, Session};
+use crate::explore::{
+    ByName, Checker, Drive, Guests, Means, Opened, RecordingIds, Settings, Units, Verdict,
+    fits_any, named, report,
+};
+use crate::out::{Stdout, note, say};
+use crate::report::databases as shown;
+use crate::report::terminal::{Live, Look};
+use crate::run::{RealLab, RunFolder, Volume, Wanted, program, word};
+use crate::vm::Virtiofsd;
+use anyhow::{Context, bail};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tornblk_agent::channel::{Program, USER_DISK};
+use tornblk_image::{Root, RootRequest, root};
+use tornblk_model::crash::{Profile, StateName, Strategy};
+use tornblk_model::event::Seq;
+
+pub(super) const NAME: &str = "databases";
+/// For a load, for all transactions, and for one recovery: emulated guests are slow.
+const LONG: Duration = Duration::from_secs(900);
+const ONE: Duration = Duration::from_secs(240);
+/// Torn states from which the server recovers, at most, for each disk.
+const TORN: usize = 2;
+
+pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<u8> {
+    let around = args.around()?;
+    let chosen = chosen(args)?;
+    let profiles = match around.profiles.as_slice() {
+        [] => PROFILES.iter().map(|name| name.parse()).collect::<Result<Vec<Profile>, _>>()?,
+        some => some.to_vec(),
+    };
+    if let Some(profile) =
+        profiles.iter().find(|profile| profile.lb_size.is_some_and(|lb| lb != 512))
+    {
+        bail!(
+            "--profile {profile}: databases are recorded on a disk with logical blocks of 512 bytes; piece4k is \
+             what a disk with blocks of 4 KiB does"
+        );
+    }
+    check_writable(args.json.iter())?;
+    let virtiofsd = Virtiofsd::find()?;
+    let live = Live::new(Look::detect());
+    let mut roots = BTreeMap::new();
+    for cell in &chosen {
+        if let std::collections::btree_map::Entry::Vacant(entry) = roots.entry(cell.database) {
+            let (packages, without) = cell.database.packages();
+            let request = RootRequest {
+                packages: &packages,
+                without,
+                cache: None,
+                stop: Some(Arc::clone(interrupted)),
+            };
+            entry.insert(root(&request, &mut |text| live.note(text))?);
+        }
+    }
+    let mut lab = run::lab(&around.guest, &mut |text| live.note(text), interrupted)?;
+    lab.prepare(&mut |text| live.note(text))?;
+    let all = RunFolder::create(around.out, around.seed)?;
+    live.finish();
+    say!("{}, seed {}: {} cells", machine(&lab), around.seed, chosen.len());
+    let mut reports = Vec::new();
+    let mut ended = Ok(());
+    for cell in chosen {
+        let folder = all.below(&cell.name)?;
+        let mut one = One {
+            root: &roots[&cell.database],
+            cell,
+            lab: &mut lab,
+            folder: &folder,
+            live: &live,
+            seed: around.seed,
+            virtiofsd: &virtiofsd,
+            profiles: &profiles,
+            interrupted,
+        };
+        let start = Instant::now();
+        let tried = one.run(&around);
+        live.finish();
+        let mut report = match tried {
+            Ok(report) => report,
+            Err(error) if super::interrupted(&error) => {
+                ended = Err(error);
+                break;
+            }
+            Err(error) => one.report(Vec::new(), Some(format!("{error:#}"))),
+        };
+        report.seconds = start.elapsed().as_secs_f64();
+        shown::cell(&report, Look::detect(), &mut Stdout)?;
+        reports.push(report);
+    }
+    if reports.is_empty() {
+        ended?;
+        return Ok(3);
+    }
+    shown::all(&reports, Look::detect(), &mut Stdout)?;
+    say!("kept in {}", all.path().display());
+    if let Some(bundle) = reports.iter().flat_map(|r| &r.disks).find_map(|d| d.bundle.as_ref()) {
+        say!("next: tornblk repro {}", word(bundle));
+    }
+    let exit = exit_code(&reports);
+    let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
+    told(write(args, &reports), exit)
+}
+
+fn write(args: &RunArgs, reports: &[CellReport]) -> anyhow::Result<()> {
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(reports)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    args.ci.write_summary(|| shown::markdown(reports))
+}
+
+/// The quick ones, all, or those that are named.
+fn chosen(args: &RunArgs) -> anyhow::Result<Vec<Cell>> {
+    let all = cells();
+    if let Some(lane) = args.lane.iter().find(|l| !all.iter().any(|c| c.name.starts_with(*l))) {
+        let names: Vec<&str> = all.iter().filter(|c| c.quick).map(|c| c.name.as_str()).collect();
+        bail!(
+            "--lane {lane}: no cell begins so; those of a quick run are {} (DATABASE-SETTING-FILE SYSTEM)",
+            names.join(", ")
+        );
+    }
+    let wanted = |cell: &Cell| match args.lane.as_slice() {
+        [] => cell.quick || args.soak,
+        lanes => lanes.iter().any(|lane| cell.name.starts_with(lane)),
+    };
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+/// One cell at work.
+struct One<'a> {
+    cell: Cell,
+    root: &'a Root,
+    lab: &'a mut RealLab,
+    folder: &'a RunFolder,
+    live: &'a Live,
+    seed: u64,
+    virtiofsd: &'a Virtiofsd,
+    profiles: &'a [Profile],
+    interrupted: &'a Arc<AtomicBool>,
+}
+
+impl One<'_> {
+    fn run(&mut self, around: &super::exec::Around<'_>) -> anyhow::Result<CellReport> {
+        let script = self.script()?;
+        let wanted = self.wanted(&script, around)?;
+        let (live, name) = (self.live, self.cell.name.clone());
+        let ran = program(self.lab, &wanted, self.folder, self.interrupted, &mut |text| {
+            live.note(&format!("{name}: {text}"));
+        })?;
+        live.note(&format!("{name}: looking at a disk that lost no power"));
+        first_looks(self.lab, &ran.recording, self.folder, self.seed, self.interrupted)?;
+        let opened = Opened::open(&ran.recording, None)?;
+        let (page_size, files) = self.cell.database.pages();
+        let lb_size = opened.history.disk().lb_size;
+        let wanted = |path: &str| fits_any(&files, path);
+        let pages = page_writes(&opened.events, &opened.files, lb_size, page_size, wanted);
+        let mut disks = Vec::new();
+        for profile in self.profiles {
+            live.note(&format!("{name}: {profile}, pages in place"));
+            disks.push(self.in_place(&opened, &pages, profile)?);
+        }
+        self.recover(&opened, &pages, &mut disks)?;
+        Ok(self.report(disks, None))
+    }
+
+    fn report(&self, disks: Vec<OnDisk>, error: Option<String>) -> CellReport {
+        let settings = std::fs::read_to_string(self.folder.path().join("exec.log"));
+        CellReport {
+            version: format!(
+                "{} {}",
+                self.cell.database.package(),
+                self.root.version(self.cell.database.package()).unwrap_or_default()
+            ),
+            cell: self.cell.clone(),
+            settings: settings.unwrap_or_default(),
+            disks,
+            seconds: 0.0,
+            error,
+        }
+    }
+
+    /// The program, where the guest sees it.
+    fn script(&self) -> anyhow::Result<PathBuf> {
+        let path = self.folder.path().join("database.sh");
+        let text = format!("#!/bin/sh\n{ENTER}{}", self.cell.database.program());
+        let cannot = || format!("cannot write {}", path.display());
+        std::fs::write(&path, text).with_context(cannot)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+            .with_context(cannot)?;
+        Ok(path)
+    }
+
+    fn wanted(&self, script: &Path, around: &super::exec::Around<'_>) -> anyhow::Result<Wanted> {
+        let script = super::absolute(script)?;
+        let script = script.to_str().context("the run's folder is no UTF-8")?.to_owned();
+        let mut env: Vec<(String, String)> = [
+            ("PATH", "/run/tornblk/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            ("TORNBLK_MOUNT", USER_DISK.to_owned()),
+            ("TORNBLK_DB_ROOT", self.root.dir.display().to_string()),
+            ("TORNBLK_SEED", self.seed.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        env.extend(self.cell.env.iter().cloned());
+        let argv = |what: &str| vec![script.clone(), what.to_owned()];
+        let millis = |time: Duration| time.as_millis() as u64;
+        let step = |what: &str| Program {
+            argv: argv(what),
+            env: env.clone(),
+            marks: Vec::new(),
+            timeout_ms: millis(LONG),
+            disks: Vec::new(),
+        };
+        Ok(Wanted {
+            name: self.cell.name.clone(),
+            setup: Some(("the load".to_owned(), step("setup"))),
+            program: step("run"),
+            checker: Checker {
+                name: self.cell.database.name().to_owned(),
+                argv: argv("check"),
+                env: env.clone(),
+                timeout_ms: millis(ONE),
+                corrupt_status: None,
+            },
+            mkfs: self.cell.ground.mkfs(),
+            volume: Volume {
+                fstype: self.cell.ground.fstype().to_owned(),
+                mount_options: String::new(),
+                queues: 1,
+                logical_block_size: 512,
+                profile: PROFILES[0].to_owned(),
+                front_end: around.front_end.unwrap_or_default(),
+                shows_limits: false,
+                on_wire: Default::default(),
+            },
+            size: self.cell.ground.size(),
+            disks: Vec::new(),
+            seed: self.seed,
+            guest: around.guest.clone(),
+            virtiofsd: self.virtiofsd.clone(),
+        })
+    }
+
+    /// What is promised, and what is torn before any recovery.
+    fn in_place(
+        &self,
+        opened: &Opened,
+        pages: &PageWrites,
+        profile: &Profile,
+    ) -> anyhow::Result<OnDisk> {
+        let mut audit: Audit = audit(pages, profile);
+        audit.advice = advice(&audit, pages, profile, &Used::of(opened));
+        let mut disk = OnDisk {
+            profile: profile.to_string(),
+            audit,
+            in_place: None,
+            recoveries: Vec::new(),
+            bundle: None,
+        };
+        let Some(judged) = self.cell.database.judged() else { return Ok(disk) };
+        let out = self.folder.path().join(format!("pages-{profile}"));
+        std::fs::create_dir(&out).with_context(|| format!("cannot make {}", out.display()))?;
+        let units = Units::pages(opened, &judged)?;
+        let settings = Settings {
+            // Tears first; on a disk that tears nothing, what may be lost.
+            strategies: vec![Strategy::Tear, Strategy::OneLost, Strategy::Prefix],
+            seed: self.seed,
+            every_event: true,
+            states: Some(IN_PLACE),
+            failures: TORN as u64,
+            ..Settings::default()
+        };
+        let choices = Choices {
+            profiles: vec![profile.to_string()],
+            strategies: settings.strategies.iter().map(Strategy::to_string).collect(),
+            faults: Vec::new(),
+            seed: self.seed,
+            every_event: true,
+            nested: 0,
+            fsck_every: 0,
+            pages: Some(judged),
+        };
+        let mut session = Session::new(opened.identity.clone(), choices, None);
+        session.judge = units.judge();
+        let drive = Drive {
+            opened,
+            means: &units,
+            profiles: std::slice::from_ref(profile),
+            settings: &settings,
+            dir: &out,
+            stop: self.interrupted,
+        };
+        drive.run(&mut session, Vec::new(), &mut ())?;
+        let report = report(&session, session.judge, Vec::new())?;
+        disk.in_place = Some(InPlace {
+            pages: report.pages.as_ref().map_or(0, |p| p.judged),
+            states: report.profiles.iter().map(|p| p.counts.unique).sum(),
+            torn: report.profiles.iter().map(|p| p.counts.failed).sum(),
+        });
+        for kept in report.failures.iter().take(TORN) {
+            let recovered = Recovered::Unsure("not tried".to_owned());
+            let state = kept.failure.found.0.clone();
+            disk.recoveries.push(Recovery { state, torn_before: true, recovered });
+            let bundle = kept.bundle.as_ref().map(|file| out.join(file).display().to_string());
+            disk.bundle = disk.bundle.take().or(bundle);
+        }
+        Ok(disk)
+    }
+
+    /// Has the server recover from the torn states, and from some in which all is there that was sent: those
+    /// are legal on every disk, and tried once.
+    fn recover(
+        &self,
+        opened: &Opened,
+        pages: &PageWrites,
+        disks: &mut [OnDisk],
+    ) -> anyhow::Result<()> {
+        let Some(subject) = &opened.subject else {
+            bail!("the recording does not say what it is of")
+        };
+        let dir = self.folder.path().to_owned();
+        let mut settings = GuestSettings::new(self.lab, dir, Arc::clone(self.interrupted));
+        settings.fsck_every = 0;
+        let means = Guests::of(opened, subject, settings)?;
+        let moments = moments(pages, RECOVERIES);
+        let mut wanted: Vec<String> = Vec::new();
+        let shared = &disks.first().map(|disk| disk.profile.clone()).unwrap_or_default();
+        wanted.extend(moments.iter().map(|at| format!("{shared}/p{at}:all")));
+        wanted.extend(disks.iter().flat_map(|d| &d.recoveries).map(|r| r.state.clone()));
+        let came = self.each(opened, &means, &wanted)?;
+        let (of_all, of_torn) = came.split_at(moments.len());
+        let mut torn = of_torn.iter();
+        for disk in disks {
+            for recovery in &mut disk.recoveries {
+                if let Some(recovered) = torn.next() {
+                    recovery.recovered = recovered.clone();
+                }
+            }
+            let more = RECOVERIES.saturating_sub(disk.recoveries.len()).max(1);
+            for (at, recovered) in moments.iter().zip(of_all).take(more) {
+                disk.recoveries.push(Recovery {
+                    state: format!("{}/p{at}:all", disk.profile),
+                    torn_before: false,
+                    recovered: recovered.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Each state, one guest a processor.
+    fn each(
+        &self,
+        opened: &Opened,
+        means: &Guests<'_>,
+        wanted: &[String],
+    ) -> anyhow::Result<Vec<Recovered>> {
+        let ids = RecordingIds::new(opened.reader.clone(), opened.base.as_deref(), opened.trust())?;
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let work = |thread: usize| -> anyhow::Result<Vec<(usize, Recovered)>> {
+            let profile: Profile = PROFILES[0].parse()?;
+            let judging = means.on(&profile)?;
+            let mut verifier = judging.verifier(thread)?;
+            let mut done = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(state) = wanted.get(i) else { return Ok(done) };
+                self.live.note(&format!(
+                    "{}: recovery {} of {}",
+                    self.cell.name,
+                    i + 1,
+                    wanted.len()
+                ));
+                let name = StateName(state.clone());
+                let state = ByName { name: &name, recovery: None };
+                let verdict =
+                    named(&opened.history, &ids, means.promises(), &state, &mut *verifier)?;
+                let recovered = match verdict {
+                    Verdict::Passed => Recovered::Sound,
+                    Verdict::Failed(findings) => {
+                        let texts: Vec<String> = findings.into_iter().map(|f| f.text).collect();
+                        Recovered::of_failure(&texts.join("; "))
+                    }
+                    Verdict::Unsure(why) => Recovered::Unsure(why),
+                };
+                done.push((i, recovered));
+            }
+        };
+        let mut all = vec![Recovered::Unsure("not tried".to_owned()); wanted.len()];
+        let done = std::thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+            let ended = workers.into_iter().map(|worker| worker.join());
+            ended.collect::<Vec<_>>()
+        });
+        for one in done {
+            let Ok(one) = one else { bail!("a thread that waits for guests ended unexpectedly") };
+            for (i, recovered) in one? {
+                all[i] = recovered;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Right after some of the requests that overwrite a page, spread over all of them.
+fn moments(pages: &PageWrites, n: usize) -> Vec<Seq> {
+    let all: Vec<u64> = pages
+        .writes
+        .iter()
+        .filter(|write| write.overwrites)
+        .filter_map(|write| write.carriers.last().map(|carrier| carrier.request))
+        .collect();
+    if all.is_empty() {
+        return Vec::new();
+    }
+    // The last one is most of the way: more was acknowledged by then.
+    let at = |i: usize| all[((i + 1) * all.len() / n).saturating_sub(1)];
+    let mut some: Vec<Seq> = (0..n).map(at).map(Seq).collect();
+    some.dedup();
+    some.reverse();
+    some
+}
+
+/// What else `tornblk run` takes says nothing here.
+pub(super) fn note_what_is_ignored(args: &RunArgs) {
+    if args.junit.is_some() || args.html.is_some() {
+        note!(
+            "tornblk: --junit and --html are not written for databases yet: use --json, --summary"
+        );
+    }
+}

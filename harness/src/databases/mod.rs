@@ -1,0 +1,701 @@
+//! May the double write be switched off? Databases, as Debian 13 has them, on disks that one might buy.
+//!
+//! - A **cell** is a database with a setting on a file system. It is recorded once: loaded and shut down
+//!   cleanly before, then updated at random places until its server is killed.
+//! - For each profile it has three columns, which are never put together. **Promised**: of how many page
+//!   writes the disk's promise leaves no tear (the [page audit](crate::audit)). **Observed**: what is torn, in
+//!   the pages themselves before any recovery ([`crate::explore::Units::pages`]), and after the server has
+//!   recovered from it. **Ledger**: acknowledged transactions that are gone.
+//! - Its **word** says what that comes to. Nothing is called safe because nothing was found.
+//!
+//! What runs in the guest are the shell programs beside this file, each behind [`ENTER`].
+
+use crate::audit::{Audit, Fate, Promised};
+use crate::explore::Pages;
+use crate::oracle::pages::PageFormat;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What each of the programs begins with.
+pub const ENTER: &str = include_str!("enter.sh");
+/// One disk each, in the order in which they are shown. With logical blocks of 512 bytes `piece4k` is what
+/// a disk with blocks of 4 KiB does.
+pub const PROFILES: [&str; 7] =
+    ["lb512", "piece4k", "req8k", "req16k", "req16k+b16k", "piece16k", "explicit16k"];
+/// Contents that are judged in place, for each profile.
+pub const IN_PLACE: u64 = 400;
+/// Fewer than that are said to be few.
+pub const IN_PLACE_LEAST: u64 = 200;
+/// States from which the server recovers, for each profile.
+pub const RECOVERIES: usize = 3;
+/// A server does not stop where these are the distribution's tools, or what nobody needs without one.
+const WITHOUT: [&str; 26] = [
+    "adduser",
+    "debconf",
+    "galera-4",
+    "gawk",
+    "init-system-helpers",
+    "iproute2",
+    "libconfig-inifiles-perl",
+    "libdbi-perl",
+    "libllvm19",
+    "libz3-4",
+    "locales",
+    "lsb-base",
+    "mount",
+    "passwd",
+    "perl",
+    "perl-base",
+    "postgresql-client-common",
+    "postgresql-common",
+    "procps",
+    "psmisc",
+    "rsync",
+    "socat",
+    "ssl-cert",
+    "systemd",
+    "sysvinit-utils",
+    "ucf",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Database {
+    MariaDb,
+    Postgres,
+    Sqlite,
+}
+
+impl Database {
+    pub fn name(self) -> &'static str {
+        match self {
+            Database::MariaDb => "MariaDB",
+            Database::Postgres => "PostgreSQL",
+            Database::Sqlite => "SQLite",
+        }
+    }
+
+    /// The shell program, without [`ENTER`].
+    pub fn program(self) -> &'static str {
+        match self {
+            Database::MariaDb => include_str!("mariadb.sh"),
+            Database::Postgres => include_str!("postgres.sh"),
+            Database::Sqlite => include_str!("sqlite.sh"),
+        }
+    }
+
+    /// Debian's packages, and those of their dependencies that are left out.
+    pub fn packages(self) -> (Vec<&'static str>, &'static [&'static str]) {
+        let mut packages = vec!["base-files", "coreutils", "dash", "grep", "mawk", "sed"];
+        packages.extend_from_slice(match self {
+            Database::MariaDb => &["mariadb-server-core", "mariadb-client-core"],
+            Database::Postgres => &["postgresql-17", "postgresql-client-17"],
+            Database::Sqlite => &["sqlite3"],
+        });
+        (packages, &WITHOUT)
+    }
+
+    /// The one whose version is told.
+    pub fn package(self) -> &'static str {
+        match self {
+            Database::MariaDb => "mariadb-server-core",
+            Database::Postgres => "postgresql-17",
+            Database::Sqlite => "sqlite3",
+        }
+    }
+
+    /// Bytes of a page, and its files, for the audit.
+    pub fn pages(self) -> (u64, Vec<String>) {
+        match self.judged() {
+            Some(Pages { page_size, files, .. }) => (page_size, files),
+            None => (4096, vec!["t.db".to_owned()]),
+        }
+    }
+
+    /// Pages that say by themselves that they are torn; SQLite's have no checksums.
+    pub fn judged(self) -> Option<Pages> {
+        match self {
+            Database::MariaDb => Some(Pages {
+                files: vec!["*.ibd".to_owned(), "ibdata1".to_owned()],
+                ..Pages::of(PageFormat::Innodb)
+            }),
+            Database::Postgres => Some(Pages::of(PageFormat::Postgres)),
+            Database::Sqlite => None,
+        }
+    }
+}
+
+/// What it lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ground {
+    Ext4,
+    Ext4Bigalloc,
+    Xfs,
+    Xfs16k,
+}
+
+impl Ground {
+    pub const ALL: [Ground; 4] = [Ground::Ext4, Ground::Ext4Bigalloc, Ground::Xfs, Ground::Xfs16k];
+
+    /// In names of cells.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ground::Ext4 => "ext4",
+            Ground::Ext4Bigalloc => "bigalloc16k",
+            Ground::Xfs => "xfs",
+            Ground::Xfs16k => "xfs16k",
+        }
+    }
+
+    /// In sentences.
+    pub fn told(self) -> &'static str {
+        match self {
+            Ground::Ext4 => "ext4 with blocks of 4 KiB",
+            Ground::Ext4Bigalloc => "ext4 with bigalloc, clusters of 16 KiB",
+            Ground::Xfs => "XFS with blocks of 4 KiB",
+            Ground::Xfs16k => "XFS with blocks of 16 KiB",
+        }
+    }
+
+    pub fn fstype(self) -> &'static str {
+        match self {
+            Ground::Ext4 | Ground::Ext4Bigalloc => "ext4",
+            Ground::Xfs | Ground::Xfs16k => "xfs",
+        }
+    }
+
+    pub fn mkfs(self) -> Vec<String> {
+        let words: &[&str] = match self {
+            Ground::Ext4 => &["mkfs.ext4", "-q", "-F", "-b", "4096"],
+            Ground::Ext4Bigalloc => {
+                &["mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "bigalloc", "-C", "16384"]
+            }
+            Ground::Xfs => &["mkfs.xfs", "-q", "-f"],
+            Ground::Xfs16k => &["mkfs.xfs", "-q", "-f", "-b", "size=16k"],
+        };
+        words.iter().chain(&["{device}"]).map(|word| (*word).to_owned()).collect()
+    }
+
+    /// Bytes of the disk.
+    pub fn size(self) -> u64 {
+        match self {
+            Ground::Ext4 | Ground::Ext4Bigalloc => 192 << 20,
+            // mkfs.xfs makes none below 300 MiB.
+            Ground::Xfs | Ground::Xfs16k => 320 << 20,
+        }
+    }
+}
+
+/// What keeps torn pages from harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// Each page is written twice, or whole into the log.
+    On,
+    /// Nothing but the disk.
+    Off,
+    /// The old content goes into a journal, or the new one into a log, before a page is overwritten.
+    Journal,
+    /// A journal that is not waited for.
+    NotWaited,
+}
+
+/// A database with a setting on a file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    /// `mariadb-off-direct-bigalloc16k`
+    pub name: String,
+    pub database: Database,
+    /// As its manual says it.
+    pub setting: String,
+    pub env: Vec<(String, String)>,
+    pub ground: Ground,
+    pub protection: Protection,
+    /// Acknowledged transactions may be gone, as its manual says.
+    pub may_lose: bool,
+    /// One of the few of a quick run.
+    pub quick: bool,
+}
+
+impl Cell {
+    pub fn is_protected(&self) -> bool {
+        matches!(self.protection, Protection::On | Protection::Journal)
+    }
+
+    /// "MariaDB with innodb_doublewrite=OFF, ... on ext4 ..."
+    pub fn told(&self) -> String {
+        format!("{} with {} on {}", self.database.name(), self.setting, self.ground.told())
+    }
+}
+
+/// All of them; those of a quick run are marked.
+pub fn cells() -> Vec<Cell> {
+    let mut all = Vec::new();
+    let env = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    for (on, doublewrite) in [(true, "ON"), (false, "OFF")] {
+        for (direct, method) in [(true, "O_DIRECT"), (false, "fsync")] {
+            for ground in Ground::ALL {
+                let name = [
+                    "mariadb",
+                    if on { "on" } else { "off" },
+                    if direct { "direct" } else { "buffered" },
+                    ground.name(),
+                ];
+                let quick = matches!(
+                    (on, direct, ground),
+                    (true, true, Ground::Ext4)
+                        | (false, true, Ground::Ext4 | Ground::Ext4Bigalloc)
+                        | (false, false, Ground::Ext4)
+                );
+                all.push(Cell {
+                    name: name.join("-"),
+                    database: Database::MariaDb,
+                    setting: format!(
+                        "innodb_doublewrite={doublewrite}, innodb_flush_method={method}"
+                    ),
+                    env: env(&[("DOUBLEWRITE", doublewrite), ("METHOD", method)]),
+                    ground,
+                    protection: if on { Protection::On } else { Protection::Off },
+                    may_lose: false,
+                    quick,
+                });
+            }
+        }
+    }
+    for (on, fpw) in [(true, "on"), (false, "off")] {
+        for (direct, value) in [(true, "data"), (false, "")] {
+            for ground in Ground::ALL {
+                let name = [
+                    "postgres",
+                    if on { "on" } else { "off" },
+                    if direct { "direct" } else { "buffered" },
+                    ground.name(),
+                ];
+                all.push(Cell {
+                    name: name.join("-"),
+                    database: Database::Postgres,
+                    setting: format!("full_page_writes={fpw}, debug_io_direct='{value}'"),
+                    env: env(&[("FPW", fpw), ("DIRECT", value)]),
+                    ground,
+                    protection: if on { Protection::On } else { Protection::Off },
+                    may_lose: false,
+                    quick: !on && direct && ground == Ground::Xfs,
+                });
+            }
+        }
+    }
+    for journal in ["delete", "truncate", "persist", "wal"] {
+        for sync in ["off", "normal", "full", "extra"] {
+            for ground in Ground::ALL {
+                // Its directory is synced with EXTRA only; a log only at checkpoints with NORMAL.
+                let may_lose = match (journal, sync) {
+                    (_, "off") | ("wal", "normal") => true,
+                    ("delete", sync) => sync != "extra",
+                    _ => false,
+                };
+                all.push(Cell {
+                    name: format!("sqlite-{journal}-{sync}-{}", ground.name()),
+                    database: Database::Sqlite,
+                    setting: format!("journal_mode={journal}, synchronous={sync}"),
+                    env: env(&[("JOURNAL", journal), ("SYNC", sync)]),
+                    ground,
+                    protection: match sync {
+                        "off" => Protection::NotWaited,
+                        _ => Protection::Journal,
+                    },
+                    may_lose,
+                    quick: journal == "wal" && sync == "normal" && ground == Ground::Ext4,
+                });
+            }
+        }
+    }
+    all
+}
+
+/// How a server came back from a crash state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recovered {
+    Sound,
+    /// It came back, and is not right.
+    Corrupt(String),
+    /// It does not start.
+    Refused(String),
+    /// It came back, and an acknowledged transaction is gone.
+    Lost(String),
+    /// The state itself cannot be mounted.
+    Unmountable(String),
+    /// Nobody knows.
+    Unsure(String),
+}
+
+impl Recovered {
+    /// By the word with which the program says it.
+    pub fn of_failure(text: &str) -> Recovered {
+        let after = |word: &str| {
+            text.split_once(word).map(|(_, rest)| rest.trim().trim_end_matches(" |").to_owned())
+        };
+        if let Some(why) = after("corrupt: ") {
+            Recovered::Corrupt(why)
+        } else if let Some(why) = after("refused: ") {
+            Recovered::Refused(why)
+        } else if let Some(why) = after("lost: ") {
+            Recovered::Lost(why)
+        } else if text.contains("did not end in") {
+            Recovered::Refused(text.to_owned())
+        } else {
+            Recovered::Unmountable(text.to_owned())
+        }
+    }
+
+    pub fn is_torn(&self) -> bool {
+        matches!(self, Recovered::Corrupt(_) | Recovered::Refused(_) | Recovered::Unmountable(_))
+    }
+}
+
+/// A state from which a server recovered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    pub state: String,
+    /// A page was torn in it before.
+    pub torn_before: bool,
+    pub recovered: Recovered,
+}
+
+/// What was seen of pages before any recovery.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InPlace {
+    pub pages: u64,
+    /// Unique states.
+    pub states: u64,
+    /// Those with a torn page.
+    pub torn: u64,
+}
+
+/// A cell on one disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct OnDisk {
+    pub profile: String,
+    pub audit: Audit,
+    /// `None`: its pages have no checksums.
+    pub in_place: Option<InPlace>,
+    pub recoveries: Vec<Recovery>,
+    /// The first bundle of a torn page.
+    pub bundle: Option<String>,
+}
+
+impl OnDisk {
+    pub fn torn_after(&self) -> usize {
+        self.recoveries.iter().filter(|r| r.recovered.is_torn()).count()
+    }
+
+    pub fn lost(&self) -> usize {
+        self.recoveries.iter().filter(|r| matches!(r.recovered, Recovered::Lost(_))).count()
+    }
+
+    pub fn judged(&self) -> usize {
+        self.recoveries.iter().filter(|r| !matches!(r.recovered, Recovered::Unsure(_))).count()
+    }
+
+    pub fn is_promised(&self) -> bool {
+        self.audit.verdict() == Promised::All
+    }
+
+    pub fn promised(&self) -> String {
+        format!("{} of {}", self.audit.of(Fate::Whole), self.audit.page_writes)
+    }
+
+    /// Fewer states than are asked for.
+    pub fn is_few(&self) -> bool {
+        self.in_place.is_some_and(|seen| seen.states < IN_PLACE_LEAST) || self.judged() < RECOVERIES
+    }
+
+    pub fn word(&self, cell: &Cell) -> Word {
+        if self.torn_after() > 0 {
+            Word::Torn
+        } else if self.audit.overwrites == 0 || self.judged() == 0 {
+            Word::Inconclusive
+        } else if cell.is_protected() {
+            Word::Protected
+        } else if self.is_promised() {
+            Word::Promised
+        } else if self.in_place.is_some_and(|seen| seen.torn > 0) {
+            Word::TornBefore
+        } else {
+            Word::NotPromised
+        }
+    }
+}
+
+/// What it comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// Every page write that was seen is one that the disk keeps whole; nothing was found.
+    Promised,
+    /// The database writes so that tears do no harm; nothing was found.
+    Protected,
+    NotPromised,
+    /// Pages were torn, and those states from which the server recovered came out right.
+    TornBefore,
+    Torn,
+    Inconclusive,
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Word::Promised => "safe by promise",
+            Word::Protected => "none found, protected",
+            Word::NotPromised => "none found, not promised",
+            Word::TornBefore => "torn before recovery",
+            Word::Torn => "torn",
+            Word::Inconclusive => "inconclusive",
+        })
+    }
+}
+
+/// A cell with what came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CellReport {
+    pub cell: Cell,
+    /// Of the database's package.
+    pub version: String,
+    /// What the server says of itself.
+    pub settings: String,
+    pub disks: Vec<OnDisk>,
+    pub seconds: f64,
+    /// It could not be tried, and why.
+    pub error: Option<String>,
+}
+
+/// What is not as it has to be; each a sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Odd {
+    pub violations: Vec<String>,
+    pub inconclusive: Vec<String>,
+}
+
+impl CellReport {
+    pub fn odd(&self) -> Odd {
+        let mut odd = Odd::default();
+        let name = &self.cell.name;
+        if let Some(error) = &self.error {
+            odd.inconclusive.push(format!("{name}: {error}"));
+        }
+        for disk in &self.disks {
+            let profile = &disk.profile;
+            let word = disk.word(&self.cell);
+            let promised = disk.is_promised();
+            if word == Word::Torn && (self.cell.is_protected() || promised) {
+                let why = if promised {
+                    "although the disk keeps every page write whole"
+                } else {
+                    "although the database protects its pages"
+                };
+                odd.violations.push(format!("{name} on {profile}: torn after recovery, {why}"));
+            }
+            if let Some(seen) = disk.in_place.filter(|seen| seen.torn > 0 && promised) {
+                odd.violations.push(format!(
+                    "{name} on {profile}: pages are torn in {} of {} states, although the disk keeps every \
+                     page write whole",
+                    seen.torn, seen.states
+                ));
+            }
+            if disk.lost() > 0 && !self.cell.may_lose {
+                odd.violations.push(format!(
+                    "{name} on {profile}: acknowledged transactions are gone in {} of {} states",
+                    disk.lost(),
+                    disk.judged()
+                ));
+            }
+            if word == Word::Inconclusive {
+                let why = match disk.audit.overwrites {
+                    0 => "no page was overwritten",
+                    _ => "from no state did the server recover, or fail to",
+                };
+                odd.inconclusive.push(format!("{name} on {profile}: {why}"));
+            }
+            // The negative control: a disk that keeps nothing whole has to show it.
+            let keeps_nothing = ["lb512", "piece4k"].contains(&profile.as_str());
+            if keeps_nothing && disk.in_place.is_some_and(|seen| seen.torn == 0) {
+                odd.inconclusive.push(format!(
+                    "{name} on {profile}: no state has a torn page, although nothing keeps one whole"
+                ));
+            }
+        }
+        odd
+    }
+}
+
+/// 0 as expected, 1 a violation, 3 inconclusive.
+pub fn exit_code(cells: &[CellReport]) -> u8 {
+    let odd: Vec<Odd> = cells.iter().map(CellReport::odd).collect();
+    if odd.iter().any(|odd| !odd.violations.is_empty()) {
+        1
+    } else if cells.is_empty() || odd.iter().any(|odd| !odd.inconclusive.is_empty()) {
+        3
+    } else {
+        0
+    }
+}
+
+/// The answer, a sentence for each setting that was tried without protection, and its neighbour that is safe.
+pub fn answers(cells: &[CellReport]) -> Vec<String> {
+    let mut told = Vec::new();
+    for report in cells.iter().filter(|r| r.cell.protection == Protection::Off) {
+        let of = |wanted: &dyn Fn(&OnDisk) -> bool| -> Vec<&str> {
+            let fits = report.disks.iter().filter(|disk| wanted(disk));
+            fits.map(|disk| disk.profile.as_str()).collect()
+        };
+        let bad = of(&|d| matches!(d.word(&report.cell), Word::Torn | Word::TornBefore));
+        let good = of(&|d| d.word(&report.cell) == Word::Promised);
+        let mut text = report.cell.told();
+        text += &match (bad.as_slice(), good.as_slice()) {
+            ([], []) => ": nothing was found, and nothing is promised".to_owned(),
+            (bad, []) => format!(": pages are torn on {}", bad.join(", ")),
+            ([], good) => format!(": safe by promise on {}", good.join(", ")),
+            (bad, good) => {
+                format!(
+                    ": pages are torn on {}; safe by promise on {}",
+                    bad.join(", "),
+                    good.join(", ")
+                )
+            }
+        };
+        if good.is_empty()
+            && let Some(neighbour) = neighbour(report, cells)
+        {
+            text += &format!("; its neighbour that is: {neighbour}");
+        }
+        told.push(text);
+    }
+    told
+}
+
+/// The nearest cell that needs no protection on some disk; else one that has it.
+fn neighbour(of: &CellReport, cells: &[CellReport]) -> Option<String> {
+    let same = |r: &&CellReport| r.cell.database == of.cell.database && r.cell != of.cell;
+    let promised = cells.iter().filter(same).find_map(|r| {
+        let disk = r.disks.iter().find(|disk| disk.word(&r.cell) == Word::Promised)?;
+        Some(format!("{} on {}", r.cell.told(), disk.profile))
+    });
+    promised.or_else(|| {
+        let protected = cells.iter().filter(same).find(|r| {
+            r.cell.is_protected() && r.disks.iter().all(|d| d.word(&r.cell) == Word::Protected)
+        })?;
+        Some(format!("{} (protected, on every disk that was tried)", protected.cell.told()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn disk(profile: &str, whole: u64, torn: u64, recovered: Recovered) -> OnDisk {
+        let fates = BTreeMap::from([(Fate::Whole, whole), (Fate::Split, 10 - whole)]);
+        OnDisk {
+            profile: profile.into(),
+            audit: Audit {
+                profile: profile.into(),
+                page_writes: 10,
+                overwrites: 10,
+                fates,
+                named: Vec::new(),
+                advice: Vec::new(),
+            },
+            in_place: Some(InPlace { pages: 5, states: 300, torn }),
+            recoveries: vec![Recovery { state: "s".into(), torn_before: torn > 0, recovered }; 3],
+            bundle: None,
+        }
+    }
+
+    fn report(cell: &str, disks: Vec<OnDisk>) -> CellReport {
+        let cell = cells().into_iter().find(|c| c.name == cell).unwrap();
+        CellReport {
+            cell,
+            version: String::new(),
+            settings: String::new(),
+            disks,
+            seconds: 0.0,
+            error: None,
+        }
+    }
+
+    #[test]
+    fn the_grid_is_whole_and_its_names_are_unique() {
+        let all = cells();
+        assert_eq!(all.len(), 16 + 16 + 64);
+        let names: BTreeSet<&str> = all.iter().map(|cell| cell.name.as_str()).collect();
+        assert_eq!(names.len(), all.len());
+        assert_eq!(all.iter().filter(|cell| cell.quick).count(), 6);
+        for profile in PROFILES {
+            profile.parse::<tornblk_model::crash::Profile>().unwrap();
+        }
+    }
+
+    #[test]
+    fn nothing_is_safe_because_nothing_was_found() {
+        let off = "mariadb-off-direct-ext4";
+        let refused = || Recovered::Refused("page 3 is corrupt".into());
+        for (cell, disk, word, exit) in [
+            (off, disk("lb512", 0, 40, refused()), Word::Torn, 0),
+            (off, disk("req16k", 10, 0, Recovered::Sound), Word::Promised, 0),
+            (off, disk("req16k", 9, 0, Recovered::Sound), Word::NotPromised, 0),
+            (off, disk("req16k", 9, 2, Recovered::Sound), Word::TornBefore, 0),
+            // What was promised is not kept.
+            (off, disk("req16k", 10, 1, Recovered::Sound), Word::Promised, 1),
+            (off, disk("req16k", 10, 0, refused()), Word::Torn, 1),
+            // The control: nothing keeps them whole, and none is torn.
+            (off, disk("lb512", 0, 0, Recovered::Sound), Word::NotPromised, 3),
+            ("mariadb-on-direct-ext4", disk("lb512", 0, 40, Recovered::Sound), Word::Protected, 0),
+            ("mariadb-on-direct-ext4", disk("lb512", 0, 40, refused()), Word::Torn, 1),
+            (off, disk("req16k", 10, 0, Recovered::Lost("t".into())), Word::Promised, 1),
+            (
+                "sqlite-wal-normal-ext4",
+                disk("req16k", 10, 0, Recovered::Lost("t".into())),
+                Word::Protected,
+                0,
+            ),
+            (off, disk("req16k", 10, 0, Recovered::Unsure("t".into())), Word::Inconclusive, 3),
+        ] {
+            let report = report(cell, vec![disk]);
+            assert_eq!(report.disks[0].word(&report.cell), word, "{:?}", report.disks);
+            assert_eq!(exit_code(std::slice::from_ref(&report)), exit, "{:?}", report.odd());
+        }
+        assert_eq!(exit_code(&[]), 3);
+    }
+
+    #[test]
+    fn the_answer_names_the_neighbour_that_is_safe() {
+        let torn = report(
+            "mariadb-off-direct-ext4",
+            vec![disk("lb512", 0, 4, Recovered::Refused("x".into()))],
+        );
+        let safe = report(
+            "mariadb-off-direct-bigalloc16k",
+            vec![disk("piece16k", 10, 0, Recovered::Sound)],
+        );
+        let told = answers(&[torn, safe]);
+        assert!(
+            told[0].contains("pages are torn on lb512; its neighbour that is: MariaDB with")
+                && told[0].ends_with("clusters of 16 KiB on piece16k"),
+            "{told:?}"
+        );
+        assert!(told[1].ends_with("safe by promise on piece16k"), "{told:?}");
+    }
+
+    #[test]
+    fn what_a_program_says_is_told_by_its_word() {
+        let said = "x check ended with status 10: corrupt: the table has 3 rows |";
+        assert_eq!(Recovered::of_failure(said), Recovered::Corrupt("the table has 3 rows".into()));
+        assert!(matches!(Recovered::of_failure("x: refused: no"), Recovered::Refused(_)));
+        assert!(matches!(Recovered::of_failure("lost: 4"), Recovered::Lost(_)));
+        assert!(matches!(Recovered::of_failure("cannot be mounted"), Recovered::Unmountable(_)));
+    }
+}

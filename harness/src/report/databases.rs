@@ -1,0 +1,127 @@
+//! What came of `tornblk run databases`: on the terminal, and as Markdown.
+
+use super::terminal::Look;
+use crate::databases::{CellReport, OnDisk, Recovered, Word, answers};
+use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, UTF8_FULL_CONDENSED};
+use comfy_table::{CellAlignment, Table};
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+const HEAD: [&str; 7] =
+    ["cell", "disk", "promised", "torn in place", "torn after recovery", "ledger", "word"];
+
+/// One cell, as soon as it is done.
+///
+/// # Errors
+/// It cannot be written.
+pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let name = look.paint(&report.cell.name, "1");
+    writeln!(out, "{name}: {}, {} ({:.0} s)", report.cell.told(), report.version, report.seconds)?;
+    if let Some(error) = &report.error {
+        return writeln!(out, "  {error}");
+    }
+    for disk in &report.disks {
+        let [promised, in_place, after, ledger, word] = columns(report, disk);
+        let few = if disk.is_few() { ", few states" } else { "" };
+        let word = match disk.word(&report.cell) {
+            Word::Torn | Word::TornBefore => look.paint(&word, "31"),
+            _ => word,
+        };
+        writeln!(
+            out,
+            "  {:12} {word}{few}: promised {promised}; torn in place {in_place}, after recovery {after}; \
+             ledger {ledger}",
+            disk.profile
+        )?;
+    }
+    Ok(())
+}
+
+/// Everything, at the end.
+///
+/// # Errors
+/// It cannot be written.
+pub fn all(cells: &[CellReport], look: Look, out: &mut dyn Write) -> io::Result<()> {
+    for answer in answers(cells) {
+        writeln!(out, "{answer}")?;
+    }
+    let mut table = Table::new();
+    table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
+    table.set_header(HEAD);
+    for row in rows(cells) {
+        table.add_row(row);
+    }
+    for column in 2..6 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    writeln!(out, "{table}")?;
+    for report in cells {
+        let odd = report.odd();
+        for text in &odd.violations {
+            writeln!(out, "{}: {text}", look.paint("VIOLATED", "1;31"))?;
+        }
+        for text in &odd.inconclusive {
+            writeln!(out, "inconclusive: {text}")?;
+        }
+    }
+    Ok(())
+}
+
+/// As the README has it.
+pub fn markdown(cells: &[CellReport]) -> String {
+    let mut text = String::new();
+    for answer in answers(cells) {
+        let _ = writeln!(text, "- {answer}");
+    }
+    let _ = writeln!(text, "\n| {} |", HEAD.join(" | "));
+    text += "| --- | --- | ---: | ---: | ---: | ---: | --- |\n";
+    for row in rows(cells) {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
+    text
+}
+
+fn rows(cells: &[CellReport]) -> Vec<Vec<String>> {
+    let of = |report: &CellReport| -> Vec<Vec<String>> {
+        let one = |disk: &OnDisk| {
+            let head = [report.cell.name.clone(), disk.profile.clone()];
+            head.into_iter().chain(columns(report, disk)).collect()
+        };
+        match &report.error {
+            None => report.disks.iter().map(one).collect(),
+            Some(_) => {
+                let mut row = vec![report.cell.name.clone()];
+                row.resize(HEAD.len() - 1, "-".to_owned());
+                row.push("not tried".to_owned());
+                vec![row]
+            }
+        }
+    };
+    cells.iter().flat_map(of).collect()
+}
+
+/// Promised, torn in place, torn after recovery, ledger, word.
+fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
+    let in_place = disk.in_place.map_or("-".to_owned(), |s| format!("{} of {}", s.torn, s.states));
+    let judged = disk.judged();
+    let repaired = disk
+        .recoveries
+        .iter()
+        .filter(|r| r.torn_before && matches!(r.recovered, Recovered::Sound | Recovered::Lost(_)))
+        .count();
+    let repaired = if repaired > 0 { format!(" ({repaired} repaired)") } else { String::new() };
+    let ledger = match disk.lost() {
+        0 => format!("0 lost of {judged}"),
+        n if report.cell.may_lose => format!("{n} lost of {judged}, allowed"),
+        n => format!("{n} LOST of {judged}"),
+    };
+    [
+        disk.promised(),
+        in_place,
+        format!("{} of {judged}{repaired}", disk.torn_after()),
+        ledger,
+        disk.word(&report.cell).to_string(),
+    ]
+}
