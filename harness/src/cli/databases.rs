@@ -2,7 +2,7 @@
 
 use super::exec::{first_looks, machine};
 use super::run::{self, RunArgs};
-use super::{check_writable, told};
+use super::{check_writable, told, write_pages};
 use crate::audit::{Audit, PageWrites, Used, advice, audit, page_writes};
 use crate::databases::{
     Cell, CellReport, ENTER, IN_PLACE, InPlace, OnDisk, PROFILES, RECOVERIES, Recovered, Recovery,
@@ -14,9 +14,10 @@ use crate::explore::{
     ByName, Checker, Drive, Guests, Means, Opened, RecordingIds, Settings, Units, Verdict,
     fits_any, named, report,
 };
-use crate::out::{Stdout, note, say};
+use crate::out::{Stdout, say};
 use crate::report::databases as shown;
 use crate::report::terminal::{Live, Look};
+use crate::report::{html, junit};
 use crate::run::{RealLab, RunFolder, Volume, Wanted, program, word};
 use crate::vm::Virtiofsd;
 use anyhow::{Context, bail};
@@ -53,7 +54,7 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
              what a disk with blocks of 4 KiB does"
         );
     }
-    check_writable(args.json.iter())?;
+    check_writable([&args.json, &args.junit, &args.html].into_iter().flatten())?;
     let virtiofsd = Virtiofsd::find()?;
     let live = Live::new(Look::detect());
     let mut roots = BTreeMap::new();
@@ -115,10 +116,19 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
     }
     let exit = exit_code(&reports);
     let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
-    told(write(args, &reports), exit)
+    told(write(args, &reports, &all), exit)
 }
 
-fn write(args: &RunArgs, reports: &[CellReport]) -> anyhow::Result<()> {
+fn write(args: &RunArgs, reports: &[CellReport], folder: &RunFolder) -> anyhow::Result<()> {
+    let again = format!("tornblk run databases{} --seed {}", args.chosen(), args.seed);
+    let own = folder.path().join(html::NAME);
+    let pages: Vec<&Path> = std::iter::once(own.as_path()).chain(args.html.as_deref()).collect();
+    write_pages(&pages, || html::of_databases(reports, again))?;
+    say!("report: {}", own.display());
+    if let Some(path) = &args.junit {
+        junit::databases(reports, path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_vec_pretty(reports)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -438,13 +448,4 @@ fn moments(pages: &PageWrites, n: usize) -> Vec<Seq> {
     some.dedup();
     some.reverse();
     some
-}
-
-/// What else `tornblk run` takes says nothing here.
-pub(super) fn note_what_is_ignored(args: &RunArgs) {
-    if args.junit.is_some() || args.html.is_some() {
-        note!(
-            "tornblk: --junit and --html are not written for databases yet: use --json, --summary"
-        );
-    }
 }

@@ -13,6 +13,7 @@ Examples:
   tornblk run --lane raw --fault tear-atomic                 a disk that lies has to be caught
   tornblk run --kernel 6.12,7.2,7.3                          a table of lanes and kernels
   tornblk run hole-punch --known builtin                     races; only what is new fails
+  tornblk run databases                                      may the double write be switched off?
   tornblk run --junit junit.xml --format github --out run    for a CI server
 
 Your own program:

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 const AFTER: &str = "\
 Exit codes: 0 as expected, 1 a violation, 2 could not run, 3 inconclusive, 130 interrupted.
 Sizes are bytes, or take k, m, g. Suites: buffered-atomic, delalloc-punch, direct-atomic, freeze,
-fuse-passthrough, hole-punch, planted, or the path of a .toml file.";
+fuse-passthrough, hole-punch, planted, databases, or the path of a .toml file.";
 
 /// What the help of all ends with.
 fn after() -> String {

@@ -76,7 +76,7 @@ pub(super) struct RunArgs {
 
     /// Of workloads, cuts and states: the same seed tries the same
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
-    seed: u64,
+    pub(super) seed: u64,
 
     /// Try for hours instead of minutes
     #[arg(long)]
@@ -177,7 +177,6 @@ impl RunArgs {
             return explored.tell(json, junit, self.html.as_deref(), &self.ci);
         }
         if self.suites == [databases::NAME] {
-            databases::note_what_is_ignored(&self);
             return databases::run_all(&self, &interrupted);
         }
         if let Some(programs) = Programs::load(&self)? {
@@ -242,7 +241,7 @@ impl RunArgs {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             suites,
             options: self.options(),
-            chosen: self.lane.iter().map(|lane| format!(" --lane {}", word(lane))).collect(),
+            chosen: self.chosen(),
             seed: self.seed,
             ..RunReport::default()
         }
@@ -374,6 +373,11 @@ impl RunArgs {
     }
 
     /// What --exec goes by.
+    /// The lanes that were chosen, for a command.
+    pub(super) fn chosen(&self) -> String {
+        self.lane.iter().map(|lane| format!(" --lane {}", word(lane))).collect()
+    }
+
     pub(super) fn around(&self) -> anyhow::Result<Around<'_>> {
         if self.kernel.len() > 1 {
             bail!("--exec is for one --kernel");

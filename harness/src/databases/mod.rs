@@ -544,7 +544,7 @@ pub fn exit_code(cells: &[CellReport]) -> u8 {
 }
 
 /// The answer, a sentence for each setting that was tried without protection, and its neighbour that is safe.
-pub fn answers(cells: &[CellReport]) -> Vec<String> {
+pub fn answers(cells: &[CellReport]) -> Vec<(&CellReport, String)> {
     let mut told = Vec::new();
     for report in cells.iter().filter(|r| r.cell.protection == Protection::Off) {
         let of = |wanted: &dyn Fn(&OnDisk) -> bool| -> Vec<&str> {
@@ -571,7 +571,7 @@ pub fn answers(cells: &[CellReport]) -> Vec<String> {
         {
             text += &format!("; its neighbour that is: {neighbour}");
         }
-        told.push(text);
+        told.push((report, text));
     }
     told
 }
@@ -681,7 +681,8 @@ mod tests {
             "mariadb-off-direct-bigalloc16k",
             vec![disk("piece16k", 10, 0, Recovered::Sound)],
         );
-        let told = answers(&[torn, safe]);
+        let cells = [torn, safe];
+        let told: Vec<String> = answers(&cells).into_iter().map(|(_, text)| text).collect();
         assert!(
             told[0].contains("pages are torn on lb512; its neighbour that is: MariaDB with")
                 && told[0].ends_with("clusters of 16 KiB on piece16k"),

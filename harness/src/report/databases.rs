@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-const HEAD: [&str; 7] =
+pub(super) const HEAD: [&str; 7] =
     ["cell", "disk", "promised", "torn in place", "torn after recovery", "ledger", "word"];
 
 /// One cell, as soon as it is done.
@@ -17,6 +17,10 @@ const HEAD: [&str; 7] =
 pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<()> {
     let name = look.paint(&report.cell.name, "1");
     writeln!(out, "{name}: {}, {} ({:.0} s)", report.cell.told(), report.version, report.seconds)?;
+    if !report.settings.is_empty() {
+        let settings = report.settings.lines().map(|line| line.replace(['\t', '|'], "="));
+        writeln!(out, "  {}", settings.collect::<Vec<_>>().join(", "))?;
+    }
     if let Some(error) = &report.error {
         return writeln!(out, "  {error}");
     }
@@ -42,7 +46,7 @@ pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<
 /// # Errors
 /// It cannot be written.
 pub fn all(cells: &[CellReport], look: Look, out: &mut dyn Write) -> io::Result<()> {
-    for answer in answers(cells) {
+    for (_, answer) in answers(cells) {
         writeln!(out, "{answer}")?;
     }
     let mut table = Table::new();
@@ -72,7 +76,7 @@ pub fn all(cells: &[CellReport], look: Look, out: &mut dyn Write) -> io::Result<
 /// As the README has it.
 pub fn markdown(cells: &[CellReport]) -> String {
     let mut text = String::new();
-    for answer in answers(cells) {
+    for (_, answer) in answers(cells) {
         let _ = writeln!(text, "- {answer}");
     }
     let _ = writeln!(text, "\n| {} |", HEAD.join(" | "));
@@ -103,7 +107,7 @@ fn rows(cells: &[CellReport]) -> Vec<Vec<String>> {
 }
 
 /// Promised, torn in place, torn after recovery, ledger, word.
-fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
+pub(super) fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
     let in_place = disk.in_place.map_or("-".to_owned(), |s| format!("{} of {}", s.torn, s.states));
     let judged = disk.judged();
     let repaired = disk

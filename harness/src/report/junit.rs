@@ -5,6 +5,7 @@
 
 use super::strip::strip;
 use super::{findings, headline, text};
+use crate::databases::CellReport;
 use crate::run::{LaneReport, RunReport, Verdict};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use std::io;
@@ -36,6 +37,48 @@ fn render(report: &RunReport) -> io::Result<String> {
         out.add_test_suite(suite);
     }
     out.to_string().map_err(io::Error::other)
+}
+
+/// Of databases: a test case a cell and disk.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn databases(cells: &[CellReport], path: &Path) -> io::Result<()> {
+    let mut suite = TestSuite::new("databases");
+    for report in cells {
+        let odd = report.odd();
+        let each = report.disks.iter().map(|disk| {
+            let start = format!("{} on {}: ", report.cell.name, disk.profile);
+            let of = |all: &[String]| all.iter().find(|text| text.starts_with(&start)).cloned();
+            let (kind, why) = match (of(&odd.violations), of(&odd.inconclusive)) {
+                (Some(why), _) => (Some(NonSuccessKind::Failure), why),
+                (None, Some(why)) => (Some(NonSuccessKind::Error), why),
+                (None, None) => (None, String::new()),
+            };
+            let word = disk.word(&report.cell).to_string();
+            (disk.profile.clone(), kind, why, word)
+        });
+        let whole = report.error.iter().map(|error| {
+            let name = "the cell".to_owned();
+            (name, Some(NonSuccessKind::Error), error.clone(), String::new())
+        });
+        for (name, kind, why, word) in each.chain(whole) {
+            let mut status = match kind {
+                None => TestCaseStatus::success(),
+                Some(kind) => TestCaseStatus::non_success(kind),
+            };
+            if !why.is_empty() {
+                status.set_message(&*why).set_description(why);
+            }
+            let mut case = TestCase::new(name, status);
+            case.set_classname(format!("tornblk.databases.{}", report.cell.name));
+            case.set_system_out(word);
+            suite.add_test_case(case);
+        }
+    }
+    let mut out = Report::new("tornblk");
+    out.add_test_suite(suite);
+    super::save(path, out.to_string().map_err(io::Error::other)?.as_bytes())
 }
 
 fn case(report: &RunReport, lane: &LaneReport) -> TestCase {

@@ -49,7 +49,7 @@ pub fn list(dir: Option<&Path>) -> Result<Vec<Listed>, ImageError> {
 }
 
 /// Removes all images but the last used one of each kernel release, and whatever no image that is
-/// left was made of. What is in use stays.
+/// left was made of, roots of whole packages among it. What is in use stays.
 pub fn gc(dir: Option<&Path>, progress: &mut dyn FnMut(&str)) -> Result<Collected, ImageError> {
     let cache = open(dir)?;
     let _building = cache.lock(progress)?;
@@ -101,6 +101,13 @@ pub fn gc(dir: Option<&Path>, progress: &mut dyn FnMut(&str)) -> Result<Collecte
             |m: &ModuleLock, l: &ToolchainLock| l.packages.iter().all(|p| m.packages.contains(p));
         let used = |lock| guest_modules.iter().any(|m| made_by(m, &lock));
         if !resolved.contains(&key) || !lock.is_some_and(used) {
+            collected.freed += size(&dir);
+            remove(&dir)?;
+        }
+    }
+    // They come back with their newest packages when they are wanted again.
+    for (_, dir) in folders(&cache, "roots")? {
+        if unused(&dir)? {
             collected.freed += size(&dir);
             remove(&dir)?;
         }

@@ -2,17 +2,20 @@
 //! not in the image, servers above all. Nothing is configured in it, no script of a package is run.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::apt::{Apt, package_path};
-use crate::cache::{self, Cache, key, read_json};
+use crate::cache::{self, Cache, key, open_lock, read_json};
 use crate::index::Index;
+use crate::initrd::IN_USE;
 use crate::{At, FORMAT, ImageError, Package, process};
 
 /// What to unpack.
@@ -32,6 +35,8 @@ pub struct RootRequest<'a> {
 pub struct Root {
     pub dir: PathBuf,
     pub packages: Vec<Package>,
+    /// A shared lock on the folder: while it lives, [`crate::gc`] leaves the root alone.
+    _in_use: Arc<File>,
 }
 
 impl Root {
@@ -57,19 +62,33 @@ pub fn root(request: &RootRequest<'_>, progress: &mut dyn FnMut(&str)) -> Result
     let names = [request.packages, &["without"], request.without].concat();
     let key = key(&[&[FORMAT.to_string().as_str()], names.as_slice()].concat());
     let path = cache.path(&["roots", &key]);
-    if let Some(root) = open(&path) {
+    if let Some(root) = open(&path)? {
         return Ok(root);
     }
     let _building = cache.lock(progress)?;
     let made = make(request, &cache, &path, progress);
     // Ctrl-C ends what unpacks, too: its failure is not the news.
     made.map_err(|error| cache.check().err().unwrap_or(error))?;
-    open(&path).ok_or_else(|| ImageError::NoPackage { name: request.packages.join(", ") })
+    open(&path)?.ok_or_else(|| ImageError::NoPackage { name: request.packages.join(", ") })
 }
 
-fn open(path: &Path) -> Option<Root> {
-    let lock: RootLock = read_json(&path.join("lock.json"))?;
-    Some(Root { dir: path.join("root"), packages: lock.packages })
+fn open(path: &Path) -> Result<Option<Root>, ImageError> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let file = open_lock(&path.join(IN_USE))?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
+        // It is being removed.
+        return Ok(None);
+    }
+    // Only now: it may have been removed before.
+    let lock = read_json::<RootLock>(&path.join("lock.json"));
+    let root = |lock: RootLock| Root {
+        dir: path.join("root"),
+        packages: lock.packages,
+        _in_use: Arc::new(file),
+    };
+    Ok(lock.map(root))
 }
 
 fn make(
@@ -133,6 +152,23 @@ fn closure(index: &Index, request: &RootRequest<'_>) -> Result<BTreeSet<String>,
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_root_that_nobody_uses_is_collected() {
+        let tmp = tempfile::tempdir().unwrap();
+        let cache = Cache::open(tmp.path()).unwrap();
+        let path = cache.path(&["roots", "k"]);
+        std::fs::create_dir_all(path.join("root")).unwrap();
+        let lock = RootLock { packages: Vec::new() };
+        cache.write_json(&path.join("lock.json"), &lock).unwrap();
+        let collect = || crate::gc(Some(tmp.path()), &mut |_| ()).unwrap();
+        let root = open(&path).unwrap().unwrap();
+        collect();
+        assert!(root.dir.is_dir());
+        drop(root);
+        collect();
+        assert!(open(&path).unwrap().is_none());
+    }
 
     #[test]
     fn all_that_is_needed_comes_along_but_what_is_left_out() {

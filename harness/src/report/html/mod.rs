@@ -5,6 +5,7 @@
 //! The page is well-formed XML, too, so that tests can read it; it works without its script.
 
 mod answer;
+mod databases;
 mod environment;
 mod explore;
 mod page;
@@ -13,6 +14,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+pub use databases::of_databases;
 pub use explore::of_exploration;
 pub use run::of_run;
 
