@@ -129,6 +129,7 @@ mod tests {
             offset: *offset,
             len: *len,
             atomic: false,
+            failed: false,
         };
         let write = PageWrite {
             file: 0,

@@ -35,6 +35,8 @@ pub enum Fate {
     Split,
     /// Only a part of it came, in however many requests.
     InPart,
+    /// The disk refused a request of it: of that, any part may be there.
+    Failed,
     /// Its request holds more than the page, and is longer than the disk keeps whole.
     Merged,
     /// It crosses a boundary that the disk has.
@@ -48,9 +50,10 @@ pub enum Fate {
 }
 
 impl Fate {
-    pub const TORN: [Fate; 7] = [
+    pub const TORN: [Fate; 8] = [
         Fate::Split,
         Fate::InPart,
+        Fate::Failed,
         Fate::Merged,
         Fate::Boundary,
         Fate::Misaligned,
@@ -64,6 +67,7 @@ impl Fate {
             Fate::Whole => "whole",
             Fate::Split => "split",
             Fate::InPart => "in part",
+            Fate::Failed => "failed",
             Fate::Merged => "merged beyond",
             Fate::Boundary => "across a boundary",
             Fate::Misaligned => "misaligned",
@@ -89,6 +93,7 @@ pub struct Carrier {
     pub len: u64,
     /// Sent as atomic (SCSI).
     pub atomic: bool,
+    pub failed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +145,8 @@ pub struct Audit {
     pub overwrites: u64,
     /// Those that occurred.
     pub fates: BTreeMap<Fate, u64>,
+    /// There are files of which nothing is known.
+    pub more: bool,
     /// The first that may be torn.
     pub named: Vec<Named>,
     /// What to try.
@@ -152,12 +159,12 @@ impl Audit {
     }
 
     pub fn verdict(&self) -> Promised {
-        if self.page_writes == 0 {
-            Promised::Nothing
-        } else if self.of(Fate::Whole) == self.page_writes {
-            Promised::All
-        } else {
+        if self.of(Fate::Whole) < self.page_writes {
             Promised::NotAll
+        } else if self.page_writes == 0 || self.more {
+            Promised::Nothing
+        } else {
+            Promised::All
         }
     }
 }
@@ -168,7 +175,7 @@ impl Audit {
 pub enum Promised {
     All,
     NotAll,
-    /// No page was written.
+    /// No page was written, or there are some of which nothing is known.
     Nothing,
 }
 
@@ -205,22 +212,26 @@ pub fn audit(pages: &PageWrites, profile: &Profile) -> Audit {
         page_writes: pages.writes.len() as u64,
         overwrites: pages.writes.iter().filter(|write| write.overwrites).count() as u64,
         fates,
+        more: pages.more,
         named,
         advice: Vec::new(),
     }
 }
 
 fn fate(write: &PageWrite, pages: &PageWrites, profile: &Profile) -> Fate {
+    if write.carriers.iter().any(|carrier| carrier.failed) {
+        return Fate::Failed;
+    }
     let &[Carrier { offset, len, atomic, .. }] = write.carriers.as_slice() else {
         return if write.complete { Fate::Split } else { Fate::InPart };
     };
-    if !write.complete {
-        return Fate::InPart;
-    }
     let page = pages.page_size;
     let in_one_piece = |at| profile.is_one_piece(pages.lb_size, at, page);
     if profile.eligible(offset, len, atomic) || write.at.is_some_and(in_one_piece) {
         return Fate::Whole;
+    }
+    if !write.complete {
+        return Fate::InPart;
     }
     let piece = profile.tear_unit.max(u64::from(pages.lb_size));
     match profile.mode {
@@ -241,7 +252,7 @@ mod tests {
     const K: u64 = 1024;
 
     fn carrier(offset: u64, len: u64) -> Carrier {
-        Carrier { request: 1, offset, len, atomic: false }
+        Carrier { request: 1, offset, len, atomic: false, failed: false }
     }
 
     fn of(carriers: &[Carrier], complete: bool, profile: &str) -> Fate {
@@ -292,7 +303,11 @@ mod tests {
         ] {
             assert_eq!(of(carriers, true, profile), fate, "{carriers:?} {profile}");
         }
-        assert_eq!(of(&[carrier(64 * K, 4 * K)], false, "req16k"), Fate::InPart);
+        // A part alone is whole where its request is kept whole.
+        assert_eq!(of(&[carrier(64 * K, 4 * K)], false, "req16k"), Fate::Whole);
+        assert_eq!(of(&[carrier(64 * K, 4 * K)], false, "lb512"), Fate::InPart);
+        let failed = [Carrier { failed: true, ..own[0] }];
+        assert_eq!(of(&failed, true, "req16k"), Fate::Failed);
         assert_eq!(of(&two, false, "req16k"), Fate::InPart);
     }
 }

@@ -48,16 +48,17 @@ pub fn page_writes<'a>(
     for (seq, event) in events {
         if let Event::Submit(Submit { op: Op::Write { offset, len, atomic, .. }, .. }) = event
             && *len > 0
-            && !failed.contains(seq)
         {
-            let (offset, len) = (*offset, *len);
-            finder.request(&wanted, Carrier { request: seq.0, offset, len, atomic: *atomic });
+            let (offset, len, atomic) = (*offset, *len, *atomic);
+            let (request, failed) = (seq.0, failed.contains(seq));
+            finder.request(&wanted, Carrier { request, offset, len, atomic, failed });
         }
     }
     finder.found
 }
 
-/// Writes that the disk refused: the driver tries again, or tells the program.
+/// Writes that the disk refused: the driver tries again, or tells the program. What is there of them is for the
+/// disk to know.
 fn failed<'a>(events: impl IntoIterator<Item = &'a (Seq, Event)>) -> HashSet<Seq> {
     let failed = events.into_iter().filter_map(|(_, event)| match event {
         Event::Complete { request, status } if *status != Status::Ok => Some(*request),
@@ -120,7 +121,7 @@ impl Finder<'_> {
         }
         let write = match self.open.get(&key) {
             Some(open) => open.write,
-            None => self.begin(key, &places),
+            None => self.begin(key, &places, parts),
         };
         let open = self.open.entry(key).or_insert_with(|| Open {
             write,
@@ -141,19 +142,30 @@ impl Finder<'_> {
     }
 
     /// Begins another page write; its number.
-    fn begin(&mut self, (file, page): (usize, u64), places: &[(u64, u64)]) -> usize {
+    fn begin(
+        &mut self,
+        (file, page): (usize, u64),
+        places: &[(u64, u64)],
+        parts: &[(u64, u64)],
+    ) -> usize {
         let path = self.files.path(file);
         let number = *self.numbers.entry(file).or_insert_with(|| {
             self.found.files.push(path.to_owned());
             self.found.files.len() - 1
         });
+        // Where it was written, should it lie elsewhere in the end.
+        let all =
+            |parts: &[(u64, u64)]| parts.iter().map(|(_, len)| len).sum::<u64>() >= self.page_size;
+        let places = if all(parts) { parts } else { places };
         let in_a_row = places.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0);
+        let offset = page * self.page_size;
         self.found.writes.push(PageWrite {
             file: number,
             page,
             at: places.first().filter(|_| in_a_row).map(|(at, _)| *at),
             complete: false,
-            overwrites: self.files.existed(file) || self.written.contains(&(file, page)),
+            overwrites: self.files.existed(file, offset, self.page_size)
+                || self.written.contains(&(file, page)),
             carriers: Vec::new(),
         });
         self.found.writes.len() - 1
@@ -228,9 +240,10 @@ mod tests {
         // What lies in two places needs two; half a page is none.
         let events = [write(1, 2048 * K, 8 * K), write(2, 4096 * K, 16 * K)];
         assert_eq!(found(&files, &events), [(2, true, false, vec![1, 2])]);
-        // What was refused brought nothing.
+        // What was refused is a page write of its own.
         let failed = Event::Complete { request: Seq(1), status: Status::IoErr };
-        assert_eq!(found(&files, &[write(1, at, PAGE), (Seq(2), failed)]), []);
+        let events = [write(1, at, PAGE), (Seq(2), failed), write(3, at, PAGE)];
+        assert_eq!(found(&files, &events), [(0, true, false, vec![1]), (0, true, true, vec![3])]);
     }
 
     #[test]
@@ -238,6 +251,15 @@ mod tests {
         let table: (&str, &[Place]) = ("t.ibd", &[(0, 0, 32 * K)]);
         let old = files(&[&[table], &[table]]);
         assert_eq!(found(&old, &[write(1, 0, PAGE)]), [(0, true, true, vec![1])]);
+        // A file that grew: the page that it has more was not there.
+        let short: (&str, &[Place]) = ("t.ibd", &[(0, 0, 16 * K)]);
+        let grown = files(&[&[short], &[table]]);
+        assert_eq!(found(&grown, &[write(1, PAGE, PAGE)]), [(1, true, false, vec![1])]);
+        // One that moved: it lies where the last snapshot says, and was written where the first one does.
+        let moved: (&str, &[Place]) = ("t.ibd", &[(0, 64 * K, 32 * K)]);
+        let moved = files(&[&[table], &[moved]]);
+        let pages = page_writes(&[write(1, 0, PAGE)], &moved, 512, PAGE, |_| true);
+        assert_eq!((pages.writes[0].at, pages.writes[0].complete), (Some(0), true));
         let new = files(&[&[], &[table]]);
         assert_eq!(found(&new, &[write(1, 0, PAGE)]), [(0, true, false, vec![1])]);
     }

@@ -3,24 +3,25 @@
 use super::exec::{first_looks, machine};
 use super::run::{self, RunArgs};
 use super::{check_writable, told, write_pages};
-use crate::audit::{Audit, PageWrites, Used, advice, audit, page_writes};
+use crate::audit::{Audit, PageWrite, PageWrites, Used, advice, audit, page_writes};
 use crate::databases::{
-    Cell, CellReport, ENTER, IN_PLACE, InPlace, OnDisk, PROFILES, RECOVERIES, Recovered, Recovery,
-    cells, exit_code,
+    CONTROL, Cell, CellReport, ENTER, IN_PLACE, InPlace, OnDisk, PROFILES, RECOVERIES, Recovered,
+    Recovery, TRANSACTIONS, WRONG, cells, exit_code,
 };
 use crate::explore::guest::GuestSettings;
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
-    ByName, Checker, Drive, Guests, Means, Opened, RecordingIds, Settings, Units, Verdict,
-    fits_any, named, report,
+    ByName, Checker, Drive, Ended, Guests, Means, Opened, RecordingIds, Settings, Units, Verdict,
+    Verifier, fits_any, named, report,
 };
 use crate::out::{Stdout, say};
 use crate::report::databases as shown;
 use crate::report::terminal::{Live, Look};
 use crate::report::{html, junit};
-use crate::run::{RealLab, RunFolder, Volume, Wanted, program, word};
+use crate::run::{RealLab, RunError, RunFolder, Volume, Wanted, program, word};
 use crate::vm::Virtiofsd;
 use anyhow::{Context, bail};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -40,12 +41,20 @@ const ONE: Duration = Duration::from_secs(240);
 const TORN: usize = 2;
 
 pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<u8> {
+    args.refuse_for_databases()?;
     let around = args.around()?;
     let chosen = chosen(args)?;
-    let profiles = match around.profiles.as_slice() {
+    let mut profiles = match around.profiles.as_slice() {
         [] => PROFILES.iter().map(|name| name.parse()).collect::<Result<Vec<Profile>, _>>()?,
         some => some.to_vec(),
     };
+    // The control is a part of each cell, whatever else is asked for.
+    let control: Profile = CONTROL.parse()?;
+    if !profiles.contains(&control) {
+        profiles.insert(0, control);
+    }
+    let mut known = std::collections::HashSet::new();
+    profiles.retain(|profile| known.insert(profile.to_string()));
     if let Some(profile) =
         profiles.iter().find(|profile| profile.lb_size.is_some_and(|lb| lb != 512))
     {
@@ -74,10 +83,17 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
     lab.prepare(&mut |text| live.note(text))?;
     let all = RunFolder::create(around.out, around.seed)?;
     live.finish();
-    say!("{}, seed {}: {} cells", machine(&lab), around.seed, chosen.len());
+    let machine = machine(&lab);
+    let s = if chosen.len() == 1 { "" } else { "s" };
+    say!("{machine}, seed {}: {} cell{s}", around.seed, chosen.len());
     let mut reports = Vec::new();
     let mut ended = Ok(());
+    let began = Instant::now();
     for cell in chosen {
+        if around.time.is_some_and(|time| began.elapsed() >= time) {
+            say!("{} and those after it: not tried, the time was over (--time)", cell.name);
+            break;
+        }
         let folder = all.below(&cell.name)?;
         let mut one = One {
             root: &roots[&cell.database],
@@ -89,23 +105,28 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
             virtiofsd: &virtiofsd,
             profiles: &profiles,
             interrupted,
+            disks: Vec::new(),
         };
         let start = Instant::now();
         let tried = one.run(&around);
         live.finish();
-        let mut report = match tried {
-            Ok(report) => report,
+        let error = match tried {
+            Ok(()) => None,
             Err(error) if super::interrupted(&error) => {
                 ended = Err(error);
                 break;
             }
-            Err(error) => one.report(Vec::new(), Some(format!("{error:#}"))),
+            Err(error) => Some(format!("{error:#}")),
         };
+        let mut report = one.report(error);
         report.seconds = start.elapsed().as_secs_f64();
         shown::cell(&report, Look::detect(), &mut Stdout)?;
         reports.push(report);
     }
     if reports.is_empty() {
+        if around.out.is_none() {
+            all.remove_all();
+        }
         ended?;
         return Ok(3);
     }
@@ -116,21 +137,47 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
     }
     let exit = exit_code(&reports);
     let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
-    told(write(args, &reports, &all), exit)
+    told(write(args, &reports, &all, &machine, exit), exit)
 }
 
-fn write(args: &RunArgs, reports: &[CellReport], folder: &RunFolder) -> anyhow::Result<()> {
-    let again = format!("tornblk run databases{} --seed {}", args.chosen(), args.seed);
+fn write(
+    args: &RunArgs,
+    reports: &[CellReport],
+    folder: &RunFolder,
+    machine: &str,
+    exit: u8,
+) -> anyhow::Result<()> {
+    let again = format!(
+        "tornblk run databases{}{}{} --seed {}",
+        if args.soak { " --soak" } else { "" },
+        args.chosen(),
+        args.options(),
+        args.seed
+    );
     let own = folder.path().join(html::NAME);
     let pages: Vec<&Path> = std::iter::once(own.as_path()).chain(args.html.as_deref()).collect();
-    write_pages(&pages, || html::of_databases(reports, again))?;
+    write_pages(&pages, || html::of_databases(reports, machine, again.clone()))?;
     say!("report: {}", own.display());
     if let Some(path) = &args.junit {
         junit::databases(reports, path)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(reports)?)
+        let words = |r: &CellReport| -> Vec<_> {
+            r.disks
+                .iter()
+                .map(|d| json!({ "profile": d.profile, "word": d.word(&r.cell) }))
+                .collect()
+        };
+        let told = |r: &CellReport| json!({ "cell": r.cell.name, "words": words(r), "odd": r.odd(), "report": r });
+        let report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "command": again,
+            "machine": machine,
+            "exit": exit,
+            "cells": reports.iter().map(told).collect::<Vec<_>>(),
+        });
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     args.ci.write_summary(|| shown::markdown(reports))
@@ -164,16 +211,21 @@ struct One<'a> {
     virtiofsd: &'a Virtiofsd,
     profiles: &'a [Profile],
     interrupted: &'a Arc<AtomicBool>,
+    /// What is known so far: should something fail later, it is told all the same.
+    disks: Vec<OnDisk>,
 }
 
 impl One<'_> {
-    fn run(&mut self, around: &super::exec::Around<'_>) -> anyhow::Result<CellReport> {
+    fn run(&mut self, around: &super::exec::Around<'_>) -> anyhow::Result<()> {
         let script = self.script()?;
         let wanted = self.wanted(&script, around)?;
         let (live, name) = (self.live, self.cell.name.clone());
         let ran = program(self.lab, &wanted, self.folder, self.interrupted, &mut |text| {
             live.note(&format!("{name}: {text}"));
         })?;
+        if ran.marks != TRANSACTIONS {
+            bail!("{} of {TRANSACTIONS} transactions were acknowledged on record", ran.marks);
+        }
         live.note(&format!("{name}: looking at a disk that lost no power"));
         first_looks(self.lab, &ran.recording, self.folder, self.seed, self.interrupted)?;
         let opened = Opened::open(&ran.recording, None)?;
@@ -181,16 +233,17 @@ impl One<'_> {
         let lb_size = opened.history.disk().lb_size;
         let wanted = |path: &str| fits_any(&files, path);
         let pages = page_writes(&opened.events, &opened.files, lb_size, page_size, wanted);
-        let mut disks = Vec::new();
+        let pages = without_double_writes(pages);
         for profile in self.profiles {
             live.note(&format!("{name}: {profile}, pages in place"));
-            disks.push(self.in_place(&opened, &pages, profile)?);
+            let disk = self.in_place(&opened, &pages, profile)?;
+            self.disks.push(disk);
         }
-        self.recover(&opened, &pages, &mut disks)?;
-        Ok(self.report(disks, None))
+        self.recover(&opened, &pages)
     }
 
-    fn report(&self, disks: Vec<OnDisk>, error: Option<String>) -> CellReport {
+    fn report(&mut self, error: Option<String>) -> CellReport {
+        let disks = std::mem::take(&mut self.disks);
         let settings = std::fs::read_to_string(self.folder.path().join("exec.log"));
         CellReport {
             version: format!(
@@ -225,6 +278,7 @@ impl One<'_> {
             ("TORNBLK_MOUNT", USER_DISK.to_owned()),
             ("TORNBLK_DB_ROOT", self.root.dir.display().to_string()),
             ("TORNBLK_SEED", self.seed.to_string()),
+            ("TORNBLK_TRANSACTIONS", TRANSACTIONS.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
@@ -247,7 +301,7 @@ impl One<'_> {
                 argv: argv("check"),
                 env: env.clone(),
                 timeout_ms: millis(ONE),
-                corrupt_status: None,
+                corrupt_status: Some(WRONG),
             },
             mkfs: self.cell.ground.mkfs(),
             volume: Volume {
@@ -318,15 +372,19 @@ impl One<'_> {
             stop: self.interrupted,
         };
         drive.run(&mut session, Vec::new(), &mut ())?;
+        if session.ended == Some(Ended::Stopped) {
+            return Err(RunError::Interrupted.into());
+        }
         let report = report(&session, session.judge, Vec::new())?;
         disk.in_place = Some(InPlace {
             pages: report.pages.as_ref().map_or(0, |p| p.judged),
+            left_out: report.pages.as_ref().map_or(0, |p| p.unsound),
             states: report.profiles.iter().map(|p| p.counts.unique).sum(),
             torn: report.profiles.iter().map(|p| p.counts.failed).sum(),
         });
         for kept in report.failures.iter().take(TORN) {
-            let recovered = Recovered::Unsure("not tried".to_owned());
-            let state = kept.failure.found.0.clone();
+            let recovered = not_tried();
+            let state = kept.failure.state.0.clone();
             disk.recoveries.push(Recovery { state, torn_before: true, recovered });
             let bundle = kept.bundle.as_ref().map(|file| out.join(file).display().to_string());
             disk.bundle = disk.bundle.take().or(bundle);
@@ -334,14 +392,9 @@ impl One<'_> {
         Ok(disk)
     }
 
-    /// Has the server recover from the torn states, and from some in which all is there that was sent: those
-    /// are legal on every disk, and tried once.
-    fn recover(
-        &self,
-        opened: &Opened,
-        pages: &PageWrites,
-        disks: &mut [OnDisk],
-    ) -> anyhow::Result<()> {
+    /// Has the server recover from states of each disk: those with torn pages, one in which a write is torn or,
+    /// where none can be, lost, and one in which all is lost that may be.
+    fn recover(&mut self, opened: &Opened, pages: &PageWrites) -> anyhow::Result<()> {
         let Some(subject) = &opened.subject else {
             bail!("the recording does not say what it is of")
         };
@@ -350,23 +403,31 @@ impl One<'_> {
         settings.fsck_every = 0;
         let means = Guests::of(opened, subject, settings)?;
         let moments = moments(pages, RECOVERIES);
-        let mut wanted: Vec<String> = Vec::new();
-        let shared = &disks.first().map(|disk| disk.profile.clone()).unwrap_or_default();
-        wanted.extend(moments.iter().map(|at| format!("{shared}/p{at}:all")));
-        wanted.extend(disks.iter().flat_map(|d| &d.recoveries).map(|r| r.state.clone()));
-        let came = self.each(opened, &means, &wanted)?;
-        let (of_all, of_torn) = came.split_at(moments.len());
-        let mut torn = of_torn.iter();
-        for disk in disks {
-            for recovery in &mut disk.recoveries {
-                if let Some(recovered) = torn.next() {
-                    recovery.recovered = recovered.clone();
+        let control = &self.profiles[0];
+        let lost = moments.first().map(|at| format!("{control}/p{at}:none"));
+        let mut wanted: Vec<String> = lost.iter().cloned().collect();
+        for (disk, profile) in self.disks.iter_mut().zip(self.profiles) {
+            for at in moments.iter().skip(1) {
+                if disk.recoveries.len() + 1 >= RECOVERIES {
+                    break;
+                }
+                if let Some(state) = state_at(opened, profile, *at)? {
+                    let recovered = not_tried();
+                    disk.recoveries.push(Recovery { state, torn_before: false, recovered });
                 }
             }
-            let more = RECOVERIES.saturating_sub(disk.recoveries.len()).max(1);
-            for (at, recovered) in moments.iter().zip(of_all).take(more) {
+            wanted.extend(disk.recoveries.iter().map(|r| r.state.clone()));
+        }
+        let mut came = self.each(opened, &means, &wanted)?.into_iter();
+        // The same bytes on every disk.
+        let of_all = lost.and_then(|_| came.next());
+        for disk in &mut self.disks {
+            for recovery in &mut disk.recoveries {
+                recovery.recovered = came.next().unwrap_or_else(not_tried);
+            }
+            if let (Some(at), Some(recovered)) = (moments.first(), &of_all) {
                 disk.recoveries.push(Recovery {
-                    state: format!("{}/p{at}:all", disk.profile),
+                    state: format!("{}/p{at}:none", disk.profile),
                     torn_before: false,
                     recovered: recovered.clone(),
                 });
@@ -384,7 +445,7 @@ impl One<'_> {
     ) -> anyhow::Result<Vec<Recovered>> {
         let ids = RecordingIds::new(opened.reader.clone(), opened.base.as_deref(), opened.trust())?;
         let next = std::sync::atomic::AtomicUsize::new(0);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(wanted.len());
         let work = |thread: usize| -> anyhow::Result<Vec<(usize, Recovered)>> {
             let profile: Profile = PROFILES[0].parse()?;
             let judging = means.on(&profile)?;
@@ -401,20 +462,23 @@ impl One<'_> {
                 ));
                 let name = StateName(state.clone());
                 let state = ByName { name: &name, recovery: None };
-                let verdict =
-                    named(&opened.history, &ids, means.promises(), &state, &mut *verifier)?;
-                let recovered = match verdict {
-                    Verdict::Passed => Recovered::Sound,
-                    Verdict::Failed(findings) => {
-                        let texts: Vec<String> = findings.into_iter().map(|f| f.text).collect();
-                        Recovered::of_failure(&texts.join("; "))
-                    }
-                    Verdict::Unsure(why) => Recovered::Unsure(why),
+                let look = |verifier: &mut dyn Verifier| {
+                    named(&opened.history, &ids, means.promises(), &state, verifier)
                 };
+                let mut recovered = told_by(look(&mut *verifier)?);
+                if recovered != Recovered::Sound {
+                    // What fails counts once it failed in a new guest, too.
+                    drop(verifier);
+                    verifier = judging.verifier(thread)?;
+                    let again = told_by(look(&mut *verifier)?);
+                    if std::mem::discriminant(&again) != std::mem::discriminant(&recovered) {
+                        recovered = Recovered::Unsure(format!("once {recovered}; then {again}"));
+                    }
+                }
                 done.push((i, recovered));
             }
         };
-        let mut all = vec![Recovered::Unsure("not tried".to_owned()); wanted.len()];
+        let mut all = vec![not_tried(); wanted.len()];
         let done = std::thread::scope(|scope| {
             let workers: Vec<_> =
                 (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
@@ -429,6 +493,44 @@ impl One<'_> {
         }
         Ok(all)
     }
+}
+
+fn not_tried() -> Recovered {
+    Recovered::Unsure("not tried".to_owned())
+}
+
+fn told_by(verdict: Verdict) -> Recovered {
+    match verdict {
+        Verdict::Passed => Recovered::Sound,
+        Verdict::Failed(findings) => {
+            let texts: Vec<String> = findings.into_iter().map(|f| f.text).collect();
+            Recovered::of_failure(&texts.join("; "))
+        }
+        Verdict::Unsure(why) => Recovered::Unsure(why),
+    }
+}
+
+/// Pages 64 to 191 of `ibdata1` are no data, but InnoDB's double writes.
+fn without_double_writes(mut pages: PageWrites) -> PageWrites {
+    let files = &pages.files;
+    let is_copy = |write: &PageWrite| {
+        (64..192).contains(&write.page) && files[write.file].ends_with("ibdata1")
+    };
+    pages.writes.retain(|write| !is_copy(write));
+    pages
+}
+
+/// A state at this moment in which a write is torn, about in its middle; on a disk that tears none of those
+/// that are out, one in which one is lost.
+fn state_at(opened: &Opened, profile: &Profile, at: Seq) -> anyhow::Result<Option<String>> {
+    let cut = opened.history.cut(at, profile)?;
+    for strategy in [Strategy::Tear, Strategy::OneLost] {
+        let mut names: Vec<StateName> = cut.states(strategy).take(1000).collect();
+        if !names.is_empty() {
+            return Ok(Some(names.swap_remove(names.len() / 2).0));
+        }
+    }
+    Ok(None)
 }
 
 /// Right after some of the requests that overwrite a page, spread over all of them.

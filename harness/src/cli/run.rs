@@ -342,20 +342,38 @@ impl RunArgs {
 
     /// What a suite of programs has no use for.
     pub(super) fn refuse_for_programs(&self, path: &str) -> anyhow::Result<()> {
+        let soak = self.soak.then_some("--soak");
+        if let Some(option) = soak.or(self.of_lanes()) {
+            bail!("{option} is for suites with lanes, and {path} has programs of your own");
+        }
+        Ok(())
+    }
+
+    /// What says nothing to databases.
+    pub(super) fn refuse_for_databases(&self) -> anyhow::Result<()> {
+        let states = self.exec.states.map(|_| "--states");
+        let explore = (!self.explore.is_empty()).then_some("--explore");
+        if let Some(option) = self.of_lanes().or(states).or(explore) {
+            bail!("{option} is not for databases: each cell has its own cuts and states");
+        }
+        if self.kernel.len() > 1 {
+            bail!("databases are for one --kernel at a time");
+        }
+        Ok(())
+    }
+
+    /// An option that only lanes have, if one was given.
+    fn of_lanes(&self) -> Option<&'static str> {
         let given = [
             ("--crashes", self.crashes.is_some()),
             ("--cut", self.cut.is_some()),
-            ("--soak", self.soak),
             ("--known", self.known.is_some()),
             ("--fault", !self.fault.is_empty()),
             ("--shell", self.develop.shell),
             ("--gdb", self.develop.gdb.is_some()),
             ("--bisect", self.develop.bisect),
         ];
-        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
-            bail!("{option} is for suites with lanes, and {path} has programs of your own");
-        }
-        Ok(())
+        given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
     }
 
     /// A program that could not be explored: the reports say so, too.
@@ -372,12 +390,12 @@ impl RunArgs {
         .tell(error)
     }
 
-    /// What --exec goes by.
     /// The lanes that were chosen, for a command.
     pub(super) fn chosen(&self) -> String {
         self.lane.iter().map(|lane| format!(" --lane {}", word(lane))).collect()
     }
 
+    /// What --exec goes by.
     pub(super) fn around(&self) -> anyhow::Result<Around<'_>> {
         if self.kernel.len() > 1 {
             bail!("--exec is for one --kernel");
@@ -495,7 +513,7 @@ impl RunArgs {
     }
 
     /// What was given, but for what a command that is shown says by itself.
-    fn options(&self) -> String {
+    pub(super) fn options(&self) -> String {
         let mut options = String::new();
         let paths = [("--modules", &self.modules), ("--qemu", &self.qemu)];
         let paths =

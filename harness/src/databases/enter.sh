@@ -15,13 +15,20 @@ cd /mnt || exit 2
 
 # What is wrong, by a word that the report knows, and a sentence.
 corrupt() { echo "corrupt: $*"; exit 10; }
-lost() { echo "lost: $*"; exit 11; }
-refused() { echo "refused: $*"; exit 12; }
+lost() { echo "lost: $*"; exit 10; }
+refused() { echo "refused: $*"; exit 10; }
+# Whatever else there is says nothing of the disk.
 failed() { echo "$*"; exit 2; }
 
 # The last transaction that was acknowledged before the cut; 0: none.
 acknowledged() {
     sed -n 's/^acknowledged \([0-9]*\)$/\1/p' "$TORNBLK_MARKS" | tail -n 1 | grep . || echo 0
+}
+# Which transaction each row is of once number LAST is the last one: expected LAST ROWS EACH.
+expected() {
+    numbers $(($1 * $3)) "$2" | mawk -v rows="$2" -v each="$3" '
+        { n[$1] = int((NR - 1) / each) + 1 }
+        END { for (id = 1; id <= rows; id++) print id " " n[id] + 0 }'
 }
 # The same numbers for the same seed, on any machine: numbers COUNT BELOW.
 numbers() {

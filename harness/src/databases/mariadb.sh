@@ -1,7 +1,7 @@
 # MariaDB: DOUBLEWRITE=ON|OFF, METHOD=O_DIRECT|fsync. Rows are a quarter of a kilobyte, so that a table has many
 # pages; each transaction updates some rows anywhere, and says in a table of its own that it was there.
 rows=12000
-transactions=40
+transactions=$TORNBLK_TRANSACTIONS
 each=12
 server() {
     mariadbd --no-defaults --user=root --datadir=/mnt/data --basedir=/usr --socket=/run/s --skip-networking \
@@ -19,9 +19,14 @@ up() {
     server "$@"
     n=0
     until sql 'select 1' >/dev/null 2>&1; do
-        kill -0 $server 2>/dev/null || return 1
+        if ! kill -0 $server 2>/dev/null; then
+            wait $server
+            # Of no memory, say.
+            [ $? -lt 128 ] || failed "the server was ended by a signal"
+            return 1
+        fi
         n=$((n + 1))
-        [ $n -lt 600 ] || return 1
+        [ $n -lt 1200 ] || failed "the server is still starting"
         sleep 0.1
     done
 }
@@ -58,6 +63,7 @@ run)
             ids = ""
         }' >/run/transactions
     mariadb --no-defaults --socket=/run/s -N -B t </run/transactions || failed "cannot update: $(said)"
+    [ "$(sql 'select count(*) from t.ledger')" = $transactions ] || failed "the ledger is not whole"
     # Time for the page cleaner; then no goodbye.
     sleep 2
     kill -9 $server
@@ -70,9 +76,12 @@ check)
     count=$(sql 'select count(*) from t.a') || corrupt "the table cannot be read: $(said)"
     [ "$count" = $rows ] || corrupt "the table has $count rows, not $rows"
     last=$(sql 'select coalesce(max(id), 0) from t.ledger') || corrupt "the ledger cannot be read: $(said)"
-    # Each row is of one transaction, and none of one that the ledger does not have.
-    odd=$(sql "select count(*) from t.a where n > $last or
-        n > 0 and pad <> repeat(char(65 + n % 26), 240) or n = 0 and pad <> repeat('0', 240)")
+    [ "$(sql 'select count(*) from t.ledger')" = "$last" ] || corrupt "the ledger has gaps"
+    # Each row is of the transaction that wrote it last.
+    sql 'select id, n from t.a order by id' | tr '\t' ' ' >/run/rows
+    [ "$(expected "$last" $rows $each | md5sum)" = "$(md5sum </run/rows)" ] ||
+        corrupt "rows are not of the transactions that wrote them last"
+    odd=$(sql "select count(*) from t.a where n > 0 and pad <> repeat(char(65 + n % 26), 240) or n = 0 and pad <> repeat('0', 240)")
     [ "$odd" = 0 ] || corrupt "$odd rows are of no transaction"
     down || corrupt "the server does not shut down: $(said)"
     cd data || exit 2

@@ -10,9 +10,11 @@
 //!
 //! What runs in the guest are the shell programs beside this file, each behind [`ENTER`].
 
+mod cells;
+
+pub use cells::{Cell, Database, Ground, Protection, cells};
+
 use crate::audit::{Audit, Fate, Promised};
-use crate::explore::Pages;
-use crate::oracle::pages::PageFormat;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -28,293 +30,12 @@ pub const IN_PLACE: u64 = 400;
 pub const IN_PLACE_LEAST: u64 = 200;
 /// States from which the server recovers, for each profile.
 pub const RECOVERIES: usize = 3;
-/// A server does not stop where these are the distribution's tools, or what nobody needs without one.
-const WITHOUT: [&str; 26] = [
-    "adduser",
-    "debconf",
-    "galera-4",
-    "gawk",
-    "init-system-helpers",
-    "iproute2",
-    "libconfig-inifiles-perl",
-    "libdbi-perl",
-    "libllvm19",
-    "libz3-4",
-    "locales",
-    "lsb-base",
-    "mount",
-    "passwd",
-    "perl",
-    "perl-base",
-    "postgresql-client-common",
-    "postgresql-common",
-    "procps",
-    "psmisc",
-    "rsync",
-    "socat",
-    "ssl-cert",
-    "systemd",
-    "sysvinit-utils",
-    "ucf",
-];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Database {
-    MariaDb,
-    Postgres,
-    Sqlite,
-}
-
-impl Database {
-    pub fn name(self) -> &'static str {
-        match self {
-            Database::MariaDb => "MariaDB",
-            Database::Postgres => "PostgreSQL",
-            Database::Sqlite => "SQLite",
-        }
-    }
-
-    /// The shell program, without [`ENTER`].
-    pub fn program(self) -> &'static str {
-        match self {
-            Database::MariaDb => include_str!("mariadb.sh"),
-            Database::Postgres => include_str!("postgres.sh"),
-            Database::Sqlite => include_str!("sqlite.sh"),
-        }
-    }
-
-    /// Debian's packages, and those of their dependencies that are left out.
-    pub fn packages(self) -> (Vec<&'static str>, &'static [&'static str]) {
-        let mut packages = vec!["base-files", "coreutils", "dash", "grep", "mawk", "sed"];
-        packages.extend_from_slice(match self {
-            Database::MariaDb => &["mariadb-server-core", "mariadb-client-core"],
-            Database::Postgres => &["postgresql-17", "postgresql-client-17"],
-            Database::Sqlite => &["sqlite3"],
-        });
-        (packages, &WITHOUT)
-    }
-
-    /// The one whose version is told.
-    pub fn package(self) -> &'static str {
-        match self {
-            Database::MariaDb => "mariadb-server-core",
-            Database::Postgres => "postgresql-17",
-            Database::Sqlite => "sqlite3",
-        }
-    }
-
-    /// Bytes of a page, and its files, for the audit.
-    pub fn pages(self) -> (u64, Vec<String>) {
-        match self.judged() {
-            Some(Pages { page_size, files, .. }) => (page_size, files),
-            None => (4096, vec!["t.db".to_owned()]),
-        }
-    }
-
-    /// Pages that say by themselves that they are torn; SQLite's have no checksums.
-    pub fn judged(self) -> Option<Pages> {
-        match self {
-            Database::MariaDb => Some(Pages {
-                files: vec!["*.ibd".to_owned(), "ibdata1".to_owned()],
-                ..Pages::of(PageFormat::Innodb)
-            }),
-            Database::Postgres => Some(Pages::of(PageFormat::Postgres)),
-            Database::Sqlite => None,
-        }
-    }
-}
-
-/// What it lies on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ground {
-    Ext4,
-    Ext4Bigalloc,
-    Xfs,
-    Xfs16k,
-}
-
-impl Ground {
-    pub const ALL: [Ground; 4] = [Ground::Ext4, Ground::Ext4Bigalloc, Ground::Xfs, Ground::Xfs16k];
-
-    /// In names of cells.
-    pub fn name(self) -> &'static str {
-        match self {
-            Ground::Ext4 => "ext4",
-            Ground::Ext4Bigalloc => "bigalloc16k",
-            Ground::Xfs => "xfs",
-            Ground::Xfs16k => "xfs16k",
-        }
-    }
-
-    /// In sentences.
-    pub fn told(self) -> &'static str {
-        match self {
-            Ground::Ext4 => "ext4 with blocks of 4 KiB",
-            Ground::Ext4Bigalloc => "ext4 with bigalloc, clusters of 16 KiB",
-            Ground::Xfs => "XFS with blocks of 4 KiB",
-            Ground::Xfs16k => "XFS with blocks of 16 KiB",
-        }
-    }
-
-    pub fn fstype(self) -> &'static str {
-        match self {
-            Ground::Ext4 | Ground::Ext4Bigalloc => "ext4",
-            Ground::Xfs | Ground::Xfs16k => "xfs",
-        }
-    }
-
-    pub fn mkfs(self) -> Vec<String> {
-        let words: &[&str] = match self {
-            Ground::Ext4 => &["mkfs.ext4", "-q", "-F", "-b", "4096"],
-            Ground::Ext4Bigalloc => {
-                &["mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "bigalloc", "-C", "16384"]
-            }
-            Ground::Xfs => &["mkfs.xfs", "-q", "-f"],
-            Ground::Xfs16k => &["mkfs.xfs", "-q", "-f", "-b", "size=16k"],
-        };
-        words.iter().chain(&["{device}"]).map(|word| (*word).to_owned()).collect()
-    }
-
-    /// Bytes of the disk.
-    pub fn size(self) -> u64 {
-        match self {
-            Ground::Ext4 | Ground::Ext4Bigalloc => 192 << 20,
-            // mkfs.xfs makes none below 300 MiB.
-            Ground::Xfs | Ground::Xfs16k => 320 << 20,
-        }
-    }
-}
-
-/// What keeps torn pages from harm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protection {
-    /// Each page is written twice, or whole into the log.
-    On,
-    /// Nothing but the disk.
-    Off,
-    /// The old content goes into a journal, or the new one into a log, before a page is overwritten.
-    Journal,
-    /// A journal that is not waited for.
-    NotWaited,
-}
-
-/// A database with a setting on a file system.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cell {
-    /// `mariadb-off-direct-bigalloc16k`
-    pub name: String,
-    pub database: Database,
-    /// As its manual says it.
-    pub setting: String,
-    pub env: Vec<(String, String)>,
-    pub ground: Ground,
-    pub protection: Protection,
-    /// Acknowledged transactions may be gone, as its manual says.
-    pub may_lose: bool,
-    /// One of the few of a quick run.
-    pub quick: bool,
-}
-
-impl Cell {
-    pub fn is_protected(&self) -> bool {
-        matches!(self.protection, Protection::On | Protection::Journal)
-    }
-
-    /// "MariaDB with innodb_doublewrite=OFF, ... on ext4 ..."
-    pub fn told(&self) -> String {
-        format!("{} with {} on {}", self.database.name(), self.setting, self.ground.told())
-    }
-}
-
-/// All of them; those of a quick run are marked.
-pub fn cells() -> Vec<Cell> {
-    let mut all = Vec::new();
-    let env = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    };
-    for (on, doublewrite) in [(true, "ON"), (false, "OFF")] {
-        for (direct, method) in [(true, "O_DIRECT"), (false, "fsync")] {
-            for ground in Ground::ALL {
-                let name = [
-                    "mariadb",
-                    if on { "on" } else { "off" },
-                    if direct { "direct" } else { "buffered" },
-                    ground.name(),
-                ];
-                let quick = matches!(
-                    (on, direct, ground),
-                    (true, true, Ground::Ext4)
-                        | (false, true, Ground::Ext4 | Ground::Ext4Bigalloc)
-                        | (false, false, Ground::Ext4)
-                );
-                all.push(Cell {
-                    name: name.join("-"),
-                    database: Database::MariaDb,
-                    setting: format!(
-                        "innodb_doublewrite={doublewrite}, innodb_flush_method={method}"
-                    ),
-                    env: env(&[("DOUBLEWRITE", doublewrite), ("METHOD", method)]),
-                    ground,
-                    protection: if on { Protection::On } else { Protection::Off },
-                    may_lose: false,
-                    quick,
-                });
-            }
-        }
-    }
-    for (on, fpw) in [(true, "on"), (false, "off")] {
-        for (direct, value) in [(true, "data"), (false, "")] {
-            for ground in Ground::ALL {
-                let name = [
-                    "postgres",
-                    if on { "on" } else { "off" },
-                    if direct { "direct" } else { "buffered" },
-                    ground.name(),
-                ];
-                all.push(Cell {
-                    name: name.join("-"),
-                    database: Database::Postgres,
-                    setting: format!("full_page_writes={fpw}, debug_io_direct='{value}'"),
-                    env: env(&[("FPW", fpw), ("DIRECT", value)]),
-                    ground,
-                    protection: if on { Protection::On } else { Protection::Off },
-                    may_lose: false,
-                    quick: !on && direct && ground == Ground::Xfs,
-                });
-            }
-        }
-    }
-    for journal in ["delete", "truncate", "persist", "wal"] {
-        for sync in ["off", "normal", "full", "extra"] {
-            for ground in Ground::ALL {
-                // Its directory is synced with EXTRA only; a log only at checkpoints with NORMAL.
-                let may_lose = match (journal, sync) {
-                    (_, "off") | ("wal", "normal") => true,
-                    ("delete", sync) => sync != "extra",
-                    _ => false,
-                };
-                all.push(Cell {
-                    name: format!("sqlite-{journal}-{sync}-{}", ground.name()),
-                    database: Database::Sqlite,
-                    setting: format!("journal_mode={journal}, synchronous={sync}"),
-                    env: env(&[("JOURNAL", journal), ("SYNC", sync)]),
-                    ground,
-                    protection: match sync {
-                        "off" => Protection::NotWaited,
-                        _ => Protection::Journal,
-                    },
-                    may_lose,
-                    quick: journal == "wal" && sync == "normal" && ground == Ground::Ext4,
-                });
-            }
-        }
-    }
-    all
-}
-
+/// Transactions of each program, all of which have to be acknowledged on record.
+pub const TRANSACTIONS: u64 = 40;
+/// The disk on which everything that is not protected has to be torn: the negative control.
+pub const CONTROL: &str = "lb512";
+/// The exit status with which a program says what is wrong. Any other says nothing of the disk.
+pub const WRONG: i32 = 10;
 /// How a server came back from a crash state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -326,8 +47,8 @@ pub enum Recovered {
     Refused(String),
     /// It came back, and an acknowledged transaction is gone.
     Lost(String),
-    /// The state itself cannot be mounted.
-    Unmountable(String),
+    /// The file system itself is not right: that says nothing of the database.
+    FileSystem(String),
     /// Nobody knows.
     Unsure(String),
 }
@@ -345,14 +66,33 @@ impl Recovered {
         } else if let Some(why) = after("lost: ") {
             Recovered::Lost(why)
         } else if text.contains("did not end in") {
-            Recovered::Refused(text.to_owned())
+            // Emulated guests are slow.
+            Recovered::Unsure(text.to_owned())
         } else {
-            Recovered::Unmountable(text.to_owned())
+            Recovered::FileSystem(text.to_owned())
         }
     }
 
     pub fn is_torn(&self) -> bool {
-        matches!(self, Recovered::Corrupt(_) | Recovered::Refused(_) | Recovered::Unmountable(_))
+        matches!(self, Recovered::Corrupt(_) | Recovered::Refused(_))
+    }
+
+    /// It says something of the database.
+    pub fn is_judged(&self) -> bool {
+        !matches!(self, Recovered::FileSystem(_) | Recovered::Unsure(_))
+    }
+}
+
+impl fmt::Display for Recovered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Recovered::Sound => f.write_str("it came back, and is right"),
+            Recovered::Corrupt(why) => write!(f, "it came back, and is corrupt: {why}"),
+            Recovered::Refused(why) => write!(f, "it does not start: {why}"),
+            Recovered::Lost(why) => write!(f, "it came back: {why}"),
+            Recovered::FileSystem(why) => write!(f, "the file system is not right: {why}"),
+            Recovered::Unsure(why) => write!(f, "it cannot be told: {why}"),
+        }
     }
 }
 
@@ -369,6 +109,8 @@ pub struct Recovery {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InPlace {
     pub pages: u64,
+    /// Pages that could not be judged: they are none of that format, or lay elsewhere.
+    pub left_out: u64,
     /// Unique states.
     pub states: u64,
     /// Those with a torn page.
@@ -397,7 +139,15 @@ impl OnDisk {
     }
 
     pub fn judged(&self) -> usize {
-        self.recoveries.iter().filter(|r| !matches!(r.recovered, Recovered::Unsure(_))).count()
+        self.recoveries.iter().filter(|r| r.recovered.is_judged()).count()
+    }
+
+    /// Why a recovery could not be judged.
+    pub fn unsure(&self) -> Option<&str> {
+        self.recoveries.iter().find_map(|r| match &r.recovered {
+            Recovered::Unsure(why) => Some(why.as_str()),
+            _ => None,
+        })
     }
 
     pub fn is_promised(&self) -> bool {
@@ -416,14 +166,16 @@ impl OnDisk {
     pub fn word(&self, cell: &Cell) -> Word {
         if self.torn_after() > 0 {
             Word::Torn
-        } else if self.audit.overwrites == 0 || self.judged() == 0 {
+        } else if self.lost() > 0 && !cell.may_lose {
+            Word::Lost
+        } else if self.audit.overwrites == 0 || self.judged() == 0 || self.unsure().is_some() {
             Word::Inconclusive
         } else if cell.is_protected() {
             Word::Protected
-        } else if self.is_promised() {
-            Word::Promised
         } else if self.in_place.is_some_and(|seen| seen.torn > 0) {
             Word::TornBefore
+        } else if self.is_promised() {
+            Word::Promised
         } else {
             Word::NotPromised
         }
@@ -442,7 +194,15 @@ pub enum Word {
     /// Pages were torn, and those states from which the server recovered came out right.
     TornBefore,
     Torn,
+    /// What was acknowledged is gone, and may not be.
+    Lost,
     Inconclusive,
+}
+
+impl Word {
+    pub fn is_red(self) -> bool {
+        matches!(self, Word::Torn | Word::TornBefore | Word::Lost)
+    }
 }
 
 impl fmt::Display for Word {
@@ -453,6 +213,7 @@ impl fmt::Display for Word {
             Word::NotPromised => "none found, not promised",
             Word::TornBefore => "torn before recovery",
             Word::Torn => "torn",
+            Word::Lost => "lost",
             Word::Inconclusive => "inconclusive",
         })
     }
@@ -483,9 +244,6 @@ impl CellReport {
     pub fn odd(&self) -> Odd {
         let mut odd = Odd::default();
         let name = &self.cell.name;
-        if let Some(error) = &self.error {
-            odd.inconclusive.push(format!("{name}: {error}"));
-        }
         for disk in &self.disks {
             let profile = &disk.profile;
             let word = disk.word(&self.cell);
@@ -513,15 +271,15 @@ impl CellReport {
                 ));
             }
             if word == Word::Inconclusive {
-                let why = match disk.audit.overwrites {
-                    0 => "no page was overwritten",
+                let why = match (disk.audit.overwrites, disk.unsure()) {
+                    (0, _) => "no page was overwritten",
+                    (_, Some(why)) => why,
                     _ => "from no state did the server recover, or fail to",
                 };
                 odd.inconclusive.push(format!("{name} on {profile}: {why}"));
             }
             // The negative control: a disk that keeps nothing whole has to show it.
-            let keeps_nothing = ["lb512", "piece4k"].contains(&profile.as_str());
-            if keeps_nothing && disk.in_place.is_some_and(|seen| seen.torn == 0) {
+            if profile == CONTROL && disk.in_place.is_some_and(|seen| seen.torn == 0) {
                 odd.inconclusive.push(format!(
                     "{name} on {profile}: no state has a torn page, although nothing keeps one whole"
                 ));
@@ -531,11 +289,13 @@ impl CellReport {
     }
 }
 
-/// 0 as expected, 1 a violation, 3 inconclusive.
+/// 0 as expected, 1 a violation, 2 a cell could not be tried, 3 inconclusive.
 pub fn exit_code(cells: &[CellReport]) -> u8 {
     let odd: Vec<Odd> = cells.iter().map(CellReport::odd).collect();
     if odd.iter().any(|odd| !odd.violations.is_empty()) {
         1
+    } else if cells.iter().any(|report| report.error.is_some()) {
+        2
     } else if cells.is_empty() || odd.iter().any(|odd| !odd.inconclusive.is_empty()) {
         3
     } else {
@@ -551,9 +311,14 @@ pub fn answers(cells: &[CellReport]) -> Vec<(&CellReport, String)> {
             let fits = report.disks.iter().filter(|disk| wanted(disk));
             fits.map(|disk| disk.profile.as_str()).collect()
         };
-        let bad = of(&|d| matches!(d.word(&report.cell), Word::Torn | Word::TornBefore));
+        let bad = of(&|d| d.word(&report.cell).is_red());
         let good = of(&|d| d.word(&report.cell) == Word::Promised);
         let mut text = report.cell.told();
+        let unclear = of(&|d| d.word(&report.cell) == Word::Inconclusive);
+        if report.disks.is_empty() || unclear.len() == report.disks.len() {
+            told.push((report, text + ": it could not be tried, see below"));
+            continue;
+        }
         text += &match (bad.as_slice(), good.as_slice()) {
             ([], []) => ": nothing was found, and nothing is promised".to_owned(),
             (bad, []) => format!(": pages are torn on {}", bad.join(", ")),
@@ -585,7 +350,9 @@ fn neighbour(of: &CellReport, cells: &[CellReport]) -> Option<String> {
     });
     promised.or_else(|| {
         let protected = cells.iter().filter(same).find(|r| {
-            r.cell.is_protected() && r.disks.iter().all(|d| d.word(&r.cell) == Word::Protected)
+            r.cell.is_protected()
+                && !r.disks.is_empty()
+                && r.disks.iter().all(|d| d.word(&r.cell) == Word::Protected)
         })?;
         Some(format!("{} (protected, on every disk that was tried)", protected.cell.told()))
     })
@@ -606,10 +373,11 @@ mod tests {
                 page_writes: 10,
                 overwrites: 10,
                 fates,
+                more: false,
                 named: Vec::new(),
                 advice: Vec::new(),
             },
-            in_place: Some(InPlace { pages: 5, states: 300, torn }),
+            in_place: Some(InPlace { pages: 5, left_out: 0, states: 300, torn }),
             recoveries: vec![Recovery { state: "s".into(), torn_before: torn > 0, recovered }; 3],
             bundle: None,
         }
@@ -649,13 +417,15 @@ mod tests {
             (off, disk("req16k", 9, 0, Recovered::Sound), Word::NotPromised, 0),
             (off, disk("req16k", 9, 2, Recovered::Sound), Word::TornBefore, 0),
             // What was promised is not kept.
-            (off, disk("req16k", 10, 1, Recovered::Sound), Word::Promised, 1),
+            (off, disk("req16k", 10, 1, Recovered::Sound), Word::TornBefore, 1),
             (off, disk("req16k", 10, 0, refused()), Word::Torn, 1),
             // The control: nothing keeps them whole, and none is torn.
             (off, disk("lb512", 0, 0, Recovered::Sound), Word::NotPromised, 3),
             ("mariadb-on-direct-ext4", disk("lb512", 0, 40, Recovered::Sound), Word::Protected, 0),
             ("mariadb-on-direct-ext4", disk("lb512", 0, 40, refused()), Word::Torn, 1),
-            (off, disk("req16k", 10, 0, Recovered::Lost("t".into())), Word::Promised, 1),
+            (off, disk("req16k", 10, 0, Recovered::Lost("t".into())), Word::Lost, 1),
+            // A file system that is not right is nobody's fault here.
+            (off, disk("req16k", 10, 0, Recovered::FileSystem("x".into())), Word::Inconclusive, 3),
             (
                 "sqlite-wal-normal-ext4",
                 disk("req16k", 10, 0, Recovered::Lost("t".into())),
@@ -697,6 +467,7 @@ mod tests {
         assert_eq!(Recovered::of_failure(said), Recovered::Corrupt("the table has 3 rows".into()));
         assert!(matches!(Recovered::of_failure("x: refused: no"), Recovered::Refused(_)));
         assert!(matches!(Recovered::of_failure("lost: 4"), Recovered::Lost(_)));
-        assert!(matches!(Recovered::of_failure("cannot be mounted"), Recovered::Unmountable(_)));
+        assert!(matches!(Recovered::of_failure("cannot be mounted"), Recovered::FileSystem(_)));
+        assert!(matches!(Recovered::of_failure("it did not end in 9 s"), Recovered::Unsure(_)));
     }
 }

@@ -2,7 +2,7 @@
 # that a table has many pages; each transaction updates some rows anywhere, and says in a table of its own that
 # it was there.
 rows=8000
-transactions=40
+transactions=$TORNBLK_TRANSACTIONS
 each=12
 export PATH=/usr/lib/postgresql/17/bin:$PATH
 # The server does not run as root.
@@ -51,18 +51,27 @@ run)
             ids = ""
         }' >/run/u/transactions
     sql -f /run/u/transactions || failed "cannot update: $(said)"
+    [ "$(sql -c 'select count(*) from ledger')" = $transactions ] || failed "the ledger is not whole"
     # Time for the background writer; then no goodbye.
     sleep 2
     as_user pg_ctl -D /mnt/data -m immediate stop >/dev/null 2>&1
     ;;
 check)
-    server || refused "$(said)"
+    if ! server; then
+        # It says so itself where it is the disk's fault; anything else may be the machine's.
+        grep -qE 'PANIC|FATAL|invalid page|corrupt' /run/u/server && ! grep -q 'signal 9' /run/u/server ||
+            failed "the server does not start, and does not say why: $(said)"
+        refused "$(said)"
+    fi
     count=$(sql -c 'select count(*) from a' 2>&1) || corrupt "the table cannot be read: $(said)"
     [ "$count" = $rows ] || corrupt "the table has $count rows, not $rows"
     last=$(sql -c 'select coalesce(max(id), 0) from ledger') || corrupt "the ledger cannot be read: $(said)"
-    # Each row is of one transaction, and none of one that the ledger does not have.
-    odd=$(sql -c "select count(*) from a where n > $last or
-        n > 0 and pad <> repeat(chr(65 + n % 26), 240) or n = 0 and pad <> repeat('0', 240)")
+    [ "$(sql -c 'select count(*) from ledger')" = "$last" ] || corrupt "the ledger has gaps"
+    # Each row is of the transaction that wrote it last.
+    sql -F ' ' -c 'select id, n from a order by id' >/run/u/rows
+    [ "$(expected "$last" $rows $each | md5sum)" = "$(md5sum </run/u/rows)" ] ||
+        corrupt "rows are not of the transactions that wrote them last"
+    odd=$(sql -c "select count(*) from a where n > 0 and pad <> repeat(chr(65 + n % 26), 240) or n = 0 and pad <> repeat('0', 240)")
     [ "$odd" = 0 ] || corrupt "$odd rows are of no transaction"
     wrong=$(as_user pg_amcheck -h /run/u --heapallindexed -d t 2>&1) || corrupt "pg_amcheck: $(echo "$wrong" | head -n 3 | tr '\n' ' ')"
     down || corrupt "the server does not shut down: $(said)"

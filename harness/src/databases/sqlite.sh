@@ -1,7 +1,7 @@
 # SQLite: JOURNAL=delete|truncate|persist|wal (journal_mode), SYNC=off|normal|full|extra (synchronous). Each
 # transaction updates some rows anywhere, and says in a table of its own that it was there.
 rows=4000
-transactions=40
+transactions=$TORNBLK_TRANSACTIONS
 each=12
 begin="pragma journal_mode=$JOURNAL; pragma synchronous=$SYNC; pragma wal_autocheckpoint=60; pragma cache_size=40;"
 
@@ -28,11 +28,14 @@ run)
                 printf " insert into ledger values (%d); commit;\n.system tornblk-mark \"acknowledged %d\"\n", t, t
                 ids = ""
             }'
+        echo ".output /run/count"
+        echo "select count(*) from ledger;"
+        echo ".output"
         # No goodbye.
         echo ".system kill -9 \$PPID"
     } >/run/transactions
     sqlite3 -batch -bail t.db </run/transactions >/run/log 2>&1
-    grep -i error /run/log && failed "cannot update: $(tail -n 3 /run/log)"
+    grep -qx "$transactions" /run/count || failed "cannot update: $(tail -n 3 /run/log)"
     exit 0
     ;;
 check)
@@ -45,7 +48,12 @@ check)
     count=$(sql 'select count(*) from a') || corrupt "$count"
     [ "$count" = $rows ] || corrupt "the table has $count rows, not $rows"
     last=$(sql 'select coalesce(max(id), 0) from ledger') || corrupt "$last"
-    odd=$(sql "select count(*) from a where n > $last or n > 0 and pad <> printf('%.240c', char(65 + n % 26))
+    [ "$(sql 'select count(*) from ledger')" = "$last" ] || corrupt "the ledger has gaps"
+    # Each row is of the transaction that wrote it last.
+    sql "select id || ' ' || n from a order by id" >/run/rows
+    [ "$(expected "$last" $rows $each | md5sum)" = "$(md5sum </run/rows)" ] ||
+        corrupt "rows are not of the transactions that wrote them last"
+    odd=$(sql "select count(*) from a where n > 0 and pad <> printf('%.240c', char(65 + n % 26))
         or n = 0 and pad <> printf('%.240c', '0')") || corrupt "$odd"
     [ "$odd" = 0 ] || corrupt "$odd rows are of no transaction"
     [ "$last" -ge "$(acknowledged)" ] || lost "transaction $(acknowledged) was acknowledged, and the last one is $last"

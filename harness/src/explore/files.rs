@@ -6,7 +6,7 @@ use super::subject::SubjectError;
 use super::{Call, Explain};
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 use tornblk_agent::channel::{FileMap, Place};
@@ -45,8 +45,8 @@ pub struct Files {
     paths: Vec<String>,
     /// Of each file: (offset in it, place on the disk, bytes), rising.
     places: Vec<Vec<Place>>,
-    /// Had blocks at the first snapshot, where another one came later.
-    existed: Vec<bool>,
+    /// As `places`, at the first snapshot, where another one came later.
+    before: Vec<Vec<Place>>,
     lb_size: u64,
     /// How often it was looked; 0: the recording does not say.
     pub snapshots: u64,
@@ -76,11 +76,7 @@ impl Files {
     }
 
     pub fn of(snapshots: Vec<Snapshot>, lb_size: u32) -> Files {
-        let first = snapshots.first().filter(|_| snapshots.len() > 1);
-        let had_blocks =
-            |(path, places): &(String, Vec<Place>)| (!places.is_empty()).then(|| path.clone());
-        let old: HashSet<String> =
-            first.iter().flat_map(|s| s.map.files.iter().filter_map(had_blocks)).collect();
+        let mut first = snapshots.first().filter(|_| snapshots.len() > 1).cloned();
         let mut files = Files {
             lb_size: u64::from(lb_size),
             snapshots: snapshots.len() as u64,
@@ -95,25 +91,30 @@ impl Files {
                     files.paths.push(path.clone());
                     files.paths.len() - 1
                 });
-                for place in places {
-                    files.extents.extend(gaps(&known, place).map(|(o, at, n)| (at, n, file, o)));
+                for place in &places {
+                    files.extents.extend(gaps(&known, *place).map(|(o, at, n)| (at, n, file, o)));
+                }
+                // Where it lay last is where it lies.
+                if file == files.places.len() {
+                    files.places.push(rising(places));
                 }
             }
             files.extents.sort_unstable();
-            // Files that share blocks: one of them is enough.
+            // Of files that share blocks only one is told.
             let mut end = 0;
             files.extents.retain(|(at, len, ..)| {
                 let keeps = *at >= end;
                 end = if keeps { at + len } else { end };
+                files.more |= !keeps;
                 keeps
             });
         }
-        files.places = vec![Vec::new(); files.paths.len()];
-        for &(at, len, file, offset) in &files.extents {
-            files.places[file].push((offset, at, len));
+        files.before = vec![Vec::new(); files.paths.len()];
+        for (path, places) in first.take().map(|first| first.map.files).unwrap_or_default() {
+            if let Some(file) = numbers.get(&path) {
+                files.before[*file] = rising(places);
+            }
         }
-        files.existed = files.paths.iter().map(|path| old.contains(path)).collect();
-        files.places.iter_mut().for_each(|places| places.sort_unstable());
         files
     }
 
@@ -130,9 +131,9 @@ impl Files {
         &self.paths[file]
     }
 
-    /// Did it have blocks before anything was recorded?
-    pub fn existed(&self, file: usize) -> bool {
-        self.existed[file]
+    /// Did these bytes of it have blocks before anything was recorded?
+    pub fn existed(&self, file: usize, offset: u64, len: u64) -> bool {
+        within(&self.before[file], offset, len).iter().map(|(_, len)| len).sum::<u64>() >= len
     }
 
     /// How many there are.
@@ -152,16 +153,25 @@ impl Files {
 
     /// Where the bytes `offset..offset + len` of a file lie: (place, bytes), in the file's order.
     pub fn places(&self, file: usize, offset: u64, len: u64) -> Vec<(u64, u64)> {
-        let end = offset + len;
-        let all = &self.places[file];
-        let first = all.partition_point(|(begins, _, bytes)| begins + bytes <= offset);
-        let some = all[first..].iter().take_while(|(begins, ..)| *begins < end);
-        let part = |&(begins, at, bytes): &Place| {
-            let (from, to) = (offset.max(begins), end.min(begins + bytes));
-            (at + (from - begins), to - from)
-        };
-        some.map(part).collect()
+        within(&self.places[file], offset, len)
     }
+}
+
+fn rising(mut places: Vec<Place>) -> Vec<Place> {
+    places.sort_unstable();
+    places
+}
+
+/// Where the bytes `offset..offset + len` of a file with these pieces lie: (place, bytes), in its order.
+fn within(all: &[Place], offset: u64, len: u64) -> Vec<(u64, u64)> {
+    let end = offset + len;
+    let first = all.partition_point(|(begins, _, bytes)| begins + bytes <= offset);
+    let some = all[first..].iter().take_while(|(begins, ..)| *begins < end);
+    let part = |&(begins, at, bytes): &Place| {
+        let (from, to) = (offset.max(begins), end.min(begins + bytes));
+        (at + (from - begins), to - from)
+    };
+    some.map(part).collect()
 }
 
 /// The parts of a piece of a file that `known` has nothing of.

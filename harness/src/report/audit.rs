@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn it_names_what_may_be_torn_and_what_to_try() {
-        let carrier = |request, offset, len| Carrier { request, offset, len, atomic: false };
+        let carrier =
+            |request, offset, len| Carrier { request, offset, len, atomic: false, failed: false };
         let write = |page, carriers: Vec<Carrier>| PageWrite {
             file: 0,
             page,

@@ -1,7 +1,7 @@
 //! What came of `tornblk run databases`: on the terminal, and as Markdown.
 
 use super::terminal::Look;
-use crate::databases::{CellReport, OnDisk, Recovered, Word, answers};
+use crate::databases::{CellReport, OnDisk, Recovered, answers};
 use comfy_table::presets::{ASCII_BORDERS_ONLY_CONDENSED, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, Table};
 use std::fmt::Write as _;
@@ -22,18 +22,17 @@ pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<
         writeln!(out, "  {}", settings.collect::<Vec<_>>().join(", "))?;
     }
     if let Some(error) = &report.error {
-        return writeln!(out, "  {error}");
+        writeln!(out, "  could not be tried to its end: {error}")?;
     }
     for disk in &report.disks {
-        let [promised, in_place, after, ledger, word] = columns(report, disk);
-        let few = if disk.is_few() { ", few states" } else { "" };
+        let [promised, in_place, after, ledger, text] = columns(report, disk);
         let word = match disk.word(&report.cell) {
-            Word::Torn | Word::TornBefore => look.paint(&word, "31"),
-            _ => word,
+            word if word.is_red() => look.paint(&text, "31"),
+            _ => text,
         };
         writeln!(
             out,
-            "  {:12} {word}{few}: promised {promised}; torn in place {in_place}, after recovery {after}; \
+            "  {:12} {word}: promised {promised}; torn in place {in_place}, after recovery {after}; \
              ledger {ledger}",
             disk.profile
         )?;
@@ -63,6 +62,9 @@ pub fn all(cells: &[CellReport], look: Look, out: &mut dyn Write) -> io::Result<
     writeln!(out, "{table}")?;
     for report in cells {
         let odd = report.odd();
+        if let Some(error) = &report.error {
+            writeln!(out, "{}: could not be tried to its end: {error}", report.cell.name)?;
+        }
         for text in &odd.violations {
             writeln!(out, "{}: {text}", look.paint("VIOLATED", "1;31"))?;
         }
@@ -93,9 +95,9 @@ fn rows(cells: &[CellReport]) -> Vec<Vec<String>> {
             let head = [report.cell.name.clone(), disk.profile.clone()];
             head.into_iter().chain(columns(report, disk)).collect()
         };
-        match &report.error {
-            None => report.disks.iter().map(one).collect(),
-            Some(_) => {
+        match report.disks.as_slice() {
+            [_, ..] => report.disks.iter().map(one).collect(),
+            [] => {
                 let mut row = vec![report.cell.name.clone()];
                 row.resize(HEAD.len() - 1, "-".to_owned());
                 row.push("not tried".to_owned());
@@ -126,6 +128,6 @@ pub(super) fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
         in_place,
         format!("{} of {judged}{repaired}", disk.torn_after()),
         ledger,
-        disk.word(&report.cell).to_string(),
+        disk.word(&report.cell).to_string() + if disk.is_few() { " (few states)" } else { "" },
     ]
 }

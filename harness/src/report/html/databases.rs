@@ -5,10 +5,11 @@ use crate::databases::{CellReport, OnDisk, Word, answers};
 use crate::report::audit::told;
 use crate::report::databases::{HEAD, columns};
 use crate::report::picture::{NoPicture, of_bundle};
+use crate::report::terminal::typed;
 use std::path::Path;
 
-/// `again`: the command that does all of it once more.
-pub fn of_databases(cells: &[CellReport], again: String) -> Page {
+/// `machine`: what the guests ran on; `again`: the command that does all of it once more.
+pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page {
     let odd: Vec<_> = cells.iter().map(CellReport::odd).collect();
     let violated = odd.iter().flat_map(|odd| &odd.violations);
     let mut answer: Vec<Answer> =
@@ -34,14 +35,16 @@ pub fn of_databases(cells: &[CellReport], again: String) -> Page {
         notes: odd.into_iter().flat_map(|odd| odd.inconclusive).collect(),
         shown: cells.iter().flat_map(|r| r.disks.iter().filter_map(|d| shown(r, d))).collect(),
         more: 0,
-        environment: cells.iter().map(environment).collect(),
+        environment: std::iter::once(("machine".to_owned(), vec![Fact::new("guests", machine)]))
+            .chain(cells.iter().map(environment))
+            .collect(),
         commands: vec![("The same again".to_owned(), again)],
     }
 }
 
 fn tone(word: Word) -> Tone {
     match word {
-        Word::Torn | Word::TornBefore => Tone::Bad,
+        Word::Torn | Word::TornBefore | Word::Lost => Tone::Bad,
         Word::Promised | Word::Protected | Word::NotPromised => Tone::Nothing,
         Word::Inconclusive => Tone::Unclear,
     }
@@ -71,7 +74,7 @@ fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
             "{word}: a page in {} of {} states",
             disk.in_place?.torn, disk.in_place?.states
         ),
-        text: format!("{:?}", torn.recovered),
+        text: format!("The server, from this state: {}", torn.recovered),
         call: String::new(),
         strip: Vec::new(),
         picture,
@@ -88,12 +91,13 @@ fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
         state: torn.state.clone(),
         passing: None,
         others: Vec::new(),
-        commands: vec![format!("tornblk repro {bundle}")],
+        commands: vec![typed(&format!("tornblk repro {}", crate::run::word(bundle)))],
     })
 }
 
 fn environment(report: &CellReport) -> (String, Vec<Fact>) {
     let mut facts = vec![
+        Fact::new("could not be tried", report.error.as_deref().unwrap_or_default()),
         Fact::new("database", report.version.as_str()),
         Fact::new("setting", report.cell.setting.as_str()),
         Fact::new("file system", report.cell.ground.mkfs().join(" ")),
