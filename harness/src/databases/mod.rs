@@ -461,6 +461,56 @@ mod tests {
         assert!(told[1].ends_with("safe by promise on piece16k"), "{told:?}");
     }
 
+    /// What the shell programs share, as it runs in the guest.
+    fn shell(text: &str, marks: &str) -> (Option<i32>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("marks");
+        std::fs::write(&file, marks).unwrap();
+        let ran = std::process::Command::new("sh")
+            .args(["-c", &format!("{ENTER}\n{text}")])
+            .envs([("TORNBLK_INSIDE", "1"), ("TORNBLK_SEED", "3")])
+            .env("TORNBLK_MARKS", file)
+            .output()
+            .unwrap();
+        (ran.status.code(), String::from_utf8(ran.stdout).unwrap())
+    }
+
+    #[test]
+    fn the_shell_programs_know_what_has_to_be_there() {
+        let marks = "other\nacknowledged 7\nacknowledged 12\nacknowledged\n";
+        assert_eq!(shell("acknowledged", marks), (Some(0), "12\n".into()));
+        assert_eq!(shell("acknowledged", "exec-done\n"), (Some(0), "0\n".into()));
+        // The rows that two transactions of three wrote last, of five.
+        let mut x: u64 = (3 * 7919 + 12345) % 2_147_483_647;
+        let mut of = [0; 5];
+        for i in 0..6 {
+            x = x * 16807 % 2_147_483_647;
+            of[(x % 5) as usize] = i / 3 + 1;
+        }
+        let rows: String = of.iter().enumerate().map(|(i, t)| format!("{} {t}\n", i + 1)).collect();
+        assert_eq!(shell("expected 2 5 3", ""), (Some(0), rows));
+        let none = "1 0\n2 0\n3 0\n4 0\n5 0\n";
+        assert_eq!(shell("expected 0 5 3", ""), (Some(0), none.into()));
+        for (says, word) in
+            [("corrupt a", "corrupt: a"), ("lost b", "lost: b"), ("refused c", "refused: c")]
+        {
+            assert_eq!(shell(says, ""), (Some(WRONG), format!("{word}\n")));
+            assert!(Recovered::of_failure(word).is_judged());
+        }
+        assert_eq!(shell("failed d", "").0, Some(2));
+    }
+
+    #[test]
+    fn the_shell_programs_are_shell_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        for database in [Database::MariaDb, Database::Postgres, Database::Sqlite] {
+            let file = dir.path().join("program");
+            std::fs::write(&file, format!("{ENTER}{}", database.program())).unwrap();
+            let ran = std::process::Command::new("sh").arg("-n").arg(&file).output().unwrap();
+            assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        }
+    }
+
     #[test]
     fn what_a_program_says_is_told_by_its_word() {
         let said = "x check ended with status 10: corrupt: the table has 3 rows |";
