@@ -81,12 +81,38 @@ pub fn markdown(cells: &[CellReport]) -> String {
     for (_, answer) in answers(cells) {
         let _ = writeln!(text, "- {answer}");
     }
+    let (head, rows_of_words) = words(cells);
+    let _ = writeln!(text, "\n| {} |", head.join(" | "));
+    let _ = writeln!(text, "| --- {}|", "| --- ".repeat(head.len() - 1));
+    for row in rows_of_words {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
     let _ = writeln!(text, "\n| {} |", HEAD.join(" | "));
     text += "| --- | --- | ---: | ---: | ---: | ---: | --- |\n";
     for row in rows(cells) {
         let _ = writeln!(text, "| {} |", row.join(" | "));
     }
     text
+}
+
+/// A cell a row, a disk a column, and the word for each: what a reader looks for first.
+pub(super) fn words(cells: &[CellReport]) -> (Vec<String>, Vec<Vec<String>>) {
+    let mut disks: Vec<&str> = Vec::new();
+    for disk in cells.iter().flat_map(|report| &report.disks) {
+        if !disks.contains(&disk.profile.as_str()) {
+            disks.push(&disk.profile);
+        }
+    }
+    let word = |report: &CellReport, profile: &&str| {
+        let disk = report.disks.iter().find(|disk| disk.profile == **profile);
+        disk.map_or("not tried".to_owned(), |disk| disk.word(&report.cell).to_string())
+    };
+    let row = |report: &CellReport| {
+        let cells = disks.iter().map(|profile| word(report, profile));
+        std::iter::once(report.cell.name.clone()).chain(cells).collect()
+    };
+    let head = std::iter::once("cell").chain(disks.iter().copied()).map(str::to_owned).collect();
+    (head, cells.iter().map(row).collect())
 }
 
 fn rows(cells: &[CellReport]) -> Vec<Vec<String>> {
@@ -130,4 +156,41 @@ pub(super) fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
         ledger,
         disk.word(&report.cell).to_string() + if disk.is_few() { " (few states)" } else { "" },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::databases::testing::{disk, report};
+
+    #[test]
+    fn a_reader_finds_the_word_the_numbers_and_what_was_not_tried() {
+        let torn = Recovered::Refused("page 3".into());
+        let cells = [
+            report("mariadb-off-direct-ext4", vec![disk("lb512", 0, 40, torn)]),
+            report("mariadb-on-direct-ext4", vec![disk("lb512", 0, 40, Recovered::Sound)]),
+            report("sqlite-wal-normal-ext4", Vec::new()),
+        ];
+        let text = markdown(&cells);
+        for line in [
+            "| cell | lb512 |",
+            "| --- | --- |",
+            "| mariadb-off-direct-ext4 | torn |",
+            "| sqlite-wal-normal-ext4 | not tried |",
+            "| mariadb-off-direct-ext4 | lb512 | 0 of 10 | 40 of 300 | 3 of 3 | 0 lost of 3 | torn |",
+            "| mariadb-on-direct-ext4 | lb512 | 0 of 10 | 40 of 300 | 0 of 3 (3 repaired) | 0 lost of 3 | none \
+             found, protected |",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        let plain = Look { utf8: false, colour: false };
+        let mut out = Vec::new();
+        all(&cells, plain, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(
+            text.contains("its neighbour that is: MariaDB with innodb_doublewrite=ON"),
+            "{text}"
+        );
+    }
 }
