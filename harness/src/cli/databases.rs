@@ -131,13 +131,14 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
         return Ok(3);
     }
     shown::all(&reports, Look::detect(), &mut Stdout)?;
+    let exit = exit_code(&reports);
+    let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
+    let written = write(args, &reports, &all, &machine, exit);
     say!("kept in {}", all.path().display());
     if let Some(bundle) = reports.iter().flat_map(|r| &r.disks).find_map(|d| d.bundle.as_ref()) {
         say!("next: tornblk repro {}", word(bundle));
     }
-    let exit = exit_code(&reports);
-    let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
-    told(write(args, &reports, &all, &machine, exit), exit)
+    told(written, exit)
 }
 
 fn write(
@@ -147,13 +148,9 @@ fn write(
     machine: &str,
     exit: u8,
 ) -> anyhow::Result<()> {
-    let again = format!(
-        "tornblk run databases{}{}{} --seed {}",
-        if args.soak { " --soak" } else { "" },
-        args.chosen(),
-        args.options(),
-        args.seed
-    );
+    let soak = if args.soak { " --soak" } else { "" };
+    let again =
+        format!("tornblk run{}{soak}{} --seed {}", args.options(), args.chosen(), args.seed);
     let own = folder.path().join(html::NAME);
     let pages: Vec<&Path> = std::iter::once(own.as_path()).chain(args.html.as_deref()).collect();
     write_pages(&pages, || html::of_databases(reports, machine, again.clone()))?;

@@ -96,7 +96,7 @@ pub fn markdown(cells: &[CellReport]) -> String {
 }
 
 /// A cell a row, a disk a column, and the word for each: what a reader looks for first.
-pub(super) fn words(cells: &[CellReport]) -> (Vec<String>, Vec<Vec<String>>) {
+fn words(cells: &[CellReport]) -> (Vec<String>, Vec<Vec<String>>) {
     let mut disks: Vec<&str> = Vec::new();
     for disk in cells.iter().flat_map(|report| &report.disks) {
         if !disks.contains(&disk.profile.as_str()) {

@@ -1,9 +1,9 @@
 //! The page of `tornblk run databases`.
 
 use super::{Answer, Fact, Page, Shown, Table, Tone};
-use crate::databases::{CellReport, OnDisk, PROFILES, Word, answers};
+use crate::databases::{CellReport, OnDisk, Word, answers};
 use crate::report::audit::told;
-use crate::report::databases::{HEAD, columns, words};
+use crate::report::databases::{HEAD, columns};
 use crate::report::picture::{NoPicture, of_bundle};
 use crate::report::terminal::typed;
 use std::path::Path;
@@ -26,15 +26,12 @@ pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page 
     Page {
         title: "tornblk: databases".to_owned(),
         answer,
-        tables: vec![
-            table_of_words(cells),
-            Table {
-                caption: "Each cell on each disk: what is promised, what was seen, what was lost"
-                    .to_owned(),
-                head: HEAD.to_vec(),
-                rows,
-            },
-        ],
+        tables: vec![Table {
+            caption: "Each cell on each disk: what is promised, what was seen, what was lost"
+                .to_owned(),
+            head: HEAD.to_vec(),
+            rows,
+        }],
         notes: odd.into_iter().flat_map(|odd| odd.inconclusive).collect(),
         shown: cells.iter().flat_map(|r| r.disks.iter().filter_map(|d| shown(r, d))).collect(),
         more: 0,
@@ -42,19 +39,6 @@ pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page 
             .chain(cells.iter().map(environment))
             .collect(),
         commands: vec![("The same again".to_owned(), again)],
-    }
-}
-
-fn table_of_words(cells: &[CellReport]) -> Table {
-    let (_, rows) = words(cells);
-    let rows = cells.iter().zip(rows).map(|(report, row)| (tone_of(report), row)).collect();
-    let disks = cells.iter().map(|r| &r.disks).max_by_key(|disks| disks.len());
-    let known = |disk: &OnDisk| PROFILES.into_iter().find(|name| *name == disk.profile);
-    let heads = disks.into_iter().flatten().map(|disk| known(disk).unwrap_or("another disk"));
-    Table {
-        caption: "The words, a cell a row".to_owned(),
-        head: std::iter::once("cell").chain(heads).collect(),
-        rows,
     }
 }
 
