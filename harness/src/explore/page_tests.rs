@@ -235,6 +235,27 @@ fn segments_of_a_relation_are_judged_by_the_numbers_of_its_blocks() {
     assert_eq!(session.pages.unwrap().judged, 2);
 }
 
+/// PostgreSQL's pages do not say which they are: only the checksum, over the block's number, does.
+#[test]
+fn a_place_that_another_relation_had_before_is_left_out() {
+    let page = |n: u64, version: u64| testing::page(PageFormat::Postgres, 8192, n, version);
+    let mut recorded = Recorded::on(512, &[(64 * K, page(0, 1))]);
+    for mark in &lies(&[("base/5/16384", &[(0, 64 * K, 16 * K)])]) {
+        recorded.mark(mark);
+    }
+    // Block 1 in the end; block 9 of a relation that is gone before.
+    for (at, bytes) in [(72 * K, page(9, 1)), (72 * K, page(1, 1)), (64 * K, page(0, 2))] {
+        let write = recorded.write(at, &bytes);
+        recorded.complete(write);
+        recorded.flush();
+    }
+    let recorded = recorded.end();
+    let opened = Opened::open(&recorded.path(), None).unwrap();
+    let units = Units::pages(&opened, &Pages::of(PageFormat::Postgres)).unwrap();
+    let pages = Means::pages(&units).unwrap();
+    assert_eq!((pages.counts().judged, pages.unsound()), (1, 1));
+}
+
 #[test]
 fn where_no_page_can_be_judged_it_is_said_why() {
     let units = |recorded: &Recorded, pages: &Pages| {

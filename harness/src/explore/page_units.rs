@@ -243,6 +243,15 @@ impl PageUnits {
     }
 }
 
+/// The first block of a page, as a request brought it.
+struct Brought {
+    request: Seq,
+    /// Of the request's own.
+    block: u32,
+    /// The page's other blocks follow in the same request.
+    whole: bool,
+}
+
 impl JudgedPages {
     fn has_unsound(&self, path: &str, page: u64) -> bool {
         let runs = self.unsound.get(path).map_or(&[][..], Vec::as_slice);
@@ -253,21 +262,22 @@ impl JudgedPages {
 
 impl Shared {
     /// (file, page) of everything that a request changes, with what was written to the page's first block.
-    fn touched(&self, opened: &Opened, wanted: &[bool]) -> BTreeMap<(usize, u64), Vec<Source>> {
+    fn touched(&self, opened: &Opened, wanted: &[bool]) -> BTreeMap<(usize, u64), Vec<Brought>> {
         let (disk, bytes) = (opened.history.disk(), self.pages.page_size);
-        let mut touched: BTreeMap<(usize, u64), Vec<Source>> = BTreeMap::new();
+        let mut touched: BTreeMap<(usize, u64), Vec<Brought>> = BTreeMap::new();
         for request in opened.history.requests().iter().filter(|request| request.changes()) {
             let writes = matches!(request.kind(), RequestKind::Write { .. });
-            for (at, len) in request.ranges() {
-                let first = disk.touched(at, len).start;
+            for (at, total) in request.ranges() {
+                let (first, len) = (disk.touched(at, total).start, total);
                 let parts = self.files.within(at, at.saturating_add(len));
                 for (place, len, file, offset) in parts.filter(|(_, _, file, _)| wanted[*file]) {
                     for page in offset / bytes..(offset + len).div_ceil(bytes) {
                         let heads = touched.entry((file, page)).or_default();
                         if let Some(skip) = (page * bytes).checked_sub(offset).filter(|_| writes) {
                             let block = (place + skip) / u64::from(disk.lb_size);
+                            let whole = place + skip + bytes <= at.saturating_add(total);
                             let (request, block) = (request.id(), (block - first) as u32);
-                            heads.push(Source::Written { request, block });
+                            heads.push(Brought { request, block, whole });
                         }
                     }
                 }
@@ -276,20 +286,29 @@ impl Shared {
         touched
     }
 
-    /// Did all that was written to a page's first block begin as the page does?
+    /// Was all that was written to a page's first block this page? It begins as the page does, and where one
+    /// request brought all of a page, it is sound: blocks may have been another file's in between, and
+    /// PostgreSQL's pages do not say by their heads which they are.
     fn are_headed(
         &self,
         blocks: &UnitBlocks,
         number: u64,
-        heads: &[Source],
+        heads: &[Brought],
     ) -> Result<bool, ExploreError> {
         let Some(first) = blocks.ranges.first() else { return Ok(true) };
         let Pages { format, page_size, .. } = self.pages;
         let mut block = vec![0; self.bytes.lb_size() as usize];
-        for head in heads {
-            self.bytes.read(first.start, &[*head], &mut block)?;
+        for Brought { request, block: at, whole } in heads {
+            let written = |block| Source::Written { request: *request, block };
+            self.bytes.read(first.start, &[written(*at)], &mut block)?;
             if !is_headed(format, &block[..HEAD], page_size, number) {
                 return Ok(false);
+            }
+            if *whole && blocks.ranges.len() == 1 {
+                let of = |block: u64| written(*at + (block - first.start) as u32);
+                if matches!(self.look(blocks, number, &of)?, PageLook::Torn(_)) {
+                    return Ok(false);
+                }
             }
         }
         Ok(true)

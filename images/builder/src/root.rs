@@ -115,7 +115,8 @@ fn make(
     })
 }
 
-fn unpack(package: &Package, cache: &Cache, root: &Path) -> Result<(), ImageError> {
+/// As it would be installed, but for its scripts.
+pub(crate) fn unpack(package: &Package, cache: &Cache, root: &Path) -> Result<(), ImageError> {
     let path = package_path(cache, package);
     let mut unpack = Command::new("dpkg-deb");
     unpack.arg("--extract").arg(&path).arg(root);

@@ -1,16 +1,15 @@
 //! The headers of Debian's kernels: three packages, and the name of a compiler.
 
 use std::path::Path;
-use std::process::Command;
 
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::apt::{Apt, package_path};
+use crate::apt::Apt;
 use crate::cache::{Cache, read_json, remove};
 use crate::index::{Index, Stanza};
 use crate::kernel::Kernel;
-use crate::{At, ImageError, Package, process};
+use crate::root::unpack;
+use crate::{ImageError, Package};
 
 const KBUILD: &str = "linux-kbuild-";
 
@@ -109,15 +108,7 @@ impl Headers {
     /// Unpacks them as they would be installed.
     pub(super) fn unpack(&self, cache: &Cache, root: &Path) -> Result<(), ImageError> {
         for package in &self.packages {
-            let path = package_path(cache, package);
-            let mut unpack = Command::new("dpkg-deb");
-            unpack.arg("--extract").arg(&path).arg(root);
-            let out = process::run(&mut unpack, Signal::TERM, cache)?
-                .map_err(|_| ImageError::NoApt("dpkg-deb"))?;
-            if !out.status.success() {
-                let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-                return Err(std::io::Error::other(said)).at("cannot unpack", &path);
-            }
+            unpack(package, cache, root)?;
         }
         // Only there for BTF, which would need one tool more, and nobody needs here.
         if let Some(headers) = self.packages.first() {
