@@ -188,6 +188,9 @@ pub struct Cell {
     pub env: Vec<(String, String)>,
     pub ground: Ground,
     pub protection: Protection,
+    /// Pages go through the page cache, which promises nothing: it may write one out in two halves, or
+    /// while it is being changed, whatever was seen.
+    pub buffered: bool,
     /// Acknowledged transactions may be gone, as its manual says.
     pub may_lose: bool,
     /// One of the few of a quick run.
@@ -235,6 +238,7 @@ pub fn cells() -> Vec<Cell> {
                     env: env(&[("DOUBLEWRITE", doublewrite), ("METHOD", method)]),
                     ground,
                     protection: if on { Protection::On } else { Protection::Off },
+                    buffered: !direct,
                     may_lose: false,
                     quick,
                 });
@@ -257,6 +261,7 @@ pub fn cells() -> Vec<Cell> {
                     env: env(&[("FPW", fpw), ("DIRECT", value)]),
                     ground,
                     protection: if on { Protection::On } else { Protection::Off },
+                    buffered: !direct,
                     may_lose: false,
                     quick: !on && direct && ground == Ground::Xfs,
                 });
@@ -283,6 +288,7 @@ pub fn cells() -> Vec<Cell> {
                         "off" => Protection::NotWaited,
                         _ => Protection::Journal,
                     },
+                    buffered: true,
                     may_lose,
                     quick: journal == "wal" && sync == "normal" && ground == Ground::Ext4,
                 });

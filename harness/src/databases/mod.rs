@@ -150,8 +150,8 @@ impl OnDisk {
         })
     }
 
-    pub fn is_promised(&self) -> bool {
-        self.audit.verdict() == Promised::All
+    pub fn is_promised(&self, cell: &Cell) -> bool {
+        !cell.buffered && self.audit.verdict() == Promised::All
     }
 
     pub fn promised(&self) -> String {
@@ -174,7 +174,7 @@ impl OnDisk {
             Word::Protected
         } else if self.in_place.is_some_and(|seen| seen.torn > 0) {
             Word::TornBefore
-        } else if self.is_promised() {
+        } else if self.is_promised(cell) {
             Word::Promised
         } else {
             Word::NotPromised
@@ -186,7 +186,8 @@ impl OnDisk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Word {
-    /// Every page write that was seen is one that the disk keeps whole; nothing was found.
+    /// Every page write that was seen is one that the disk keeps whole, and goes there past the page cache;
+    /// nothing was found.
     Promised,
     /// The database writes so that tears do no harm; nothing was found.
     Protected,
@@ -247,7 +248,7 @@ impl CellReport {
         for disk in &self.disks {
             let profile = &disk.profile;
             let word = disk.word(&self.cell);
-            let promised = disk.is_promised();
+            let promised = disk.is_promised(&self.cell);
             if word == Word::Torn && (self.cell.is_protected() || promised) {
                 let why = if promised {
                     "although the disk keeps every page write whole"
@@ -423,6 +424,13 @@ mod tests {
             (off, disk("lb512", 0, 40, refused()), Word::Torn, 0),
             (off, disk("req16k", 10, 0, Recovered::Sound), Word::Promised, 0),
             (off, disk("req16k", 9, 0, Recovered::Sound), Word::NotPromised, 0),
+            // The page cache promises nothing, whatever was seen.
+            (
+                "mariadb-off-buffered-ext4",
+                disk("piece16k", 10, 0, Recovered::Sound),
+                Word::NotPromised,
+                0,
+            ),
             (off, disk("req16k", 9, 2, Recovered::Sound), Word::TornBefore, 0),
             // What was promised is not kept.
             (off, disk("req16k", 10, 1, Recovered::Sound), Word::TornBefore, 1),
