@@ -11,8 +11,8 @@ use crate::databases::{
 use crate::explore::guest::GuestSettings;
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
-    ByName, Checker, Drive, Ended, Guests, Means, Opened, RecordingIds, Settings, Units, Verdict,
-    Verifier, fits_any, named, report,
+    ByName, Checker, Drive, Ended, Guests, Means, Opened, Pages, RecordingIds, Settings, Units,
+    Verdict, Verifier, fits_any, named, report,
 };
 use crate::out::{Stdout, say};
 use crate::report::databases as shown;
@@ -231,9 +231,13 @@ impl One<'_> {
         let wanted = |path: &str| fits_any(&files, path);
         let pages = page_writes(&opened.events, &opened.files, lb_size, page_size, wanted);
         let pages = without_double_writes(pages);
+        // The same for every disk.
+        let judged = self.cell.database.judged();
+        let units = judged.map(|judged| anyhow::Ok((Units::pages(&opened, &judged)?, judged)));
+        let units = units.transpose()?;
         for profile in self.profiles {
             live.note(&format!("{name}: {profile}, pages in place"));
-            let disk = self.in_place(&opened, &pages, profile)?;
+            let disk = self.in_place(&opened, &pages, units.as_ref(), profile)?;
             self.disks.push(disk);
         }
         self.recover(&opened, &pages)
@@ -324,6 +328,7 @@ impl One<'_> {
         &self,
         opened: &Opened,
         pages: &PageWrites,
+        units: Option<&(Units, Pages)>,
         profile: &Profile,
     ) -> anyhow::Result<OnDisk> {
         let mut audit: Audit = audit(pages, profile);
@@ -335,10 +340,9 @@ impl One<'_> {
             recoveries: Vec::new(),
             bundle: None,
         };
-        let Some(judged) = self.cell.database.judged() else { return Ok(disk) };
+        let Some((units, judged)) = units else { return Ok(disk) };
         let out = self.folder.path().join(format!("pages-{profile}"));
         std::fs::create_dir(&out).with_context(|| format!("cannot make {}", out.display()))?;
-        let units = Units::pages(opened, &judged)?;
         let settings = Settings {
             // Tears first; on a disk that tears nothing, what may be lost.
             strategies: vec![Strategy::Tear, Strategy::OneLost, Strategy::Prefix],
@@ -356,13 +360,13 @@ impl One<'_> {
             every_event: true,
             nested: 0,
             fsck_every: 0,
-            pages: Some(judged),
+            pages: Some(judged.clone()),
         };
         let mut session = Session::new(opened.identity.clone(), choices, None);
         session.judge = units.judge();
         let drive = Drive {
             opened,
-            means: &units,
+            means: units,
             profiles: std::slice::from_ref(profile),
             settings: &settings,
             dir: &out,

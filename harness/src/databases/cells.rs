@@ -208,63 +208,59 @@ impl Cell {
     }
 }
 
+/// Those of a quick run.
+const QUICK: [&str; 6] = [
+    "mariadb-on-direct-ext4",
+    "mariadb-off-direct-ext4",
+    "mariadb-off-direct-bigalloc16k",
+    "mariadb-off-buffered-ext4",
+    "postgres-off-direct-xfs",
+    "sqlite-wal-normal-ext4",
+];
+
 /// All of them; those of a quick run are marked.
 pub fn cells() -> Vec<Cell> {
     let mut all = Vec::new();
     let env = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     };
-    for (on, doublewrite) in [(true, "ON"), (false, "OFF")] {
-        for (direct, method) in [(true, "O_DIRECT"), (false, "fsync")] {
-            for ground in Ground::ALL {
-                let name = [
-                    "mariadb",
-                    if on { "on" } else { "off" },
-                    if direct { "direct" } else { "buffered" },
-                    ground.name(),
-                ];
-                let quick = matches!(
-                    (on, direct, ground),
-                    (true, true, Ground::Ext4)
-                        | (false, true, Ground::Ext4 | Ground::Ext4Bigalloc)
-                        | (false, false, Ground::Ext4)
-                );
-                all.push(Cell {
-                    name: name.join("-"),
-                    database: Database::MariaDb,
-                    setting: format!(
-                        "innodb_doublewrite={doublewrite}, innodb_flush_method={method}"
+    let servers = [
+        (Database::MariaDb, "mariadb", ["ON", "OFF"], ["O_DIRECT", "fsync"]),
+        (Database::Postgres, "postgres", ["on", "off"], ["data", ""]),
+    ];
+    for (database, short, switch, method) in servers {
+        for (on, switch) in [(true, switch[0]), (false, switch[1])] {
+            for (direct, method) in [(true, method[0]), (false, method[1])] {
+                let (setting, env) = match database {
+                    Database::Postgres => (
+                        format!("full_page_writes={switch}, debug_io_direct='{method}'"),
+                        env(&[("FPW", switch), ("DIRECT", method)]),
                     ),
-                    env: env(&[("DOUBLEWRITE", doublewrite), ("METHOD", method)]),
-                    ground,
-                    protection: if on { Protection::On } else { Protection::Off },
-                    buffered: !direct,
-                    may_lose: false,
-                    quick,
-                });
-            }
-        }
-    }
-    for (on, fpw) in [(true, "on"), (false, "off")] {
-        for (direct, value) in [(true, "data"), (false, "")] {
-            for ground in Ground::ALL {
-                let name = [
-                    "postgres",
-                    if on { "on" } else { "off" },
-                    if direct { "direct" } else { "buffered" },
-                    ground.name(),
-                ];
-                all.push(Cell {
-                    name: name.join("-"),
-                    database: Database::Postgres,
-                    setting: format!("full_page_writes={fpw}, debug_io_direct='{value}'"),
-                    env: env(&[("FPW", fpw), ("DIRECT", value)]),
-                    ground,
-                    protection: if on { Protection::On } else { Protection::Off },
-                    buffered: !direct,
-                    may_lose: false,
-                    quick: !on && direct && ground == Ground::Xfs,
-                });
+                    _ => (
+                        format!("innodb_doublewrite={switch}, innodb_flush_method={method}"),
+                        env(&[("DOUBLEWRITE", switch), ("METHOD", method)]),
+                    ),
+                };
+                for ground in Ground::ALL {
+                    let name = [
+                        short,
+                        if on { "on" } else { "off" },
+                        if direct { "direct" } else { "buffered" },
+                        ground.name(),
+                    ];
+                    let name = name.join("-");
+                    all.push(Cell {
+                        quick: QUICK.contains(&name.as_str()),
+                        name,
+                        database,
+                        setting: setting.clone(),
+                        env: env.clone(),
+                        ground,
+                        protection: if on { Protection::On } else { Protection::Off },
+                        buffered: !direct,
+                        may_lose: false,
+                    });
+                }
             }
         }
     }
@@ -278,8 +274,10 @@ pub fn cells() -> Vec<Cell> {
                     ("delete", sync) => sync != "extra",
                     _ => false,
                 };
+                let name = format!("sqlite-{journal}-{sync}-{}", ground.name());
                 all.push(Cell {
-                    name: format!("sqlite-{journal}-{sync}-{}", ground.name()),
+                    quick: QUICK.contains(&name.as_str()),
+                    name,
                     database: Database::Sqlite,
                     setting: format!("journal_mode={journal}, synchronous={sync}"),
                     env: env(&[("JOURNAL", journal), ("SYNC", sync)]),
@@ -290,7 +288,6 @@ pub fn cells() -> Vec<Cell> {
                     },
                     buffered: true,
                     may_lose,
-                    quick: journal == "wal" && sync == "normal" && ground == Ground::Ext4,
                 });
             }
         }
