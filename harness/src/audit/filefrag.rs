@@ -2,6 +2,9 @@
 
 use tornblk_agent::channel::{FileMap, Place};
 
+/// BTRFS_SUPER_MAGIC (linux/magic.h), as it is printed.
+const BTRFS: &str = "9123683e";
+
 /// Reads its output. `start`: where on the disk the file system begins (bytes).
 ///
 /// # Errors
@@ -10,6 +13,12 @@ pub fn filefrag(text: &str, start: u64) -> Result<FileMap, String> {
     let mut map = FileMap::default();
     let mut unit = 0;
     for line in text.lines() {
+        if line.strip_prefix("Filesystem type is: ").map(str::trim) == Some(BTRFS) {
+            return Err(
+                "it is of btrfs, which says where files lie in addresses of its own and not in the disk's"
+                    .to_owned(),
+            );
+        }
         if let Some((path, bytes)) = head(line) {
             unit = bytes;
             map.files.push((path.to_owned(), Vec::new()));
@@ -81,6 +90,10 @@ new: 1 extent found
         assert_eq!(map.files, [("t/a is b.ibd".to_owned(), a), ("new".to_owned(), Vec::new())]);
         assert!(map.more);
         assert!(filefrag("no such thing\n", 0).is_err());
+        let btrfs = format!("Filesystem type is: 9123683e\n{text}");
+        assert!(filefrag(&btrfs, 0).unwrap_err().contains("btrfs"));
+        let ext4 = format!("Filesystem type is: ef53\n{text}");
+        assert!(filefrag(&ext4, 1 << 20).is_ok());
         assert!(filefrag("   0: 0.. 7: 1.. 8: 8: eof\n", 0).is_err());
     }
 }

@@ -124,6 +124,9 @@ pub struct PageWrites {
     pub snapshots: u64,
     /// There are files of which nothing is known.
     pub more: bool,
+    /// Times that a discard or a write of zeroes went over a page that had been written in the recording: of
+    /// what is there after a power cut nothing is said here.
+    pub wiped: u64,
 }
 
 /// A page write that may be torn.
@@ -147,6 +150,8 @@ pub struct Audit {
     pub fates: BTreeMap<Fate, u64>,
     /// There are files of which nothing is known.
     pub more: bool,
+    /// See [`PageWrites::wiped`].
+    pub wiped: u64,
     /// The first that may be torn.
     pub named: Vec<Named>,
     /// What to try.
@@ -161,7 +166,7 @@ impl Audit {
     pub fn verdict(&self) -> Promised {
         if self.of(Fate::Whole) < self.page_writes {
             Promised::NotAll
-        } else if self.page_writes == 0 || self.more {
+        } else if self.page_writes == 0 || self.more || self.wiped > 0 {
             Promised::Nothing
         } else {
             Promised::All
@@ -175,7 +180,7 @@ impl Audit {
 pub enum Promised {
     All,
     NotAll,
-    /// No page was written, or there are some of which nothing is known.
+    /// No page was written, there are some of which nothing is known, or some were wiped.
     Nothing,
 }
 
@@ -213,6 +218,7 @@ pub fn audit(pages: &PageWrites, profile: &Profile) -> Audit {
         overwrites: pages.writes.iter().filter(|write| write.overwrites).count() as u64,
         fates,
         more: pages.more,
+        wiped: pages.wiped,
         named,
         advice: Vec::new(),
     }
@@ -266,6 +272,7 @@ mod tests {
             writes: vec![write],
             snapshots: 1,
             more: false,
+            wiped: 0,
         };
         let audit = audit(&pages, &profile.parse().unwrap());
         let [(fate, 1)] = *audit.fates.iter().map(|(f, n)| (*f, *n)).collect::<Vec<_>>() else {

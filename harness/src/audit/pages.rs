@@ -3,7 +3,7 @@
 use super::{Carrier, PageWrite, PageWrites};
 use crate::explore::Files;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use tornblk_model::event::{Event, Op, Seq, Status, Submit};
+use tornblk_model::event::{Event, Op, Segment, Seq, Status, Submit};
 
 /// A page that is not complete yet.
 struct Open {
@@ -46,12 +46,17 @@ pub fn page_writes<'a>(
         },
     };
     for (seq, event) in events {
-        if let Event::Submit(Submit { op: Op::Write { offset, len, atomic, .. }, .. }) = event
-            && *len > 0
-        {
-            let (offset, len, atomic) = (*offset, *len, *atomic);
-            let (request, failed) = (seq.0, failed.contains(seq));
-            finder.request(&wanted, Carrier { request, offset, len, atomic, failed });
+        let Event::Submit(Submit { op, .. }) = event else { continue };
+        match op {
+            Op::Write { offset, len, atomic, .. } if *len > 0 => {
+                let (offset, len, atomic) = (*offset, *len, *atomic);
+                let (request, failed) = (seq.0, failed.contains(seq));
+                finder.request(&wanted, Carrier { request, offset, len, atomic, failed });
+            }
+            Op::Discard { segments } | Op::WriteZeroes { segments } => {
+                finder.wiped(&wanted, segments);
+            }
+            _ => {}
         }
     }
     finder.found
@@ -79,6 +84,22 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
+    /// Pages that were not written yet had nothing to lose: file systems zero blocks before their first use.
+    fn wiped(&mut self, wanted: &[bool], segments: &[Segment]) {
+        for segment in segments {
+            let touched = self.files.within(segment.offset, segment.offset + segment.len);
+            let pages: BTreeSet<(usize, u64)> = touched
+                .filter(|(_, _, file, _)| wanted[*file])
+                .flat_map(|(_, len, file, offset)| {
+                    let pages = offset / self.page_size..(offset + len).div_ceil(self.page_size);
+                    pages.map(move |page| (file, page))
+                })
+                .filter(|page| self.written.contains(page))
+                .collect();
+            self.found.wiped += pages.len() as u64;
+        }
+    }
+
     fn request(&mut self, wanted: &[bool], carrier: Carrier) {
         // Pages in the order of their first part on the disk, each with its parts.
         let mut order: Vec<(usize, u64)> = Vec::new();
@@ -244,6 +265,36 @@ mod tests {
         let failed = Event::Complete { request: Seq(1), status: Status::IoErr };
         let events = [write(1, at, PAGE), (Seq(2), failed), write(3, at, PAGE)];
         assert_eq!(found(&files, &events), [(0, true, false, vec![1]), (0, true, true, vec![3])]);
+    }
+
+    #[test]
+    fn what_is_zeroed_or_discarded_is_counted_once_it_was_written() {
+        let table: (&str, &[Place]) = ("t.ibd", &[(0, 64 * K, 64 * K)]);
+        let other: (&str, &[Place]) = ("log", &[(0, 128 * K, 16 * K)]);
+        let files = files(&[&[table, other]]);
+        let wipe = |seq: u64, zeroes: bool, offset: u64, len: u64| {
+            let segments = vec![Segment { offset, len, unmap: false }];
+            let op = if zeroes { Op::WriteZeroes { segments } } else { Op::Discard { segments } };
+            let submit = Submit { queue: 0, position: 0, head: 0, ioprio: 0, op };
+            (Seq(seq), Event::Submit(submit))
+        };
+        for zeroes in [false, true] {
+            // Before its first write; a page that was never written; another file's.
+            let mut events = vec![
+                wipe(1, zeroes, 64 * K, 64 * K),
+                write(2, 64 * K, PAGE),
+                wipe(3, zeroes, 80 * K, PAGE),
+                wipe(4, zeroes, 128 * K, PAGE),
+            ];
+            let wanted = |path: &str| path.ends_with(".ibd");
+            assert_eq!(page_writes(&events, &files, 512, PAGE, wanted).wiped, 0);
+            // A part of it is enough.
+            events.push(wipe(5, zeroes, 76 * K, 8 * K));
+            let found = page_writes(&events, &files, 512, PAGE, wanted);
+            assert_eq!(found.wiped, 1);
+            let promised = super::super::audit(&found, &"piece16k".parse().unwrap());
+            assert_eq!(promised.verdict(), super::super::Promised::Nothing);
+        }
     }
 
     #[test]

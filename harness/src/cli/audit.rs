@@ -61,6 +61,8 @@ struct Report<'a> {
     snapshots: u64,
     /// There are files of which that is not known.
     more: bool,
+    /// Times that pages were zeroed or discarded after they had been written.
+    wiped: u64,
     profiles: &'a [Audit],
 }
 
@@ -103,6 +105,13 @@ impl AuditArgs {
                 .map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
             return Ok(Files::of(vec![Snapshot { map }], disk.lb_size));
         }
+        if opened.subject.as_ref().is_some_and(|subject| subject.volume.fstype == "btrfs") {
+            bail!(
+                "{} is of btrfs, which says where files lie in addresses of its own and not in the disk's: record \
+                 the program on ext4 or XFS",
+                opened.reader.path().display()
+            );
+        }
         if opened.files.snapshots > 0 {
             return Ok(opened.files.clone());
         }
@@ -139,6 +148,7 @@ impl AuditArgs {
             files: &pages.files,
             snapshots: pages.snapshots,
             more: pages.more,
+            wiped: pages.wiped,
             profiles: audits,
         };
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)

@@ -3,11 +3,11 @@
 use super::bench::parse_size;
 use super::explore::{ExploreArgs, Explored};
 use super::run;
-use crate::explore::{ByName, Checker, GuestNeeds, Opened, Verdict, judge};
+use crate::explore::Checker;
 use crate::out::say;
 use crate::report::terminal::{Live, Look};
 use crate::run::disks::{self, FurtherDisk, LUNS_MAX};
-use crate::run::{GuestArgs, Lab as _, RealLab, RunFolder, Volume, Wanted, program, word};
+use crate::run::{GuestArgs, RealLab, RunFolder, Volume, Wanted, first_looks, program, word};
 use crate::suite::parse_time;
 use crate::vm::{FrontEnd, Virtiofsd};
 use anyhow::{Context, bail};
@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Program, USER_DISK, USER_FILES};
 use tornblk_image::KernelSource;
-use tornblk_model::crash::{Profile, StateName, Strategy};
+use tornblk_model::crash::{Profile, Strategy};
 
 /// Different states that are judged, unless something else is asked for.
 const STATES: u64 = 10_000;
@@ -392,54 +392,6 @@ impl ExecOptions {
         env.extend(self.env.iter().cloned());
         Ok(env)
     }
-}
-
-/// The checker must be content with a disk that lost no power, where it will look at all others: in a
-/// guest that knows nothing of the program. What it would say of any disk proves nothing.
-pub(super) fn first_looks(
-    lab: &RealLab,
-    recording: &Path,
-    folder: &RunFolder,
-    seed: u64,
-    interrupted: &Arc<AtomicBool>,
-) -> anyhow::Result<()> {
-    let opened = Opened::open(recording, None)?;
-    let Some(subject) = &opened.subject else { bail!("the recording does not say what it is of") };
-    let needs = GuestNeeds {
-        dir: folder.path().to_owned(),
-        fsck_every: 0,
-        nested: 0,
-        seed,
-        stop: Arc::clone(interrupted),
-    };
-    let means = lab.means(&opened, subject, &needs)?;
-    let profile: Profile = subject.volume.profile.parse()?;
-    let looks = [
-        ("none", "before anything was written to it (there are no marks then, either)"),
-        ("all", "as the program left it"),
-    ];
-    let events = [opened.events.first(), opened.events.last()].into_iter().flatten();
-    let names: Vec<StateName> = events
-        .zip(looks)
-        .map(|(event, (which, _))| StateName(format!("{profile}/p{}:{which}", event.0)))
-        .collect();
-    let wanted: Vec<ByName<'_>> =
-        names.iter().map(|name| ByName { name, recovery: None }).collect();
-    let verdicts = judge(&opened, &*means, None, &profile, &wanted)?;
-    for (verdict, (_, how)) in verdicts.into_iter().zip(looks) {
-        let why = match verdict {
-            Verdict::Passed => continue,
-            Verdict::Failed(findings) => {
-                findings.into_iter().map(|f| f.text).collect::<Vec<_>>().join("; ")
-            }
-            Verdict::Unsure(why) => why,
-        };
-        bail!(
-            "the checker must be content with a disk that lost no power, and is not with this one, {how}: \
-             {why}"
-        );
-    }
-    Ok(())
 }
 
 /// A file that can be run, else a command line for sh.

@@ -19,7 +19,7 @@ pub(super) struct PageOptions {
 
     /// Files with pages, with --pages, as patterns: of their names, or of their paths on the disk where
     /// there is a slash; can be given several times [default: what the recording says, else *.ibd of
-    /// innodb, base/*/[0-9]* of postgres]
+    /// innodb, base/*/[0-9]* and global/[0-9]* of postgres]
     #[arg(long, value_name = "PATTERN", value_parser = pattern, requires = "pages")]
     files: Vec<Pattern>,
 }

@@ -1,5 +1,6 @@
 //! The grid: which databases, with which settings, on which file systems.
 
+use super::{RECOVERIES, SQLITE_RECOVERIES};
 use crate::explore::Pages;
 use crate::oracle::pages::PageFormat;
 use serde::{Deserialize, Serialize};
@@ -141,16 +142,36 @@ impl Ground {
         }
     }
 
-    pub fn mkfs(self) -> Vec<String> {
-        let words: &[&str] = match self {
-            Ground::Ext4 => &["mkfs.ext4", "-q", "-F", "-b", "4096"],
-            Ground::Ext4Bigalloc => {
-                &["mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "bigalloc", "-C", "16384"]
-            }
-            Ground::Xfs => &["mkfs.xfs", "-q", "-f"],
-            Ground::Xfs16k => &["mkfs.xfs", "-q", "-f", "-b", "size=16k"],
+    /// What ext4 puts where also depends on numbers that mkfs draws (the hash of names chooses a folder's
+    /// group: ext4's find_group_orlov), so these come from the seed.
+    pub fn mkfs(self, seed: u64) -> Vec<String> {
+        let uuid = format!("{:08x}-0000-4000-8000-{:012x}", seed >> 48, seed & 0xffff_ffff_ffff);
+        let ext4 = ["mkfs.ext4", "-q", "-F", "-U", &uuid, "-E", &format!("hash_seed={uuid}"), "-b"];
+        let xfs = ["mkfs.xfs", "-q", "-f", "-m", &format!("uuid={uuid}")];
+        let (begin, rest): (&[&str], &[&str]) = match self {
+            Ground::Ext4 => (&ext4, &["4096"]),
+            Ground::Ext4Bigalloc => (&ext4, &["4096", "-O", "bigalloc", "-C", "16384"]),
+            Ground::Xfs => (&xfs, &[]),
+            Ground::Xfs16k => (&xfs, &["-b", "size=16k"]),
         };
-        words.iter().chain(&["{device}"]).map(|word| (*word).to_owned()).collect()
+        let words = begin.iter().chain(rest).chain(&["{device}"]);
+        words.map(|word| (*word).to_owned()).collect()
+    }
+
+    /// Bytes that it allocates at once, at a multiple of as many.
+    pub fn unit(self) -> u64 {
+        match self {
+            Ground::Ext4 | Ground::Xfs => 4096,
+            Ground::Ext4Bigalloc | Ground::Xfs16k => 16384,
+        }
+    }
+
+    /// Bytes of a block: no logical block of its disk may be larger.
+    fn block(self) -> u32 {
+        match self {
+            Ground::Ext4 | Ground::Ext4Bigalloc | Ground::Xfs => 4096,
+            Ground::Xfs16k => 16384,
+        }
     }
 
     /// Bytes of the disk.
@@ -173,12 +194,12 @@ pub enum Protection {
     Off,
     /// The old content goes into a journal, or the new one into a log, before a page is overwritten.
     Journal,
-    /// A journal that is not waited for.
+    /// One of them that is not waited for.
     NotWaited,
 }
 
 /// A database with a setting on a file system.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cell {
     /// `mariadb-off-direct-bigalloc16k`
     pub name: String,
@@ -195,9 +216,40 @@ pub struct Cell {
     pub may_lose: bool,
     /// One of the few of a quick run.
     pub quick: bool,
+    /// Of [`OWN`](super::OWN), those that a quick run tries.
+    pub quick_own: Vec<&'static str>,
 }
 
 impl Cell {
+    /// Why it cannot lie on a disk with logical blocks of so many bytes.
+    pub fn cannot_lie_on(&self, lb_size: u32) -> Option<String> {
+        let kib = |bytes: u64| bytes >> 10;
+        let (block, (page, _)) = (self.ground.block(), self.database.pages());
+        if block < lb_size {
+            return Some(format!(
+                "{} cannot lie on logical blocks of {} KiB",
+                self.ground.told(),
+                kib(lb_size.into())
+            ));
+        }
+        (!self.buffered && page < u64::from(lb_size)).then(|| {
+            format!(
+                "O_DIRECT writes no page of {} KiB to logical blocks of {} KiB",
+                kib(page),
+                kib(lb_size.into())
+            )
+        })
+    }
+
+    /// States from which the server recovers, for each disk. SQLite has no server that takes long to start,
+    /// and no checksums that would find what is torn without it.
+    pub fn recoveries(&self) -> usize {
+        match self.database.judged() {
+            Some(_) => RECOVERIES,
+            None => SQLITE_RECOVERIES,
+        }
+    }
+
     pub fn is_protected(&self) -> bool {
         matches!(self.protection, Protection::On | Protection::Journal)
     }
@@ -208,29 +260,44 @@ impl Cell {
     }
 }
 
-/// Those of a quick run.
-const QUICK: [&str; 6] = [
-    "mariadb-on-direct-ext4",
-    "mariadb-off-direct-ext4",
-    "mariadb-off-direct-bigalloc16k",
-    "mariadb-off-buffered-ext4",
-    "postgres-off-direct-xfs",
-    "sqlite-wal-normal-ext4",
+/// Those of a quick run, each with the disks that need a recording of their own.
+const QUICK: [(&str, &[&str]); 6] = [
+    ("mariadb-on-direct-ext4", &[]),
+    ("mariadb-off-direct-ext4", &["lb4k"]),
+    ("mariadb-off-direct-xfs16k", &["lba16k"]),
+    ("mariadb-off-buffered-ext4", &[]),
+    ("postgres-off-direct-bigalloc16k", &[]),
+    ("sqlite-wal-normal-ext4", &[]),
 ];
 
 /// All of them; those of a quick run are marked.
 pub fn cells() -> Vec<Cell> {
+    let mut all = servers();
+    all.extend(sqlite());
+    for cell in &mut all {
+        if let Some((_, own)) = QUICK.iter().find(|(name, _)| *name == cell.name) {
+            (cell.quick, cell.quick_own) = (true, own.to_vec());
+        }
+    }
+    all
+}
+
+fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn servers() -> Vec<Cell> {
+    use Protection::{NotWaited, Off, On};
     let mut all = Vec::new();
-    let env = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    };
+    let mariadb: &[_] = &[("on", "ON", On), ("fast", "fast", NotWaited), ("off", "OFF", Off)];
+    let postgres: &[_] = &[("on", "on", On), ("off", "off", Off)];
     let servers = [
-        (Database::MariaDb, "mariadb", ["ON", "OFF"], ["O_DIRECT", "fsync"]),
-        (Database::Postgres, "postgres", ["on", "off"], ["data", ""]),
+        (Database::MariaDb, "mariadb", mariadb, ["O_DIRECT", "fsync"]),
+        (Database::Postgres, "postgres", postgres, ["data", ""]),
     ];
-    for (database, short, switch, method) in servers {
-        for (on, switch) in [(true, switch[0]), (false, switch[1])] {
-            for (direct, method) in [(true, method[0]), (false, method[1])] {
+    for (database, short, switches, methods) in servers {
+        for (word, switch, protection) in switches {
+            for (how, method) in ["direct", "buffered"].into_iter().zip(methods) {
                 let (setting, env) = match database {
                     Database::Postgres => (
                         format!("full_page_writes={switch}, debug_io_direct='{method}'"),
@@ -241,56 +308,101 @@ pub fn cells() -> Vec<Cell> {
                         env(&[("DOUBLEWRITE", switch), ("METHOD", method)]),
                     ),
                 };
-                for ground in Ground::ALL {
-                    let name = [
-                        short,
-                        if on { "on" } else { "off" },
-                        if direct { "direct" } else { "buffered" },
-                        ground.name(),
-                    ];
-                    let name = name.join("-");
-                    all.push(Cell {
-                        quick: QUICK.contains(&name.as_str()),
-                        name,
-                        database,
-                        setting: setting.clone(),
-                        env: env.clone(),
-                        ground,
-                        protection: if on { Protection::On } else { Protection::Off },
-                        buffered: !direct,
-                        may_lose: false,
-                    });
-                }
-            }
-        }
-    }
-    for journal in ["delete", "truncate", "persist", "wal"] {
-        for sync in ["off", "normal", "full", "extra"] {
-            for ground in Ground::ALL {
-                // Its directory is synced with EXTRA only; a log only at checkpoints with NORMAL, as a
-                // journal that was cut short is not (pager.c, pager_end_transaction: fullSync).
-                let may_lose = match (journal, sync) {
-                    (_, "off") | ("wal" | "truncate", "normal") => true,
-                    ("delete", sync) => sync != "extra",
-                    _ => false,
-                };
-                let name = format!("sqlite-{journal}-{sync}-{}", ground.name());
-                all.push(Cell {
-                    quick: QUICK.contains(&name.as_str()),
-                    name,
-                    database: Database::Sqlite,
-                    setting: format!("journal_mode={journal}, synchronous={sync}"),
-                    env: env(&[("JOURNAL", journal), ("SYNC", sync)]),
+                all.extend(Ground::ALL.map(|ground| Cell {
+                    name: [short, word, how, ground.name()].join("-"),
+                    database,
+                    setting: setting.clone(),
+                    env: env.clone(),
                     ground,
-                    protection: match sync {
-                        "off" => Protection::NotWaited,
-                        _ => Protection::Journal,
-                    },
-                    buffered: true,
-                    may_lose,
-                });
+                    protection: *protection,
+                    buffered: how == "buffered",
+                    may_lose: false,
+                    quick: false,
+                    quick_own: Vec::new(),
+                }));
             }
         }
     }
     all
+}
+
+fn sqlite() -> Vec<Cell> {
+    let mut all = Vec::new();
+    for journal in ["delete", "truncate", "persist", "wal"] {
+        for sync in ["off", "normal", "full", "extra"] {
+            // Its directory is synced with EXTRA only; a log only at checkpoints with NORMAL, as a journal
+            // that was cut short is not (pager.c, pager_end_transaction: fullSync).
+            let may_lose = match (journal, sync) {
+                (_, "off") | ("wal" | "truncate", "normal") => true,
+                ("delete", sync) => sync != "extra",
+                _ => false,
+            };
+            all.extend(Ground::ALL.map(|ground| Cell {
+                name: format!("sqlite-{journal}-{sync}-{}", ground.name()),
+                database: Database::Sqlite,
+                setting: format!("journal_mode={journal}, synchronous={sync}"),
+                env: env(&[("JOURNAL", journal), ("SYNC", sync)]),
+                ground,
+                protection: match sync {
+                    "off" => Protection::NotWaited,
+                    _ => Protection::Journal,
+                },
+                buffered: true,
+                may_lose,
+                quick: false,
+                quick_own: Vec::new(),
+            }));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::OWN;
+    use super::*;
+
+    #[test]
+    fn the_grid_is_what_the_manual_says() {
+        let all = cells();
+        let count = |start: &str| all.iter().filter(|cell| cell.name.starts_with(start)).count();
+        assert_eq!([count("mariadb"), count("postgres"), count("sqlite")], [24, 16, 64]);
+        let quick: Vec<&str> = all.iter().filter(|c| c.quick).map(|c| c.name.as_str()).collect();
+        assert_eq!(quick.len(), QUICK.len(), "{quick:?}");
+        let names: std::collections::BTreeSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names.len(), all.len());
+        for own in all.iter().flat_map(|cell| &cell.quick_own) {
+            assert!(OWN.contains(own), "{own}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_lie_on_a_disk_says_why() {
+        let why = |name: &str, lb_size: u32| {
+            let cell = cells().into_iter().find(|cell| cell.name == name).unwrap();
+            cell.cannot_lie_on(lb_size)
+        };
+        for name in ["mariadb-off-direct-ext4", "postgres-off-direct-xfs", "sqlite-wal-off-xfs16k"]
+        {
+            assert_eq!((why(name, 512), why(name, 4096)), (None, None), "{name}");
+        }
+        assert_eq!(
+            why("mariadb-off-direct-bigalloc16k", 16384).unwrap(),
+            "ext4 with bigalloc, clusters of 16 KiB cannot lie on logical blocks of 16 KiB"
+        );
+        assert_eq!(why("mariadb-off-direct-xfs16k", 16384), None);
+        assert_eq!(why("postgres-off-buffered-xfs16k", 16384), None);
+        let why = why("postgres-off-direct-xfs16k", 16384).unwrap();
+        assert_eq!(why, "O_DIRECT writes no page of 8 KiB to logical blocks of 16 KiB");
+    }
+
+    #[test]
+    fn a_file_system_is_the_same_for_the_same_seed() {
+        for ground in Ground::ALL {
+            assert_eq!(ground.mkfs(7), ground.mkfs(7));
+            assert_ne!(ground.mkfs(7), ground.mkfs(8));
+            assert_eq!(ground.mkfs(7).last().unwrap(), "{device}");
+        }
+    }
 }

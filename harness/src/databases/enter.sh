@@ -37,3 +37,35 @@ numbers() {
         for (i = 0; i < n; i++) { x = (x * 16807) % 2147483647; print x % below + 1 }
     }'
 }
+# So many transactions of EACH rows of ROWS, each with the ledger in it, and acknowledged once it has returned:
+# transactions ROWS EACH UPDATE MARK, both for printf: UPDATE with the transaction twice and the rows, MARK with it once.
+transactions() {
+    numbers $((TORNBLK_TRANSACTIONS * $2)) "$1" | mawk -v each="$2" -v update="$3" -v mark="$4" '
+        { ids = ids (n % each ? "," : "") $1; n++ }
+        n % each == 0 {
+            t++
+            printf "begin; " update "; insert into ledger values (%d); commit;\n" mark "\n", t, t, ids, t, t
+            ids = ""
+        }'
+}
+# Rows and ledger are of whole transactions, the first of them all; $last: how many. `ask` is the database's own:
+# whole ROWS EACH ROW PAD BLANK: what gives number and transaction of a row, what one of transaction n holds, of none.
+whole() {
+    count=$(ask 'select count(*) from a') || corrupt "the table cannot be read: $(shorter "$count")"
+    [ "$count" = "$1" ] || corrupt "the table has $count rows, not $1"
+    last=$(ask 'select coalesce(max(id), 0) from ledger') || corrupt "the ledger cannot be read: $(shorter "$last")"
+    [ "$(ask 'select count(*) from ledger')" = "$last" ] || corrupt "the ledger has gaps"
+    # Each row is of the transaction that wrote it last.
+    ask "select $3 from a order by id" >/run/rows
+    [ "$(expected "$last" "$1" "$2" | md5sum)" = "$(md5sum </run/rows)" ] ||
+        corrupt "rows are not of the transactions that wrote them last"
+    odd=$(ask "select count(*) from a where n > 0 and pad <> $4 or n = 0 and pad <> $5") ||
+        corrupt "the table cannot be read: $(shorter "$odd")"
+    [ "$odd" = 0 ] || corrupt "$odd rows are of no transaction"
+}
+# What was acknowledged is there; after all else, since what is corrupt is worse.
+nothing_lost() {
+    [ "$last" -ge "$(acknowledged)" ] || lost "transaction $(acknowledged) was acknowledged, and the last one is $last"
+}
+# A message that fits into a sentence.
+shorter() { echo "$1" | head -n 3 | cut -c1-200 | tr '\n' ' '; }

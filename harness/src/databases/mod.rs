@@ -1,7 +1,8 @@
 //! May the double write be switched off? Databases, as Debian 13 has them, on disks that one might buy.
 //!
-//! - A **cell** is a database with a setting on a file system. It is recorded once: loaded and shut down
-//!   cleanly before, then updated at random places until its server is killed.
+//! - A **cell** is a database with a setting on a file system. It is recorded once ([`Trial`]): loaded and shut
+//!   down cleanly before, then updated at random places until its server is killed. Disks with larger logical
+//!   blocks need a recording of their own.
 //! - For each profile it has three columns, which are never put together. **Promised**: of how many page
 //!   writes the disk's promise leaves no tear (the [page audit](crate::audit)). **Observed**: what is torn, in
 //!   the pages themselves before any recovery ([`crate::explore::Units::pages`]), and after the server has
@@ -10,9 +11,14 @@
 //!
 //! What runs in the guest are the shell programs beside this file, each behind [`ENTER`].
 
+mod answer;
 mod cells;
+mod choose;
+mod trial;
 
+pub use answer::answers;
 pub use cells::{Cell, Database, Ground, Protection, cells};
+pub use trial::{Place, Trial};
 
 use crate::audit::{Audit, Fate, Promised};
 use serde::{Deserialize, Serialize};
@@ -20,16 +26,19 @@ use std::fmt;
 
 /// What each of the programs begins with.
 pub const ENTER: &str = include_str!("enter.sh");
-/// One disk each, in the order in which they are shown. With logical blocks of 512 bytes `piece4k` is what
-/// a disk with blocks of 4 KiB does.
+/// One disk each, in the order in which they are shown; one recording is of them all. `piece4k` has logical
+/// blocks of 512 bytes, and physical ones of 4 KiB.
 pub const PROFILES: [&str; 7] =
     ["lb512", "piece4k", "req8k", "req16k", "req16k+b16k", "piece16k", "explicit16k"];
+/// Disks with larger logical blocks: a guest sees those, so each has a recording of its own.
+pub const OWN: [&str; 2] = ["lb4k", "lba16k"];
 /// Contents that are judged in place, for each profile.
 pub const IN_PLACE: u64 = 400;
 /// Fewer than that are said to be few.
 pub const IN_PLACE_LEAST: u64 = 200;
 /// States from which the server recovers, for each profile.
 pub const RECOVERIES: usize = 3;
+pub const SQLITE_RECOVERIES: usize = 12;
 /// Transactions of each program, all of which have to be acknowledged on record.
 pub const TRANSACTIONS: u64 = 40;
 /// The disk on which everything that is not protected has to be torn: the negative control.
@@ -103,6 +112,9 @@ pub struct Recovery {
     /// A page was torn in it before.
     pub torn_before: bool,
     pub recovered: Recovered,
+    /// The state in one file, of the first that is not right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
 }
 
 /// What was seen of pages before any recovery.
@@ -129,6 +141,13 @@ pub struct OnDisk {
     pub bundle: Option<String>,
 }
 
+/// A disk that a cell cannot lie on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotApplicable {
+    pub profile: String,
+    pub why: String,
+}
+
 impl OnDisk {
     pub fn torn_after(&self) -> usize {
         self.recoveries.iter().filter(|r| r.recovered.is_torn()).count()
@@ -150,8 +169,14 @@ impl OnDisk {
         })
     }
 
-    pub fn is_promised(&self, cell: &Cell) -> bool {
+    /// The disk keeps every page write whole that was seen.
+    pub fn was_kept_whole(&self, cell: &Cell) -> bool {
         !cell.buffered && self.audit.verdict() == Promised::All
+    }
+
+    /// Those that were not seen, too: the file system never puts the two halves of a page in two places.
+    pub fn is_promised(&self, cell: &Cell) -> bool {
+        self.was_kept_whole(cell) && cell.ground.unit() >= cell.database.pages().0
     }
 
     pub fn promised(&self) -> String {
@@ -159,8 +184,14 @@ impl OnDisk {
     }
 
     /// Fewer states than are asked for.
-    pub fn is_few(&self) -> bool {
-        self.in_place.is_some_and(|seen| seen.states < IN_PLACE_LEAST) || self.judged() < RECOVERIES
+    pub fn is_few(&self, cell: &Cell) -> bool {
+        self.in_place.is_some_and(|seen| seen.states < IN_PLACE_LEAST)
+            || self.judged() < cell.recoveries()
+    }
+
+    /// Of what is red, one state in a file.
+    pub fn any_bundle(&self) -> Option<&String> {
+        self.bundle.as_ref().or(self.recoveries.iter().find_map(|r| r.bundle.as_ref()))
     }
 
     pub fn word(&self, cell: &Cell) -> Word {
@@ -172,6 +203,9 @@ impl OnDisk {
             Word::Inconclusive
         } else if cell.is_protected() {
             Word::Protected
+        } else if cell.protection == Protection::NotWaited {
+            // Torn pages are put right, or not: that is not promised.
+            Word::NotPromised
         } else if self.in_place.is_some_and(|seen| seen.torn > 0) {
             Word::TornBefore
         } else if self.is_promised(cell) {
@@ -186,8 +220,8 @@ impl OnDisk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Word {
-    /// Every page write that was seen is one that the disk keeps whole, and goes there past the page cache;
-    /// nothing was found.
+    /// Every page write that was seen is one that the disk keeps whole, goes there past the page cache, and
+    /// the file system keeps pages together; nothing was found.
     Promised,
     /// The database writes so that tears do no harm; nothing was found.
     Protected,
@@ -229,6 +263,10 @@ pub struct CellReport {
     /// What the server says of itself.
     pub settings: String,
     pub disks: Vec<OnDisk>,
+    pub not_applicable: Vec<NotApplicable>,
+    /// What a server says of a disk that ignored every flush: that all is lost, or the ledger's figures prove
+    /// nothing. `None`: not tried, since acknowledged transactions may be lost.
+    pub ledger_control: Option<Recovered>,
     pub seconds: f64,
     /// It could not be tried, and why.
     pub error: Option<String>,
@@ -242,22 +280,51 @@ pub struct Odd {
 }
 
 impl CellReport {
+    /// Of a cell of which nothing is known yet. `version`: of its database's package.
+    pub fn new(cell: Cell, version: String) -> CellReport {
+        CellReport {
+            cell,
+            version,
+            settings: String::new(),
+            disks: Vec::new(),
+            not_applicable: Vec::new(),
+            ledger_control: None,
+            seconds: 0.0,
+            error: None,
+        }
+    }
+
+    /// Of every disk that was asked for.
+    pub fn profiles(&self) -> impl Iterator<Item = &str> {
+        let tried = self.disks.iter().map(|disk| disk.profile.as_str());
+        tried.chain(self.not_applicable.iter().map(|none| none.profile.as_str()))
+    }
+
     pub fn odd(&self) -> Odd {
         let mut odd = Odd::default();
         let name = &self.cell.name;
+        if let Some(recovered) = &self.ledger_control
+            && !matches!(recovered, Recovered::Lost(_))
+        {
+            odd.inconclusive.push(format!(
+                "{name}: a disk that ignores every flush has to lose what was acknowledged, and was not seen to: \
+                 {recovered}"
+            ));
+        }
         for disk in &self.disks {
             let profile = &disk.profile;
             let word = disk.word(&self.cell);
-            let promised = disk.is_promised(&self.cell);
-            if word == Word::Torn && (self.cell.is_protected() || promised) {
-                let why = if promised {
+            let kept = disk.was_kept_whole(&self.cell);
+            let protects = self.cell.protection != Protection::NotWaited;
+            if word == Word::Torn && (self.cell.is_protected() || kept && protects) {
+                let why = if kept {
                     "although the disk keeps every page write whole"
                 } else {
                     "although the database protects its pages"
                 };
                 odd.violations.push(format!("{name} on {profile}: torn after recovery, {why}"));
             }
-            if let Some(seen) = disk.in_place.filter(|seen| seen.torn > 0 && promised) {
+            if let Some(seen) = disk.in_place.filter(|seen| seen.torn > 0 && kept) {
                 odd.violations.push(format!(
                     "{name} on {profile}: pages are torn in {} of {} states, although the disk keeps every \
                      page write whole",
@@ -304,61 +371,6 @@ pub fn exit_code(cells: &[CellReport]) -> u8 {
     }
 }
 
-/// The answer, a sentence for each setting that was tried without protection, and its neighbour that is safe.
-pub fn answers(cells: &[CellReport]) -> Vec<(&CellReport, String)> {
-    let mut told = Vec::new();
-    for report in cells.iter().filter(|r| r.cell.protection == Protection::Off) {
-        let of = |wanted: &dyn Fn(&OnDisk) -> bool| -> Vec<&str> {
-            let fits = report.disks.iter().filter(|disk| wanted(disk));
-            fits.map(|disk| disk.profile.as_str()).collect()
-        };
-        let bad = of(&|d| d.word(&report.cell).is_red());
-        let good = of(&|d| d.word(&report.cell) == Word::Promised);
-        let mut text = report.cell.told();
-        let unclear = of(&|d| d.word(&report.cell) == Word::Inconclusive);
-        if report.disks.is_empty() || unclear.len() == report.disks.len() {
-            told.push((report, text + ": it could not be tried, see below"));
-            continue;
-        }
-        text += &match (bad.as_slice(), good.as_slice()) {
-            ([], []) => ": nothing was found, and nothing is promised".to_owned(),
-            (bad, []) => format!(": pages are torn on {}", bad.join(", ")),
-            ([], good) => format!(": safe by promise on {}", good.join(", ")),
-            (bad, good) => {
-                format!(
-                    ": pages are torn on {}; safe by promise on {}",
-                    bad.join(", "),
-                    good.join(", ")
-                )
-            }
-        };
-        if good.is_empty()
-            && let Some(neighbour) = neighbour(report, cells)
-        {
-            text += &format!("; its neighbour that is: {neighbour}");
-        }
-        told.push((report, text));
-    }
-    told
-}
-
-/// The nearest cell that needs no protection on some disk; else one that has it.
-fn neighbour(of: &CellReport, cells: &[CellReport]) -> Option<String> {
-    let same = |r: &&CellReport| r.cell.database == of.cell.database && r.cell != of.cell;
-    let promised = cells.iter().filter(same).find_map(|r| {
-        let disk = r.disks.iter().find(|disk| disk.word(&r.cell) == Word::Promised)?;
-        Some(format!("{} on {}", r.cell.told(), disk.profile))
-    });
-    promised.or_else(|| {
-        let protected = cells.iter().filter(same).find(|r| {
-            r.cell.is_protected()
-                && !r.disks.is_empty()
-                && r.disks.iter().all(|d| d.word(&r.cell) == Word::Protected)
-        })?;
-        Some(format!("{} (protected, on every disk that was tried)", protected.cell.told()))
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod testing {
     #![allow(clippy::unwrap_used)]
@@ -375,25 +387,27 @@ pub(crate) mod testing {
                 overwrites: 10,
                 fates,
                 more: false,
+                wiped: 0,
                 named: Vec::new(),
                 advice: Vec::new(),
             },
             in_place: Some(InPlace { pages: 5, left_out: 0, states: 300, torn }),
-            recoveries: vec![Recovery { state: "s".into(), torn_before: torn > 0, recovered }; 3],
+            recoveries: vec![
+                Recovery {
+                    state: "s".into(),
+                    torn_before: torn > 0,
+                    recovered,
+                    bundle: None
+                };
+                3
+            ],
             bundle: None,
         }
     }
 
     pub(crate) fn report(cell: &str, disks: Vec<OnDisk>) -> CellReport {
         let cell = cells().into_iter().find(|c| c.name == cell).unwrap();
-        CellReport {
-            cell,
-            version: String::new(),
-            settings: String::new(),
-            disks,
-            seconds: 0.0,
-            error: None,
-        }
+        CellReport { disks, ..CellReport::new(cell, String::new()) }
     }
 }
 
@@ -402,28 +416,34 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::testing::{disk, report};
     use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn the_grid_is_whole_and_its_names_are_unique() {
-        let all = cells();
-        assert_eq!(all.len(), 16 + 16 + 64);
-        let names: BTreeSet<&str> = all.iter().map(|cell| cell.name.as_str()).collect();
-        assert_eq!(names.len(), all.len());
-        assert_eq!(all.iter().filter(|cell| cell.quick).count(), 6);
-        for profile in PROFILES {
-            profile.parse::<tornblk_model::crash::Profile>().unwrap();
-        }
-    }
 
     #[test]
     fn nothing_is_safe_because_nothing_was_found() {
-        let off = "mariadb-off-direct-ext4";
+        let off = "mariadb-off-direct-xfs16k";
+        let fast = "mariadb-fast-direct-xfs16k";
         let refused = || Recovered::Refused("page 3 is corrupt".into());
         for (cell, disk, word, exit) in [
             (off, disk("lb512", 0, 40, refused()), Word::Torn, 0),
             (off, disk("req16k", 10, 0, Recovered::Sound), Word::Promised, 0),
             (off, disk("req16k", 9, 0, Recovered::Sound), Word::NotPromised, 0),
+            // Its file system may put the quarters of a page that was not seen in four places.
+            (
+                "mariadb-off-direct-ext4",
+                disk("req16k", 10, 0, Recovered::Sound),
+                Word::NotPromised,
+                0,
+            ),
+            ("mariadb-off-direct-ext4", disk("req16k", 10, 0, refused()), Word::Torn, 1),
+            (
+                "postgres-off-direct-xfs",
+                disk("req8k", 10, 0, Recovered::Sound),
+                Word::NotPromised,
+                0,
+            ),
+            // Written twice, and the second one not waited for: nobody promises that it helps.
+            (fast, disk("lb512", 0, 40, Recovered::Sound), Word::NotPromised, 0),
+            (fast, disk("piece16k", 10, 0, Recovered::Sound), Word::NotPromised, 0),
+            (fast, disk("lb512", 0, 40, refused()), Word::Torn, 0),
             // The page cache promises nothing, whatever was seen.
             (
                 "mariadb-off-buffered-ext4",
@@ -455,26 +475,12 @@ mod tests {
             assert_eq!(exit_code(std::slice::from_ref(&report)), exit, "{:?}", report.odd());
         }
         assert_eq!(exit_code(&[]), 3);
-    }
-
-    #[test]
-    fn the_answer_names_the_neighbour_that_is_safe() {
-        let torn = report(
-            "mariadb-off-direct-ext4",
-            vec![disk("lb512", 0, 4, Recovered::Refused("x".into()))],
-        );
-        let safe = report(
-            "mariadb-off-direct-bigalloc16k",
-            vec![disk("piece16k", 10, 0, Recovered::Sound)],
-        );
-        let cells = [torn, safe];
-        let told: Vec<String> = answers(&cells).into_iter().map(|(_, text)| text).collect();
-        assert!(
-            told[0].contains("pages are torn on lb512; its neighbour that is: MariaDB with")
-                && told[0].ends_with("clusters of 16 KiB on piece16k"),
-            "{told:?}"
-        );
-        assert!(told[1].ends_with("safe by promise on piece16k"), "{told:?}");
+        // A disk that ignores every flush, and of which nothing is missing: then nothing is known of the ledger.
+        let mut report = report(off, vec![disk("req16k", 10, 0, Recovered::Sound)]);
+        report.ledger_control = Some(Recovered::Lost("transaction 40".into()));
+        assert_eq!(exit_code(std::slice::from_ref(&report)), 0);
+        report.ledger_control = Some(Recovered::Sound);
+        assert_eq!(exit_code(&[report]), 3);
     }
 
     /// What the shell programs share, as it runs in the guest.

@@ -1,19 +1,20 @@
 //! One exploration: profile after profile through the engine, everything kept in its folder as it
 //! is found, so that it can go on after any end.
 
-use super::bundle::{self, EXTENSION, Meta};
+use super::bundle::{self, BundleError, EXTENSION, Meta};
 use super::means::Means;
 use super::session::{Content, Kept, ProfileState, Session};
 use super::{
     Counts, Ended, ExploreError, Failure, Job, Judged, Opened, PageUnits, Position, Progress,
     RecordingIds, Settings, Sink, StateText, explore,
 };
+use crate::oracle::Finding;
 use crate::run::RunError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tornblk_model::crash::{Profile, StateName};
+use tornblk_model::crash::{Fault, Profile, StateName};
 use tornblk_model::event::Seq;
 
 /// States that could not be judged, of which the reason is kept.
@@ -154,26 +155,48 @@ impl Drive<'_> {
 
     fn pack(&self, failure: &Failure, number: usize) -> Option<String> {
         let name = format!("failure-{number:03}.{EXTENSION}");
-        let path = self.dir.join(&name);
-        let state = StateName::from(&failure.state);
-        let mut meta = Meta::new(state, failure.profile.clone(), self.means.judge());
-        meta.findings = failure.findings.clone();
-        meta.image = self.means.image();
-        meta.pages = self.means.pages().map(PageUnits::judged);
-        meta.fault = (!self.settings.faults.is_empty()).then(|| {
-            let faults: Vec<String> =
-                self.settings.faults.iter().map(ToString::to_string).collect();
-            faults.join(" ")
-        });
-        let (reader, base) = (&self.opened.reader, self.opened.base.as_deref());
-        match bundle::pack(&path, reader, base, &self.means.needed(), &meta) {
-            Ok(_) => Some(name),
+        let Failure { state, profile, findings, .. } = failure;
+        let state = StateName::from(state);
+        let packed = keep(
+            self.opened,
+            self.means,
+            &self.dir.join(&name),
+            (state, profile),
+            findings,
+            &self.settings.faults,
+        );
+        match packed {
+            Ok(()) => Some(name),
             Err(error) => {
                 log::error!("no bundle can be made of {}: {error}", failure.state);
                 None
             }
         }
     }
+}
+
+/// Makes a bundle at `path` of a state (and its profile) in which these findings are, for `means` to judge again.
+///
+/// # Errors
+/// As of [`bundle::pack`].
+pub fn keep(
+    opened: &Opened,
+    means: &dyn Means,
+    path: &Path,
+    (state, profile): (StateName, &str),
+    findings: &[Finding],
+    faults: &[Fault],
+) -> Result<(), BundleError> {
+    let mut meta = Meta::new(state, profile.to_owned(), means.judge());
+    meta.findings = findings.to_vec();
+    meta.image = means.image();
+    meta.pages = means.pages().map(PageUnits::judged);
+    meta.fault = (!faults.is_empty()).then(|| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        faults.join(" ")
+    });
+    bundle::pack(path, &opened.reader, opened.base.as_deref(), &means.needed(), &meta)?;
+    Ok(())
 }
 
 fn is_interrupted(error: &ExploreError) -> bool {

@@ -54,7 +54,7 @@ mod units;
 mod worker;
 
 pub use carried::{Carried, Place};
-pub use drive::{Drive, Watch};
+pub use drive::{Drive, Watch, keep};
 pub use engine::{MakeVerifier, explore, list};
 pub use files::{Files, Snapshot, fits, fits_any};
 pub use ids::RecordingIds;

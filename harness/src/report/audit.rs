@@ -32,6 +32,14 @@ pub fn write(
             "there are files, or parts of files, of which the recording does not say where they lie"
         )?;
     }
+    if pages.wiped > 0 {
+        writeln!(
+            out,
+            "{} times pages were zeroed or discarded after they had been written: of what a power cut leaves of \
+             these nothing is said",
+            pages.wiped
+        )?;
+    }
     if pages.writes.is_empty() {
         return Ok(());
     }
@@ -126,6 +134,7 @@ mod tests {
             writes: vec![write(0, vec![carrier(5, 0, 16384)]), write(1, halves)],
             snapshots: 2,
             more: false,
+            wiped: 0,
         };
         let mut one = audit(&pages, &"req16k".parse().unwrap());
         one.advice.push("something".into());

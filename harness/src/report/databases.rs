@@ -10,6 +10,9 @@ use std::io::{self, Write};
 pub(super) const HEAD: [&str; 7] =
     ["cell", "disk", "promised", "torn in place", "torn after recovery", "ledger", "word"];
 
+/// The word where a cell cannot lie on a disk.
+pub(super) const NONE: &str = "n/a";
+
 /// One cell, as soon as it is done.
 ///
 /// # Errors
@@ -36,6 +39,12 @@ pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<
              ledger {ledger}",
             disk.profile
         )?;
+    }
+    for none in &report.not_applicable {
+        writeln!(out, "  {:12} {NONE}: {}", none.profile, none.why)?;
+    }
+    if let Some(recovered) = &report.ledger_control {
+        writeln!(out, "  control of the ledger, a disk that ignores every flush: {recovered}")?;
     }
     Ok(())
 }
@@ -98,14 +107,19 @@ pub fn markdown(cells: &[CellReport]) -> String {
 /// A cell a row, a disk a column, and the word for each: what a reader looks for first.
 fn words(cells: &[CellReport]) -> (Vec<String>, Vec<Vec<String>>) {
     let mut disks: Vec<&str> = Vec::new();
-    for disk in cells.iter().flat_map(|report| &report.disks) {
-        if !disks.contains(&disk.profile.as_str()) {
-            disks.push(&disk.profile);
+    for profile in cells.iter().flat_map(CellReport::profiles) {
+        if !disks.contains(&profile) {
+            disks.push(profile);
         }
     }
     let word = |report: &CellReport, profile: &&str| {
         let disk = report.disks.iter().find(|disk| disk.profile == **profile);
-        disk.map_or("not tried".to_owned(), |disk| disk.word(&report.cell).to_string())
+        let none = report.not_applicable.iter().any(|none| none.profile == **profile);
+        match disk {
+            Some(disk) => disk.word(&report.cell).to_string(),
+            None if none => NONE.to_owned(),
+            None => "not tried".to_owned(),
+        }
     };
     let row = |report: &CellReport| {
         let cells = disks.iter().map(|profile| word(report, profile));
@@ -121,14 +135,16 @@ fn rows(cells: &[CellReport]) -> Vec<Vec<String>> {
             let head = [report.cell.name.clone(), disk.profile.clone()];
             head.into_iter().chain(columns(report, disk)).collect()
         };
+        let empty = |profile: &str, word: &str| {
+            let mut row = vec![report.cell.name.clone(), profile.to_owned()];
+            row.resize(HEAD.len() - 1, "-".to_owned());
+            row.push(word.to_owned());
+            row
+        };
+        let none = report.not_applicable.iter().map(|none| empty(&none.profile, NONE));
         match report.disks.as_slice() {
-            [_, ..] => report.disks.iter().map(one).collect(),
-            [] => {
-                let mut row = vec![report.cell.name.clone()];
-                row.resize(HEAD.len() - 1, "-".to_owned());
-                row.push("not tried".to_owned());
-                vec![row]
-            }
+            [_, ..] => report.disks.iter().map(one).chain(none).collect(),
+            [] => vec![empty("-", "not tried")],
         }
     };
     cells.iter().flat_map(of).collect()
@@ -154,7 +170,8 @@ pub(super) fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
         in_place,
         format!("{} of {judged}{repaired}", disk.torn_after()),
         ledger,
-        disk.word(&report.cell).to_string() + if disk.is_few() { " (few states)" } else { "" },
+        disk.word(&report.cell).to_string()
+            + if disk.is_few(&report.cell) { " (few states)" } else { "" },
     ]
 }
 

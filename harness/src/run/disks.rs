@@ -131,13 +131,20 @@ pub fn mounted(further: &[FurtherDisk]) -> Vec<String> {
     further.iter().filter(|disk| !disk.is_raw()).map(|disk| disk.name.clone()).collect()
 }
 
-/// Where files lie, `main` being the main disk's bytes; `None`: that one is raw.
-pub(super) fn folders(main: u64, main_is_raw: bool, further: &[FurtherDisk]) -> Vec<Folder> {
+/// A file system's FIEMAP is in bytes of the disk; that of btrfs in addresses of its own.
+fn says_where(fstype: &str) -> bool {
+    !fstype.is_empty() && fstype != "btrfs"
+}
+
+/// Where it is asked for where files lie, `main` being the main disk's bytes.
+pub(super) fn folders(main: u64, main_fstype: &str, further: &[FurtherDisk]) -> Vec<Folder> {
     let own = Folder { path: USER_MOUNT.to_owned(), prefix: String::new(), start: 0 };
-    let mut folders: Vec<Folder> = (!main_is_raw).then_some(own).into_iter().collect();
+    let mut folders: Vec<Folder> = says_where(main_fstype).then_some(own).into_iter().collect();
     let mut start = main;
     for disk in further {
-        if let Some(MountPoint { target: path, .. }) = disk.mount() {
+        if let Some(MountPoint { target: path, .. }) = disk.mount()
+            && says_where(&disk.fstype)
+        {
             folders.push(Folder { path, prefix: format!("{}:", disk.name), start });
         }
         start += disk.size;
@@ -173,9 +180,16 @@ mod tests {
             ]
         );
         assert_eq!(mounted(&further), ["redo-log"]);
-        let folders = folders(32 << 20, false, &further);
+        let folders_of = |fstype: &str, further: &[FurtherDisk]| -> Vec<String> {
+            folders(32 << 20, fstype, further).into_iter().map(|folder| folder.path).collect()
+        };
+        let folders = folders(32 << 20, "ext4", &further);
         let places: Vec<_> = folders.iter().map(|f| (&*f.path, &*f.prefix, f.start)).collect();
         assert_eq!(places, [("/disk", "", 0), ("/disks/redo-log", "redo-log:", 32 << 20)]);
+        for fstype in ["", "btrfs"] {
+            let places: Vec<_> = folders_of(fstype, &further);
+            assert_eq!(places, ["/disks/redo-log"], "{fstype}");
+        }
         // One alone is as it always was.
         assert!(luns(1 << 20, &[]).is_empty());
         assert_eq!(serials("t", &[]), ["t"]);

@@ -45,7 +45,7 @@ pub use environment::Environment;
 pub use folder::RunFolder;
 pub use lane::run_lanes;
 pub(crate) use lane::word;
-pub use program::{Programmed, SYNCED, Wanted, program};
+pub use program::{Programmed, SYNCED, Wanted, first_looks, program};
 pub use real::RealLab;
 #[cfg(test)]
 pub(crate) use repro::read as read_raw;

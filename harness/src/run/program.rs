@@ -13,13 +13,17 @@ use super::session::{ask, guest, nobodys};
 use super::volume::{LONG, MakeFs, SHORT, make};
 use super::{Environment, GuestArgs, Lab as _, RealLab, RunError, RunFolder, Volume, check};
 use crate::device::{Device, DeviceError, DiskSpec};
-use crate::explore::{Checker, Snapshot, Subject, said};
+use crate::explore::{
+    ByName, Checker, ExploreError, GuestNeeds, Opened, Snapshot, Subject, Verdict, judge, said,
+};
 use crate::vm::{self, Virtiofsd, Vm};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tornblk_agent::channel::{Command, Folder, MarkText, Outcome, Program, Ran, USER_MOUNT};
+use tornblk_model::crash::{Profile, StateName};
 use tornblk_proto::Client;
 
 /// All that the program wrote was synced.
@@ -167,6 +171,59 @@ pub fn program(
     Ok(Programmed { recording, marks: marks.len() as u64, took })
 }
 
+/// The checker must be content with a disk that lost no power, where it will look at all others: in a
+/// guest that knows nothing of the program. What it would say of any disk proves nothing.
+///
+/// # Errors
+/// It is not, or cannot be asked.
+pub fn first_looks(
+    lab: &RealLab,
+    recording: &Path,
+    folder: &RunFolder,
+    seed: u64,
+    interrupted: &Arc<AtomicBool>,
+) -> Result<(), ExploreError> {
+    let opened = Opened::open(recording, None)?;
+    let Some(subject) = &opened.subject else {
+        return Err(ExploreError::Bad("the recording does not say what it is of".to_owned()));
+    };
+    let needs = GuestNeeds {
+        dir: folder.path().to_owned(),
+        fsck_every: 0,
+        nested: 0,
+        seed,
+        stop: Arc::clone(interrupted),
+    };
+    let means = lab.means(&opened, subject, &needs)?;
+    let profile: Profile = subject.volume.profile.parse()?;
+    let looks = [
+        ("none", "before anything was written to it (there are no marks then, either)"),
+        ("all", "as the program left it"),
+    ];
+    let events = [opened.events.first(), opened.events.last()].into_iter().flatten();
+    let names: Vec<StateName> = events
+        .zip(looks)
+        .map(|(event, (which, _))| StateName(format!("{profile}/p{}:{which}", event.0)))
+        .collect();
+    let wanted: Vec<ByName<'_>> =
+        names.iter().map(|name| ByName { name, recovery: None }).collect();
+    let verdicts = judge(&opened, &*means, None, &profile, &wanted)?;
+    for (verdict, (_, how)) in verdicts.into_iter().zip(looks) {
+        let why = match verdict {
+            Verdict::Passed => continue,
+            Verdict::Failed(findings) => {
+                findings.into_iter().map(|f| f.text).collect::<Vec<_>>().join("; ")
+            }
+            Verdict::Unsure(why) => why,
+        };
+        return Err(ExploreError::Bad(format!(
+            "the checker must be content with a disk that lost no power, and is not with this one, {how}: \
+             {why}"
+        )));
+    }
+    Ok(())
+}
+
 /// Did it end, and well?
 fn must_have_ended(ran: &Ran, name: &str, program: &Program) -> Result<(), RunError> {
     let why = match ran.status {
@@ -215,7 +272,7 @@ impl<'a> Room<'a> {
         let devices = serials.iter().map(|serial| vm.find_disk(serial));
         let devices = devices.collect::<Result<Vec<_>, _>>().map_err(guest)?;
         let volume = wanted.volume.clone();
-        let folders = disks::folders(wanted.size, volume.is_raw(), &further);
+        let folders = disks::folders(wanted.size, &volume.fstype, &further);
         let host = Marks { client: device.client(), batch: 0, said: Vec::new(), interrupted };
         Ok(Room { vm, devices, shown, volume, further, folders, host })
     }

@@ -47,7 +47,9 @@ impl PageFormat {
         match self {
             PageFormat::Innodb => &["*.ibd"],
             // The folder of the databases may be in another, or on another disk.
-            PageFormat::Postgres => &["base/*/[0-9]*", "*[/:]base/*/[0-9]*"],
+            PageFormat::Postgres => {
+                &["base/*/[0-9]*", "*[/:]base/*/[0-9]*", "global/[0-9]*", "*[/:]global/[0-9]*"]
+            }
         }
     }
 

@@ -64,16 +64,23 @@ fn tone_of(report: &CellReport) -> Tone {
 
 /// The first torn page of a cell on a disk.
 fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
-    let bundle = disk.bundle.as_ref()?;
-    let torn = disk.recoveries.iter().find(|r| r.torn_before)?;
+    let bundle = disk.any_bundle()?;
+    let in_place = disk.bundle.is_some();
+    let torn = disk
+        .recoveries
+        .iter()
+        .find(|r| if in_place { r.torn_before } else { r.bundle.is_some() })?;
     let picture = of_bundle(Path::new(bundle)).map_err(|e| NoPicture(e.to_string()));
     let word = disk.word(&report.cell);
+    let headline = match disk.in_place {
+        Some(seen) if in_place => {
+            format!("{word}: a page in {} of {} states", seen.torn, seen.states)
+        }
+        _ => format!("{word}: after recovery"),
+    };
     Some(Shown {
         place: format!("{} on {}", report.cell.name, disk.profile),
-        headline: format!(
-            "{word}: a page in {} of {} states",
-            disk.in_place?.torn, disk.in_place?.states
-        ),
+        headline,
         text: format!("The server, from this state: {}", torn.recovered),
         call: String::new(),
         strip: Vec::new(),
@@ -100,8 +107,15 @@ fn environment(report: &CellReport) -> (String, Vec<Fact>) {
         Fact::new("could not be tried", report.error.as_deref().unwrap_or_default()),
         Fact::new("database", report.version.as_str()),
         Fact::new("setting", report.cell.setting.as_str()),
-        Fact::new("file system", report.cell.ground.mkfs().join(" ")),
+        Fact::new("file system", report.cell.ground.told()),
     ];
+    if let Some(recovered) = &report.ledger_control {
+        let told = recovered.to_string();
+        facts.push(Fact::new("ledger's control: a disk that ignores every flush", told));
+    }
+    for none in &report.not_applicable {
+        facts.push(Fact::new("not applicable", format!("{}: {}", none.profile, none.why)));
+    }
     facts.extend(report.settings.lines().filter_map(|line| {
         let (name, value) = line.split_once(['\t', '|', ' '])?;
         Some(Fact::new(name, value))
