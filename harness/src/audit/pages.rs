@@ -21,13 +21,15 @@ impl Open {
     }
 }
 
-/// The page writes of the files of which `is_wanted` says so.
+/// The page writes of the files of which `is_wanted` says so. `was_blank`: were these bytes of the disk (place,
+/// how many) all zeroes before anything was recorded?
 pub fn page_writes<'a>(
     events: impl IntoIterator<Item = &'a (Seq, Event)> + Clone,
     files: &Files,
     lb_size: u32,
     page_size: u64,
     is_wanted: impl Fn(&str) -> bool,
+    was_blank: impl Fn(u64, u64) -> bool,
 ) -> PageWrites {
     let failed = failed(events.clone());
     let wanted: Vec<bool> = (0..files.count()).map(|file| is_wanted(files.path(file))).collect();
@@ -54,7 +56,7 @@ pub fn page_writes<'a>(
                 finder.request(&wanted, Carrier { request, offset, len, atomic, failed });
             }
             Op::Discard { segments } | Op::WriteZeroes { segments } => {
-                finder.wiped(&wanted, segments);
+                finder.wiped(&wanted, segments, &was_blank);
             }
             _ => {}
         }
@@ -84,8 +86,13 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// Pages that were not written yet had nothing to lose: file systems zero blocks before their first use.
-    fn wiped(&mut self, wanted: &[bool], segments: &[Segment]) {
+    /// Pages of which nothing was there yet had nothing to lose: file systems zero blocks before their first use.
+    fn wiped(
+        &mut self,
+        wanted: &[bool],
+        segments: &[Segment],
+        was_blank: &dyn Fn(u64, u64) -> bool,
+    ) {
         for segment in segments {
             let touched = self.files.within(segment.offset, segment.offset + segment.len);
             let pages: BTreeSet<(usize, u64)> = touched
@@ -94,9 +101,14 @@ impl Finder<'_> {
                     let pages = offset / self.page_size..(offset + len).div_ceil(self.page_size);
                     pages.map(move |page| (file, page))
                 })
-                .filter(|page| self.written.contains(page))
                 .collect();
-            self.found.wiped += pages.len() as u64;
+            let had_something = |(file, page): &(usize, u64)| {
+                let places = || self.files.places(*file, page * self.page_size, self.page_size);
+                let existed = || self.files.existed(*file, page * self.page_size, self.page_size);
+                self.written.contains(&(*file, *page))
+                    || existed() && !places().iter().all(|(at, len)| was_blank(*at, *len))
+            };
+            self.found.wiped += pages.iter().filter(|page| had_something(page)).count() as u64;
         }
     }
 
@@ -220,7 +232,8 @@ mod tests {
 
     /// (page, complete, overwrites, requests)
     fn found(files: &Files, events: &[(Seq, Event)]) -> Vec<(u64, bool, bool, Vec<u64>)> {
-        let pages = page_writes(events, files, 512, PAGE, |path| path.ends_with(".ibd"));
+        let pages =
+            page_writes(events, files, 512, PAGE, |path| path.ends_with(".ibd"), |_, _| true);
         let told = |w: &PageWrite| {
             let requests = w.carriers.iter().map(|c| c.request).collect();
             (w.page, w.complete, w.overwrites, requests)
@@ -271,7 +284,7 @@ mod tests {
     fn what_is_zeroed_or_discarded_is_counted_once_it_was_written() {
         let table: (&str, &[Place]) = ("t.ibd", &[(0, 64 * K, 64 * K)]);
         let other: (&str, &[Place]) = ("log", &[(0, 128 * K, 16 * K)]);
-        let files = files(&[&[table, other]]);
+        let files = files(&[&[table, other], &[table, other]]);
         let wipe = |seq: u64, zeroes: bool, offset: u64, len: u64| {
             let segments = vec![Segment { offset, len, unmap: false }];
             let op = if zeroes { Op::WriteZeroes { segments } } else { Op::Discard { segments } };
@@ -287,10 +300,12 @@ mod tests {
                 wipe(4, zeroes, 128 * K, PAGE),
             ];
             let wanted = |path: &str| path.ends_with(".ibd");
-            assert_eq!(page_writes(&events, &files, 512, PAGE, wanted).wiped, 0);
+            assert_eq!(page_writes(&events, &files, 512, PAGE, wanted, |_, _| true).wiped, 0);
+            // What was loaded before is something to lose: four pages, and one of them again.
+            assert_eq!(page_writes(&events, &files, 512, PAGE, wanted, |_, _| false).wiped, 5);
             // A part of it is enough.
             events.push(wipe(5, zeroes, 76 * K, 8 * K));
-            let found = page_writes(&events, &files, 512, PAGE, wanted);
+            let found = page_writes(&events, &files, 512, PAGE, wanted, |_, _| true);
             assert_eq!(found.wiped, 1);
             let promised = super::super::audit(&found, &"piece16k".parse().unwrap());
             assert_eq!(promised.verdict(), super::super::Promised::Nothing);
@@ -309,7 +324,7 @@ mod tests {
         // One that moved: it lies where the last snapshot says, and was written where the first one does.
         let moved: (&str, &[Place]) = ("t.ibd", &[(0, 64 * K, 32 * K)]);
         let moved = files(&[&[table], &[moved]]);
-        let pages = page_writes(&[write(1, 0, PAGE)], &moved, 512, PAGE, |_| true);
+        let pages = page_writes(&[write(1, 0, PAGE)], &moved, 512, PAGE, |_| true, |_, _| true);
         assert_eq!((pages.writes[0].at, pages.writes[0].complete), (Some(0), true));
         let new = files(&[&[], &[table]]);
         assert_eq!(found(&new, &[write(1, 0, PAGE)]), [(0, true, false, vec![1])]);

@@ -66,6 +66,9 @@ struct Report<'a> {
     profiles: &'a [Audit],
 }
 
+/// Files that are named in a sentence.
+const FEW: usize = 5;
+
 impl AuditArgs {
     pub(super) fn run(&self) -> anyhow::Result<u8> {
         check_writable(&self.json)?;
@@ -73,11 +76,15 @@ impl AuditArgs {
         let files = self.places(&opened)?;
         let disk = opened.history.disk().clone();
         let wanted = |path: &str| self.files.is_empty() || self.files.iter().any(|p| fits(p, path));
-        let pages = page_writes(&opened.events, &files, disk.lb_size, self.page_size, wanted);
+        let (lb_size, blank) = (disk.lb_size, opened.blank());
+        let pages = page_writes(&opened.events, &files, lb_size, self.page_size, wanted, blank);
         let profiles = match self.profile.as_slice() {
             [] => opened.profiles()?,
             some => some.to_vec(),
         };
+        let cut_short = self.map.is_none()
+            && files.snapshots == 1
+            && opened.subject.as_ref().is_some_and(|subject| subject.checker.is_some());
         let used = Used::of(&opened);
         let mut audits = Vec::new();
         for profile in &profiles {
@@ -90,8 +97,22 @@ impl AuditArgs {
         shown::write(&pages, &audits, look, &mut Stdout)?;
         if pages.writes.is_empty() {
             say!("inconclusive: {}", self.nothing(&files));
+        } else if cut_short {
+            say!(
+                "inconclusive: the recording ends before its program did: files may lie elsewhere in the end, \
+                 and more was to be written"
+            );
+        } else if audits.iter().any(|audit| audit.verdict() == Promised::All) {
+            say!(
+                "promised is what was seen, of writes by O_DIRECT that the kernel merges no otherwise: the page \
+                 cache may write a page in halves, or while it changes"
+            );
         }
-        let exit = exit(&audits);
+        // What is not whole yet may be torn, and may not be called whole.
+        let exit = match exit(&audits) {
+            0 if cut_short => 3,
+            exit => exit,
+        };
         told(self.write(&pages, &audits), exit)
     }
 
@@ -134,10 +155,21 @@ impl AuditArgs {
         let some: Vec<&str> =
             known.clone().filter(|path| self.files.iter().any(|p| fits(p, path))).collect();
         if some.is_empty() {
-            let few: Vec<&str> = known.take(5).collect();
-            return format!("no file has such a name; there are, for example: {}", few.join(", "));
+            // A pattern with a slash is of the whole path.
+            let below = |p: &Pattern| Pattern::new(&format!("*/{}", p.as_str())).ok();
+            let below = self.files.iter().filter_map(below);
+            let below = below.into_iter().find(|p| known.clone().any(|path| fits(p, path)));
+            let hint =
+                below.map_or(String::new(), |p| format!(" (did you mean '{}'?)", p.as_str()));
+            let few: Vec<&str> = known.take(FEW).collect();
+            return format!(
+                "no file has such a name{hint}; there are, for example: {}",
+                few.join(", ")
+            );
         }
-        format!("no page of {} was written", some.join(", "))
+        let more = some.len().saturating_sub(FEW);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("no page of {}{more} was written", some[..some.len().min(FEW)].join(", "))
     }
 
     fn write(&self, pages: &PageWrites, audits: &[Audit]) -> anyhow::Result<()> {

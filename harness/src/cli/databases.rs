@@ -12,7 +12,7 @@ use crate::run::{RunFolder, word};
 use crate::vm::Virtiofsd;
 use anyhow::{Context, bail};
 use serde_json::json;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -53,8 +53,10 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
     let began = Instant::now();
     for cell in chosen {
         if around.time.is_some_and(|time| began.elapsed() >= time) {
-            say!("{} and those after it: not tried, the time was over (--time)", cell.name);
-            break;
+            let mut report = CellReport::new(cell, String::new());
+            report.not_tried = true;
+            reports.push(report);
+            continue;
         }
         let folder = all.below(&cell.name)?;
         let profiles = profiles(&around, &cell, args.soak || !args.lane.is_empty())?;
@@ -86,7 +88,7 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
         shown::cell(&report, Look::detect(), &mut Stdout)?;
         reports.push(report);
     }
-    if reports.is_empty() {
+    if reports.iter().all(|report| report.not_tried) {
         if around.out.is_none() {
             all.remove_all();
         }
@@ -98,7 +100,11 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
     let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
     let written = write(args, &reports, &all, &machine, exit);
     say!("kept in {}", all.path().display());
-    if let Some(bundle) = reports.iter().flat_map(|r| &r.disks).find_map(|d| d.any_bundle()) {
+    // What is wrong first, and what was found before what the database put right.
+    let mut found: Vec<_> =
+        reports.iter().flat_map(|r| r.disks.iter().map(move |d| (r, d))).collect();
+    found.sort_by_key(|(r, d)| (r.odd().violations.is_empty(), !r.word(d).is_red()));
+    if let Some(bundle) = found.into_iter().find_map(|(_, d)| d.any_bundle()) {
         say!("next: {}", typed(&format!("tornblk repro {}", word(bundle))));
     }
     told(written, exit)
@@ -128,10 +134,7 @@ fn write(
     }
     if let Some(path) = &args.json {
         let words = |r: &CellReport| -> Vec<_> {
-            r.disks
-                .iter()
-                .map(|d| json!({ "profile": d.profile, "word": d.word(&r.cell) }))
-                .collect()
+            r.disks.iter().map(|d| json!({ "profile": d.profile, "word": r.word(d) })).collect()
         };
         let told = |r: &CellReport| json!({ "cell": r.cell.name, "words": words(r), "odd": r.odd(), "report": r });
         let report = json!({
@@ -162,19 +165,61 @@ fn profiles(around: &Around<'_>, cell: &Cell, whole: bool) -> anyhow::Result<Vec
     Ok(profiles)
 }
 
-/// The quick ones, all, or those that are named.
+/// The quick ones, all, or those that are named: a cell's whole name is that cell alone.
 fn chosen(args: &RunArgs) -> anyhow::Result<Vec<Cell>> {
     let all = cells();
-    if let Some(lane) = args.lane.iter().find(|l| !all.iter().any(|c| c.name.starts_with(*l))) {
-        let names: Vec<&str> = all.iter().filter(|c| c.quick).map(|c| c.name.as_str()).collect();
-        bail!(
-            "--lane {lane}: no cell begins so; those of a quick run are {} (DATABASE-SETTING-FILE SYSTEM)",
-            names.join(", ")
-        );
+    let fits = |lane: &String, cell: &Cell| match all.iter().any(|cell| cell.name == *lane) {
+        true => cell.name == *lane,
+        false => cell.name.starts_with(lane),
+    };
+    if let Some(lane) = args.lane.iter().find(|lane| !all.iter().any(|cell| fits(lane, cell))) {
+        bail!("--lane {lane}: no cell begins so. {}", named(&all));
     }
     let wanted = |cell: &Cell| match args.lane.as_slice() {
         [] => cell.quick || args.soak,
-        lanes => lanes.iter().any(|lane| cell.name.starts_with(lane)),
+        lanes => lanes.iter().any(|lane| fits(lane, cell)),
     };
-    Ok(all.into_iter().filter(wanted).collect())
+    Ok(all.iter().filter(|cell| wanted(cell)).cloned().collect())
+}
+
+/// How cells are called, part by part.
+fn named(all: &[Cell]) -> String {
+    let mut told = "Their names are ".to_owned();
+    let mut seen: Vec<(&str, Vec<BTreeSet<&str>>)> = Vec::new();
+    for cell in all {
+        let mut parts = cell.name.split('-');
+        let database = parts.next().unwrap_or_default();
+        if seen.last().is_none_or(|(last, _)| *last != database) {
+            seen.push((database, Vec::new()));
+        }
+        let Some((_, known)) = seen.last_mut() else { continue };
+        for (i, part) in parts.enumerate() {
+            known.resize_with(known.len().max(i + 1), BTreeSet::new);
+            known[i].insert(part);
+        }
+    }
+    let one = |(database, parts): &(&str, Vec<BTreeSet<&str>>)| {
+        let parts = parts.iter().map(|part| Vec::from_iter(part.iter().copied()).join("|"));
+        format!("{database}-{}", parts.collect::<Vec<_>>().join("-"))
+    };
+    told += &seen.iter().map(one).collect::<Vec<_>>().join(", ");
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_cells_are_told_part_by_part() {
+        let told = named(&cells());
+        let filesystems = "bigalloc16k|ext4|xfs|xfs16k";
+        for part in [
+            format!("mariadb-fast|off|on-buffered|direct-{filesystems}, "),
+            format!("postgres-off|on-buffered|direct-{filesystems}, "),
+            format!("sqlite-delete|persist|truncate|wal-extra|full|normal|off-{filesystems}"),
+        ] {
+            assert!(told.contains(&part), "{told}");
+        }
+    }
 }

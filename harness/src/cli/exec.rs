@@ -175,6 +175,22 @@ pub(super) fn machine(lab: &RealLab) -> String {
 }
 
 impl ExecOptions {
+    /// An option that says nothing without --exec, if one was given: clap does not ask for what another
+    /// argument rules out.
+    pub(super) fn in_vain(&self) -> Option<&'static str> {
+        let given = [
+            ("--check", self.check.is_some()),
+            ("--setup", self.setup.is_some()),
+            ("--fs", !matches!(self.fs, FileSystem::Ext4)),
+            ("--mkfs-opts", !self.mkfs_opts.is_empty()),
+            ("--mount-opts", !self.mount_opts.is_empty()),
+            ("--size", self.size.is_some()),
+            ("--disk", !self.disks.is_empty()),
+            ("--env", !self.env.is_empty()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
+    }
+
     pub(super) fn run(
         &self,
         around: &Around<'_>,

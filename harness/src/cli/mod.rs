@@ -196,7 +196,10 @@ fn interrupted(error: &anyhow::Error) -> bool {
     use {crate::explore::ExploreError, crate::run::RunError, tornblk_image::ImageError};
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(RunError::Interrupted))
-            || matches!(cause.downcast_ref(), Some(ExploreError::Interrupted))
+            || matches!(
+                cause.downcast_ref(),
+                Some(ExploreError::Interrupted | ExploreError::Run(RunError::Interrupted))
+            )
             || matches!(cause.downcast_ref(), Some(ImageError::Stopped))
             || matches!(cause.downcast_ref(), Some(BenchError::Interrupted))
     })

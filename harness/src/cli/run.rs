@@ -176,6 +176,13 @@ impl RunArgs {
             let (json, junit) = (self.json.as_deref(), self.junit.as_deref());
             return explored.tell(json, junit, self.html.as_deref(), &self.ci);
         }
+        if let Some(option) = self.exec.in_vain().filter(|_| !self.suites.is_empty()) {
+            let suites = self.suites.join(" ");
+            bail!("{option} is for a program of your own (--exec), and says nothing to {suites}");
+        }
+        if self.suites.iter().any(|suite| suite == databases::NAME) && self.suites.len() > 1 {
+            bail!("databases are run alone: name no other suite beside them");
+        }
         if self.suites == [databases::NAME] {
             return databases::run_all(&self, &interrupted);
         }

@@ -20,7 +20,10 @@ pub(super) fn candidates(cell: &Cell, opened: &Opened, pages: &PageWrites) -> Ve
         let is_write = |event: &Event| matches!(event, Event::Submit(Submit { op: Op::Write { len, .. }, .. }) if *len > 0);
         opened.events.iter().filter(|(_, event)| is_write(event)).map(|(seq, _)| seq.0).collect()
     };
-    all.into_iter().map(Seq).collect()
+    let mut all: Vec<Seq> = all.into_iter().map(Seq).collect();
+    // A page write may begin before another one, and end after it.
+    all.sort_unstable();
+    all
 }
 
 /// So many of them, spread over all; the last one first, when most was acknowledged.
@@ -53,4 +56,19 @@ pub(super) fn state_at(
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_spread_and_begin_with_the_last() {
+        let all: Vec<Seq> = (10..110).map(Seq).collect();
+        let seen: Vec<u64> = moments(&all, 4).iter().map(|at| at.0).collect();
+        assert_eq!(seen, [109, 84, 59, 34]);
+        // Fewer than asked for: each once.
+        assert_eq!(moments(&all[..2], 5), [Seq(11), Seq(10)]);
+        assert!(moments(&[], 3).is_empty());
+    }
 }

@@ -22,6 +22,8 @@ failed() { echo "$*"; exit 2; }
 
 # The last transaction that was acknowledged before the cut; 0: none.
 acknowledged() {
+    # Without it everything would be there that was acknowledged.
+    [ -r "$TORNBLK_MARKS" ] || failed "the marks cannot be read: $TORNBLK_MARKS"
     sed -n 's/^acknowledged \([0-9]*\)$/\1/p' "$TORNBLK_MARKS" | tail -n 1 | grep . || echo 0
 }
 # Which transaction each row is of once number LAST is the last one: expected LAST ROWS EACH.
@@ -54,9 +56,10 @@ whole() {
     count=$(ask 'select count(*) from a') || corrupt "the table cannot be read: $(shorter "$count")"
     [ "$count" = "$1" ] || corrupt "the table has $count rows, not $1"
     last=$(ask 'select coalesce(max(id), 0) from ledger') || corrupt "the ledger cannot be read: $(shorter "$last")"
-    [ "$(ask 'select count(*) from ledger')" = "$last" ] || corrupt "the ledger has gaps"
+    count=$(ask 'select count(*) from ledger') || corrupt "the ledger cannot be read: $(shorter "$count")"
+    [ "$count" = "$last" ] || corrupt "the ledger has $count of $last transactions"
     # Each row is of the transaction that wrote it last.
-    ask "select $3 from a order by id" >/run/rows
+    ask "select $3 from a order by id" >/run/rows || corrupt "the table cannot be read: $(shorter "$(tail -n 1 /run/rows)")"
     [ "$(expected "$last" "$1" "$2" | md5sum)" = "$(md5sum </run/rows)" ] ||
         corrupt "rows are not of the transactions that wrote them last"
     odd=$(ask "select count(*) from a where n > 0 and pad <> $4 or n = 0 and pad <> $5") ||
@@ -65,7 +68,8 @@ whole() {
 }
 # What was acknowledged is there; after all else, since what is corrupt is worse.
 nothing_lost() {
-    [ "$last" -ge "$(acknowledged)" ] || lost "transaction $(acknowledged) was acknowledged, and the last one is $last"
+    acknowledged=$(acknowledged) || failed "$acknowledged"
+    [ "$last" -ge "$acknowledged" ] || lost "transaction $acknowledged was acknowledged, and the last one is $last"
 }
 # A message that fits into a sentence.
 shorter() { echo "$1" | head -n 3 | cut -c1-200 | tr '\n' ' '; }

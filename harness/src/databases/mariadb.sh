@@ -9,7 +9,7 @@ server() {
         --innodb-data-file-path=ibdata1:8M:autoextend --innodb-autoextend-increment=1 \
         --innodb-temp-data-file-path=../../run/ibtmp1:4M:autoextend --innodb-undo-tablespaces=0 \
         --innodb-doublewrite="$DOUBLEWRITE" --innodb-flush-method="$METHOD" --innodb-flush-neighbors=0 \
-        --innodb-use-native-aio=0 --innodb-fast-shutdown=1 --innodb-buffer-pool-dump-at-shutdown=0 \
+        --innodb-fast-shutdown=1 --innodb-buffer-pool-dump-at-shutdown=0 \
         --innodb-buffer-pool-load-at-startup=0 "$@" >>/run/log 2>&1 &
     server=$!
 }
@@ -21,8 +21,8 @@ up() {
     until sql 'select 1' >/dev/null 2>&1; do
         if ! kill -0 $server 2>/dev/null; then
             wait $server
-            # Of no memory, say.
-            [ $? -lt 128 ] || failed "the server was ended by a signal"
+            # Any other signal is its own doing: it ends itself where it finds what cannot be.
+            [ $? != 137 ] || failed "the server was killed: is there too little memory?"
             return 1
         fi
         n=$((n + 1))
@@ -33,7 +33,9 @@ up() {
 down() {
     sql shutdown && wait $server
 }
-said() { grep -E 'ERROR|corrupt|crashed' /run/log | tail -n 3 | cut -c1-200 | tr '\n' ' '; }
+said() { grep -E 'ERROR|corrupt|crashed|got signal' /run/log | tail -n 3 | cut -c1-200 | tr '\n' ' '; }
+# What it lacks is no fault of the disk's.
+lacks() { grep -E 'annot allocate memory|ut of memory|No space left on device|disk is full' /run/log | head -n 1; }
 
 case $1 in
 setup)
@@ -62,7 +64,11 @@ run)
     kill -9 $server
     ;;
 check)
-    up || refused "$(said)"
+    if ! up; then
+        [ -z "$(lacks)" ] || failed "$(lacks)"
+        [ -n "$(said)" ] || failed "the server does not start, and does not say why: $(tail -n 3 /run/log)"
+        refused "$(said)"
+    fi
     wrong=$(sql 'check table t.a extended; check table t.ledger extended' 2>&1 | grep -v 'status.OK$' |
         tr '\n' ' ')
     [ -z "$wrong" ] || corrupt "CHECK TABLE: $wrong"

@@ -23,6 +23,7 @@ pub use trial::{Place, Trial};
 use crate::audit::{Audit, Fate, Promised};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use tornblk_model::crash::{AtomicMode, Profile};
 
 /// What each of the programs begins with.
 pub const ENTER: &str = include_str!("enter.sh");
@@ -65,20 +66,22 @@ pub enum Recovered {
 impl Recovered {
     /// By the word with which the program says it.
     pub fn of_failure(text: &str) -> Recovered {
-        let after = |word: &str| {
-            text.split_once(word).map(|(_, rest)| rest.trim().trim_end_matches(" |").to_owned())
-        };
-        if let Some(why) = after("corrupt: ") {
-            Recovered::Corrupt(why)
-        } else if let Some(why) = after("refused: ") {
-            Recovered::Refused(why)
-        } else if let Some(why) = after("lost: ") {
-            Recovered::Lost(why)
-        } else if text.contains("did not end in") {
+        type Make = fn(String) -> Recovered;
+        let words: [(&str, Make); 3] = [
+            ("corrupt: ", Recovered::Corrupt),
+            ("refused: ", Recovered::Refused),
+            ("lost: ", Recovered::Lost),
+        ];
+        // The program's own word is the first: what follows may be the server's.
+        let said =
+            words.into_iter().filter_map(|(word, make)| Some((text.find(word)?, word, make)));
+        match said.min_by_key(|(at, ..)| *at) {
+            Some((at, word, make)) => {
+                make(text[at + word.len()..].trim().trim_end_matches(" |").to_owned())
+            }
             // Emulated guests are slow.
-            Recovered::Unsure(text.to_owned())
-        } else {
-            Recovered::FileSystem(text.to_owned())
+            None if text.contains("did not end in") => Recovered::Unsure(text.to_owned()),
+            None => Recovered::FileSystem(text.to_owned()),
         }
     }
 
@@ -179,8 +182,43 @@ impl OnDisk {
         self.was_kept_whole(cell) && cell.ground.unit() >= cell.database.pages().0
     }
 
+    /// It keeps whole what comes in one request, whatever that was made of.
+    fn is_of_requests(&self) -> bool {
+        let profile: Option<Profile> = self.profile.parse().ok();
+        profile.is_some_and(|profile| profile.mode == AtomicMode::Implicit)
+    }
+
+    /// Why what was seen is no promise for what was not.
+    fn why_not_promised(&self, cell: &Cell) -> &'static str {
+        if cell.protection == Protection::NotWaited {
+            "what protects pages is not waited for"
+        } else if cell.buffered {
+            "the page cache promises nothing"
+        } else if self.audit.verdict() != Promised::All {
+            "not every page write lies within what the disk keeps whole"
+        } else {
+            "blocks of the file system that are smaller than a page keep it together only by luck"
+        }
+    }
+
     pub fn promised(&self) -> String {
         format!("{} of {}", self.audit.of(Fate::Whole), self.audit.page_writes)
+    }
+
+    /// Why the file system was not right, for each state in which it was not.
+    pub fn not_right(&self) -> impl Iterator<Item = &str> {
+        self.recoveries.iter().filter_map(|r| match &r.recovered {
+            Recovered::FileSystem(why) => Some(why.as_str()),
+            _ => None,
+        })
+    }
+
+    /// No page write is kept whole, and of those states that cut one none has a torn page: the negative control
+    /// of what finds them.
+    fn tears_were_missed(&self) -> bool {
+        self.audit.page_writes > 0
+            && self.audit.of(Fate::Whole) == 0
+            && self.in_place.is_some_and(|seen| seen.torn == 0)
     }
 
     /// Fewer states than are asked for.
@@ -189,12 +227,13 @@ impl OnDisk {
             || self.judged() < cell.recoveries()
     }
 
-    /// Of what is red, one state in a file.
+    /// A state of it in a file: from which the server did not recover, or else with a torn page.
     pub fn any_bundle(&self) -> Option<&String> {
-        self.bundle.as_ref().or(self.recoveries.iter().find_map(|r| r.bundle.as_ref()))
+        self.recoveries.iter().find_map(|r| r.bundle.as_ref()).or(self.bundle.as_ref())
     }
 
-    pub fn word(&self, cell: &Cell) -> Word {
+    /// Without what the cell's controls say ([`CellReport::word`]).
+    fn word(&self, cell: &Cell) -> Word {
         if self.torn_after() > 0 {
             Word::Torn
         } else if self.lost() > 0 && !cell.may_lose {
@@ -209,7 +248,8 @@ impl OnDisk {
         } else if self.in_place.is_some_and(|seen| seen.torn > 0) {
             Word::TornBefore
         } else if self.is_promised(cell) {
-            Word::Promised
+            // What is called safe has been looked at.
+            if self.is_few(cell) { Word::Inconclusive } else { Word::Promised }
         } else {
             Word::NotPromised
         }
@@ -264,12 +304,19 @@ pub struct CellReport {
     pub settings: String,
     pub disks: Vec<OnDisk>,
     pub not_applicable: Vec<NotApplicable>,
-    /// What a server says of a disk that ignored every flush: that all is lost, or the ledger's figures prove
-    /// nothing. `None`: not tried, since acknowledged transactions may be lost.
+    /// What the program says of a disk that ignored every flush: that all is lost, or the ledger's figures prove
+    /// nothing.
     pub ledger_control: Option<Recovered>,
+    /// What it says of a page of which half was zeroed on purpose: that it is corrupt. Where pages have
+    /// checksums the disks that keep nothing whole are what shows that tears are found.
+    pub damage_control: Option<Recovered>,
+    /// Failing states of which no bundle could be made, and why.
+    pub not_packed: Vec<String>,
     pub seconds: f64,
-    /// It could not be tried, and why.
+    /// It could not be tried, or not to its end, and why.
     pub error: Option<String>,
+    /// The time was over before.
+    pub not_tried: bool,
 }
 
 /// What is not as it has to be; each a sentence.
@@ -277,6 +324,8 @@ pub struct CellReport {
 pub struct Odd {
     pub violations: Vec<String>,
     pub inconclusive: Vec<String>,
+    /// Which changes nothing.
+    pub notes: Vec<String>,
 }
 
 impl CellReport {
@@ -289,9 +338,47 @@ impl CellReport {
             disks: Vec::new(),
             not_applicable: Vec::new(),
             ledger_control: None,
+            damage_control: None,
+            not_packed: Vec::new(),
             seconds: 0.0,
             error: None,
+            not_tried: false,
         }
+    }
+
+    /// What the cell on this disk comes to. What no control shows to be able to fail proves nothing, whatever
+    /// was found or not.
+    pub fn word(&self, disk: &OnDisk) -> Word {
+        let word = disk.word(&self.cell);
+        let blind = !self.blind().is_empty() || disk.tears_were_missed();
+        if blind && !word.is_red() { Word::Inconclusive } else { word }
+    }
+
+    /// Controls of the whole cell that did not show what they have to.
+    fn blind(&self) -> Vec<String> {
+        let mut blind = Vec::new();
+        let missing = "was not tried";
+        let told = |control: &Option<Recovered>| match control {
+            Some(recovered) => format!("it was said that {recovered}"),
+            None => missing.to_owned(),
+        };
+        if self.disks.is_empty() {
+            return blind;
+        }
+        if !matches!(self.ledger_control, Some(Recovered::Lost(_))) {
+            blind.push(format!(
+                "a disk that ignores every flush has to lose what was acknowledged: {}",
+                told(&self.ledger_control)
+            ));
+        }
+        let damaged = self.damage_control.as_ref().is_some_and(Recovered::is_torn);
+        if self.cell.database.judged().is_none() && !damaged {
+            blind.push(format!(
+                "a page of which half was zeroed on purpose has to be found: {}",
+                told(&self.damage_control)
+            ));
+        }
+        blind
     }
 
     /// Of every disk that was asked for.
@@ -303,53 +390,57 @@ impl CellReport {
     pub fn odd(&self) -> Odd {
         let mut odd = Odd::default();
         let name = &self.cell.name;
-        if let Some(recovered) = &self.ledger_control
-            && !matches!(recovered, Recovered::Lost(_))
-        {
-            odd.inconclusive.push(format!(
-                "{name}: a disk that ignores every flush has to lose what was acknowledged, and was not seen to: \
-                 {recovered}"
-            ));
+        odd.inconclusive.extend(self.blind().into_iter().map(|why| format!("{name}: {why}")));
+        odd.inconclusive.extend(self.not_packed.iter().map(|why| format!("{name}: {why}")));
+        if self.not_tried {
+            odd.inconclusive.push(format!("{name}: not tried, the time was over (--time)"));
         }
+        // What is documented to be so is no violation.
+        let protects = self.cell.protection != Protection::NotWaited;
         for disk in &self.disks {
-            let profile = &disk.profile;
-            let word = disk.word(&self.cell);
+            let place = format!("{name} on {}", disk.profile);
+            let word = self.word(disk);
             let kept = disk.was_kept_whole(&self.cell);
-            let protects = self.cell.protection != Protection::NotWaited;
-            if word == Word::Torn && (self.cell.is_protected() || kept && protects) {
+            if word == Word::Torn && protects && (self.cell.is_protected() || kept) {
                 let why = if kept {
                     "although the disk keeps every page write whole"
                 } else {
                     "although the database protects its pages"
                 };
-                odd.violations.push(format!("{name} on {profile}: torn after recovery, {why}"));
+                odd.violations.push(format!("{place}: torn after recovery, {why}"));
             }
             if let Some(seen) = disk.in_place.filter(|seen| seen.torn > 0 && kept) {
                 odd.violations.push(format!(
-                    "{name} on {profile}: pages are torn in {} of {} states, although the disk keeps every \
-                     page write whole",
+                    "{place}: pages are torn in {} of {} states, although the disk keeps every page write whole",
                     seen.torn, seen.states
                 ));
             }
-            if disk.lost() > 0 && !self.cell.may_lose {
+            if disk.lost() > 0 && !self.cell.may_lose && protects {
                 odd.violations.push(format!(
-                    "{name} on {profile}: acknowledged transactions are gone in {} of {} states",
+                    "{place}: acknowledged transactions are gone in {} of {} states",
                     disk.lost(),
                     disk.judged()
                 ));
             }
-            if word == Word::Inconclusive {
+            if disk.tears_were_missed() {
+                odd.inconclusive.push(format!(
+                    "{place}: no state has a torn page, although nothing keeps one whole"
+                ));
+            } else if word == Word::Inconclusive && self.blind().is_empty() {
                 let why = match (disk.audit.overwrites, disk.unsure()) {
                     (0, _) => "no page was overwritten",
                     (_, Some(why)) => why,
-                    _ => "from no state did the server recover, or fail to",
+                    _ if disk.judged() == 0 => "from no state did the server recover, or fail to",
+                    _ => "there are too few states to call it safe",
                 };
-                odd.inconclusive.push(format!("{name} on {profile}: {why}"));
+                odd.inconclusive.push(format!("{place}: {why}"));
             }
-            // The negative control: a disk that keeps nothing whole has to show it.
-            if profile == CONTROL && disk.in_place.is_some_and(|seen| seen.torn == 0) {
-                odd.inconclusive.push(format!(
-                    "{name} on {profile}: no state has a torn page, although nothing keeps one whole"
+            if let Some(why) = disk.not_right().next() {
+                odd.notes.push(format!(
+                    "{place}: the file system was not right in {} of {} states, which say nothing of the \
+                     database: {why}",
+                    disk.not_right().count(),
+                    disk.recoveries.len()
                 ));
             }
         }
@@ -407,7 +498,13 @@ pub(crate) mod testing {
 
     pub(crate) fn report(cell: &str, disks: Vec<OnDisk>) -> CellReport {
         let cell = cells().into_iter().find(|c| c.name == cell).unwrap();
-        CellReport { disks, ..CellReport::new(cell, String::new()) }
+        let damage = cell.database.judged().is_none().then(|| Recovered::Corrupt("half".into()));
+        CellReport {
+            disks,
+            ledger_control: Some(Recovered::Lost("transaction 40".into())),
+            damage_control: damage,
+            ..CellReport::new(cell, String::new())
+        }
     }
 }
 
@@ -444,6 +541,7 @@ mod tests {
             (fast, disk("lb512", 0, 40, Recovered::Sound), Word::NotPromised, 0),
             (fast, disk("piece16k", 10, 0, Recovered::Sound), Word::NotPromised, 0),
             (fast, disk("lb512", 0, 40, refused()), Word::Torn, 0),
+            (fast, disk("lb512", 0, 40, Recovered::Lost("t".into())), Word::Lost, 0),
             // The page cache promises nothing, whatever was seen.
             (
                 "mariadb-off-buffered-ext4",
@@ -456,7 +554,8 @@ mod tests {
             (off, disk("req16k", 10, 1, Recovered::Sound), Word::TornBefore, 1),
             (off, disk("req16k", 10, 0, refused()), Word::Torn, 1),
             // The control: nothing keeps them whole, and none is torn.
-            (off, disk("lb512", 0, 0, Recovered::Sound), Word::NotPromised, 3),
+            (off, disk("lb512", 0, 0, Recovered::Sound), Word::Inconclusive, 3),
+            ("mariadb-on-direct-ext4", disk("lb4k", 0, 0, Recovered::Sound), Word::Inconclusive, 3),
             ("mariadb-on-direct-ext4", disk("lb512", 0, 40, Recovered::Sound), Word::Protected, 0),
             ("mariadb-on-direct-ext4", disk("lb512", 0, 40, refused()), Word::Torn, 1),
             (off, disk("req16k", 10, 0, Recovered::Lost("t".into())), Word::Lost, 1),
@@ -471,16 +570,47 @@ mod tests {
             (off, disk("req16k", 10, 0, Recovered::Unsure("t".into())), Word::Inconclusive, 3),
         ] {
             let report = report(cell, vec![disk]);
-            assert_eq!(report.disks[0].word(&report.cell), word, "{:?}", report.disks);
+            assert_eq!(report.word(&report.disks[0]), word, "{:?}", report.disks);
             assert_eq!(exit_code(std::slice::from_ref(&report)), exit, "{:?}", report.odd());
         }
         assert_eq!(exit_code(&[]), 3);
-        // A disk that ignores every flush, and of which nothing is missing: then nothing is known of the ledger.
-        let mut report = report(off, vec![disk("req16k", 10, 0, Recovered::Sound)]);
-        report.ledger_control = Some(Recovered::Lost("transaction 40".into()));
-        assert_eq!(exit_code(std::slice::from_ref(&report)), 0);
-        report.ledger_control = Some(Recovered::Sound);
-        assert_eq!(exit_code(&[report]), 3);
+    }
+
+    #[test]
+    fn what_no_control_shows_to_fail_is_called_nothing() {
+        let (off, wal) = ("mariadb-off-direct-xfs16k", "sqlite-wal-normal-ext4");
+        for (cell, tamper, word) in [
+            (off, None, Word::Promised),
+            (off, Some((true, Some(Recovered::Sound))), Word::Inconclusive),
+            (off, Some((true, None)), Word::Inconclusive),
+            (off, Some((false, None)), Word::Promised),
+            (wal, None, Word::Protected),
+            (wal, Some((true, None)), Word::Inconclusive),
+            (wal, Some((false, None)), Word::Inconclusive),
+            (wal, Some((false, Some(Recovered::Sound))), Word::Inconclusive),
+        ] {
+            let mut report = report(cell, vec![disk("req16k", 10, 0, Recovered::Sound)]);
+            let one = report.disks[0].recoveries[0].clone();
+            report.disks[0].recoveries.resize(12, one);
+            match tamper {
+                Some((true, control)) => report.ledger_control = control,
+                Some((false, control)) => report.damage_control = control,
+                None => {}
+            }
+            let seen = report.word(&report.disks[0]);
+            let exit = exit_code(std::slice::from_ref(&report));
+            assert_eq!((seen, exit == 3), (word, word == Word::Inconclusive), "{report:?}");
+        }
+        // What is red stays red.
+        let torn = Recovered::Refused("page 3".into());
+        let mut red = report(off, vec![disk("lb512", 0, 40, torn)]);
+        red.ledger_control = None;
+        assert_eq!(red.word(&red.disks[0]), Word::Torn);
+        // Called safe with one state left of three: no.
+        let mut few = report(off, vec![disk("req16k", 10, 0, Recovered::Sound)]);
+        few.disks[0].recoveries.truncate(1);
+        assert_eq!(few.word(&few.disks[0]), Word::Inconclusive);
+        assert!(few.odd().inconclusive[0].contains("too few states"), "{:?}", few.odd());
     }
 
     /// What the shell programs share, as it runs in the guest.
@@ -541,5 +671,8 @@ mod tests {
         assert!(matches!(Recovered::of_failure("lost: 4"), Recovered::Lost(_)));
         assert!(matches!(Recovered::of_failure("cannot be mounted"), Recovered::FileSystem(_)));
         assert!(matches!(Recovered::of_failure("it did not end in 9 s"), Recovered::Unsure(_)));
+        // What the server says comes after the program's own word.
+        let said = "x: refused: [ERROR] corrupt: page 3; lost: 4";
+        assert!(matches!(Recovered::of_failure(said), Recovered::Refused(_)));
     }
 }

@@ -19,7 +19,7 @@ ask() { sql -c "$1" 2>&1; }
 down() { as_user pg_ctl -D /mnt/data -w -t 120 -m fast stop >/run/u/ctl 2>&1; }
 said() {
     cat /run/u/ctl /run/u/server 2>/dev/null >/run/u/said
-    { grep -E 'FATAL|PANIC|invalid page|could not' /run/u/said || cat /run/u/said; } | tail -n 3 | cut -c1-200 | tr '\n' ' '
+    { grep -E 'FATAL|PANIC|invalid page|could not|terminated by signal' /run/u/said || cat /run/u/said; } | tail -n 3 | cut -c1-200 | tr '\n' ' '
 }
 echo 'postgres:x:1000:1000::/run/u:/bin/sh' >/etc/passwd
 mkdir -p /run/u && chown 1000:1000 /run/u || exit 2
@@ -53,13 +53,19 @@ run)
 check)
     if ! server; then
         # It says so itself where it is the disk's fault; anything else may be the machine's.
-        grep -qE 'PANIC|FATAL|invalid page|corrupt' /run/u/server && ! grep -q 'signal 9' /run/u/server ||
+        ! grep -qE 'signal 9|ut of memory|annot allocate memory|No space left on device' /run/u/server ||
+            failed "$(said)"
+        ! grep -q 'did not start in time' /run/u/ctl || failed "the server is still starting"
+        grep -qE 'PANIC|FATAL|invalid page|corrupt|terminated by signal' /run/u/server ||
             failed "the server does not start, and does not say why: $(said)"
         refused "$(said)"
     fi
     whole $rows $each "id || ' ' || n" "repeat(chr(65 + n % 26), 240)" "repeat('0', 240)"
     wrong=$(as_user pg_amcheck -h /run/u --heapallindexed -d t 2>&1) || corrupt "pg_amcheck: $(shorter "$wrong")"
-    down || corrupt "the server does not shut down: $(said)"
+    if ! down; then
+        ! grep -q 'does not shut down' /run/u/ctl || failed "the server is still shutting down"
+        corrupt "the server does not shut down: $(said)"
+    fi
     wrong=$(as_user pg_checksums --check -D /mnt/data 2>&1) || corrupt "pg_checksums: $(shorter "$wrong")"
     nothing_lost
     ;;

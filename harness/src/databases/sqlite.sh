@@ -16,8 +16,15 @@ setup)
     ;;
 run)
     cd /mnt/data || exit 2
-    sqlite3 -batch -bail t.db "$begin select 'version ' || sqlite_version(); pragma page_size; pragma synchronous" ||
-        failed "cannot open the database"
+    {
+        echo ".output /run/log"
+        echo "$begin"
+        echo ".output"
+        for name in journal_mode synchronous page_size cache_size; do
+            echo "select '$name ' || (select * from pragma_$name);"
+        done
+        echo "select 'version ' || sqlite_version();"
+    } | sqlite3 -batch -bail t.db || failed "cannot open the database"
     {
         echo "$begin"
         transactions $rows $each "update a set n = %d, pad = printf('%%.240c', char(65 + %d %% 26)) where id in (%s)" \
@@ -36,6 +43,12 @@ check)
     cd /mnt/data || exit 2
     # A directory is only synced with EXTRA: without any file there is nothing to be corrupt.
     [ -e t.db ] || corrupt "t.db is gone"
+    if [ -n "${TORNBLK_DAMAGE:-}" ]; then
+        # The control: half a page in the middle of the table is torn by hand.
+        ask 'pragma wal_checkpoint(truncate)' >/run/log || failed "$(tail -n 3 /run/log)"
+        dd if=/dev/zero of=t.db bs=2048 count=1 seek=$(($(stat -c %s t.db) / 8192 * 2 + 1)) conv=notrunc 2>/run/log ||
+            failed "$(tail -n 3 /run/log)"
+    fi
     said=$(ask 'pragma integrity_check') || refused "$said"
     [ "$said" = ok ] || corrupt "integrity_check: $(shorter "$said")"
     whole $rows $each "id || ' ' || n" "printf('%.240c', char(65 + n % 26))" "printf('%.240c', '0')"

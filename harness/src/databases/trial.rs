@@ -5,13 +5,13 @@ use super::{
     Cell, CellReport, ENTER, IN_PLACE, InPlace, NotApplicable, OnDisk, Recovered, Recovery,
     TRANSACTIONS, WRONG,
 };
-use crate::audit::{Audit, PageWrite, PageWrites, Used, advice, audit, page_writes};
+use crate::audit::{Audit, PageWrites, Used, advice, audit, page_writes};
 use crate::explore::bundle::EXTENSION;
 use crate::explore::guest::GuestSettings;
 use crate::explore::session::{Choices, Session};
 use crate::explore::{
     ByName, Checker, Drive, Ended, ExploreError, Guests, Means, Named, Opened, Pages, RecordingIds,
-    Settings, Units, Verdict, Verifier, View, fits_any, keep, named, report,
+    Settings, Units, Verdict, Verifier, View, fits_any, judge, keep, named, report,
 };
 use crate::oracle::Finding;
 use crate::run::{GuestArgs, RealLab, RunError, RunFolder, Volume, Wanted, first_looks, program};
@@ -162,12 +162,18 @@ impl<'a> Trial<'a> {
         let database = self.report.cell.database;
         let (page_size, files) = database.pages();
         let wanted = |path: &str| fits_any(&files, path);
-        let pages = page_writes(&opened.events, &opened.files, lb_size, page_size, wanted);
-        let pages = without_double_writes(pages);
+        let (files, blank) = (&opened.files, opened.blank());
+        let mut pages = page_writes(&opened.events, files, lb_size, page_size, wanted, blank);
+        if let Some(Pages { format, .. }) = database.judged() {
+            let PageWrites { files, writes, .. } = &mut pages;
+            writes.retain(|write| format.is_data(&files[write.file], write.page, page_size));
+        }
         // The same for every disk.
         let judged = database.judged().filter(|judged| judged.page_size >= u64::from(lb_size));
-        let units = judged.map(|judged| Ok((Units::pages(&opened, &judged)?, judged)));
-        let units = units.transpose().map_err(|e: ExploreError| e)?;
+        let units = match judged {
+            Some(judged) => Some((Units::pages(&opened, &judged)?, judged)),
+            None => None,
+        };
         let folder = folder.path().to_owned();
         let recorded = Recorded { opened, pages, folder, profiles, first: self.report.disks.len() };
         for profile in &recorded.profiles {
@@ -332,9 +338,7 @@ impl<'a> Trial<'a> {
         let mut settings =
             GuestSettings::new(self.place.lab, folder.clone(), Arc::clone(self.place.interrupted));
         settings.fsck_every = 0;
-        let subject = opened.subject.as_ref().ok_or_else(|| {
-            ExploreError::Bad("the recording does not say what it is of".to_owned())
-        })?;
+        let subject = opened.subject.as_ref().ok_or_else(no_subject)?;
         let means = Guests::of(opened, subject, settings)?;
         let ids = RecordingIds::new(opened.reader.clone(), opened.base.as_deref(), opened.trust())?;
         let cell = &self.report.cell;
@@ -366,37 +370,65 @@ impl<'a> Trial<'a> {
             }
         }
         let control = match moments.first() {
-            Some(at) if recorded.first == 0 && !cell.may_lose => {
-                tries.add_lying(&profiles[0], *at, seed)?
-            }
+            Some(at) if *first == 0 => tries.add_lying(&profiles[0], *at, seed)?,
             _ => None,
         };
         let came = self.each(recorded, &means, &tries)?;
-        self.report.ledger_control =
-            control.map(|at| came[at].0.clone()).or(self.report.ledger_control.take());
+        if *first == 0 {
+            self.report.ledger_control = control.map(|at| came[at].0.clone());
+            if let (None, Some(at)) = (self.report.cell.database.judged(), moments.first()) {
+                self.report.damage_control = Some(self.damaged(recorded, *at)?);
+            }
+        }
         for disk in &mut self.report.disks[*first..] {
             disk.recoveries.clear();
         }
         for want in wants {
             let (recovered, findings) = &came[want.tried];
             let (recovered, state) = (recovered.clone(), want.state.0.clone());
-            let bad = recovered.is_torn()
-                || matches!(recovered, Recovered::Lost(_)) && !self.report.cell.may_lose;
+            let cell = &self.report.cell;
+            let is_lost = matches!(recovered, Recovered::Lost(_)) && !cell.may_lose;
             let disk = &mut self.report.disks[want.disk];
+            // One a disk, and none where a torn page says the same and is all that there is to say.
+            let told = disk.recoveries.iter().any(|r| r.bundle.is_some())
+                || disk.bundle.is_some() && !cell.is_protected() && !is_lost;
             let mut bundle = None;
-            if bad && disk.any_bundle().is_none() {
+            if (recovered.is_torn() || is_lost) && !told {
                 let profile = disk.profile.clone();
                 let path = folder.join(format!("recovery-{profile}.{EXTENSION}"));
                 let named = (want.state, profile.as_str());
                 match keep(opened, &means, &path, named, findings, &[]) {
                     Ok(()) => bundle = Some(path.display().to_string()),
-                    Err(error) => log::error!("no bundle can be made of {state}: {error}"),
+                    Err(error) => {
+                        let why = format!("no bundle can be made of {state}: {error}");
+                        self.report.not_packed.push(why);
+                    }
                 }
             }
             let torn_before = want.torn_before;
             disk.recoveries.push(Recovery { state, torn_before, recovered, bundle });
         }
         Ok(())
+    }
+
+    /// What the program says of a state in which it lost nothing itself, of which it zeroes half a page first.
+    fn damaged(&self, recorded: &Recorded, at: Seq) -> Result<Recovered, ExploreError> {
+        let Recorded { opened, folder, profiles, .. } = recorded;
+        self.note("the control: a page of which half is zeroed");
+        let mut subject = opened.subject.clone().ok_or_else(no_subject)?;
+        if let Some(checker) = &mut subject.checker {
+            checker.env.push(("TORNBLK_DAMAGE".to_owned(), "1".to_owned()));
+        }
+        let dir = folder.join("control");
+        std::fs::create_dir(&dir).map_err(RunError::io("make the folder", &dir))?;
+        let mut settings =
+            GuestSettings::new(self.place.lab, dir, Arc::clone(self.place.interrupted));
+        settings.fsck_every = 0;
+        let means = Guests::of(opened, &subject, settings)?;
+        let name = StateName(format!("{}/p{at}:all", profiles[0]));
+        let state = ByName { name: &name, recovery: None };
+        let verdicts = judge(opened, &means, None, &profiles[0], &[state])?;
+        Ok(verdicts.into_iter().next().map_or_else(not_tried, |verdict| told_by(verdict).0))
     }
 
     /// Each state, one guest a processor.
@@ -428,7 +460,9 @@ impl<'a> Trial<'a> {
                     drop(verifier);
                     verifier = judging.verifier(thread)?;
                     let again = told_by(look(&mut *verifier)?);
-                    if std::mem::discriminant(&again.0) != std::mem::discriminant(&came.0) {
+                    let both_torn = came.0.is_torn() && again.0.is_torn();
+                    let same = std::mem::discriminant(&again.0) == std::mem::discriminant(&came.0);
+                    if !both_torn && !same {
                         came.0 = Recovered::Unsure(format!("once {}; then {}", came.0, again.0));
                     }
                 }
@@ -480,7 +514,8 @@ impl<'a> Tries<'a> {
         }))
     }
 
-    /// What is left at this moment of a disk that ignored every flush: nothing. `None`: there was none.
+    /// What is left at this moment of a disk that ignored every flush: nothing, but what was written with FUA
+    /// (no driver of virtio-blk does). `None`: there was no flush.
     fn add_lying(
         &mut self,
         profile: &Profile,
@@ -498,6 +533,10 @@ impl<'a> Tries<'a> {
     }
 }
 
+fn no_subject() -> ExploreError {
+    ExploreError::Bad("the recording does not say what it is of".to_owned())
+}
+
 fn not_tried() -> Recovered {
     Recovered::Unsure("not tried".to_owned())
 }
@@ -511,14 +550,4 @@ fn told_by(verdict: Verdict) -> Came {
         }
         Verdict::Unsure(why) => (Recovered::Unsure(why), Vec::new()),
     }
-}
-
-/// Pages 64 to 191 of `ibdata1` are no data, but InnoDB's double writes.
-fn without_double_writes(mut pages: PageWrites) -> PageWrites {
-    let files = &pages.files;
-    let is_copy = |write: &PageWrite| {
-        (64..192).contains(&write.page) && files[write.file].ends_with("ibdata1")
-    };
-    pages.writes.retain(|write| !is_copy(write));
-    pages
 }

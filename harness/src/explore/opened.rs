@@ -4,6 +4,8 @@ use super::files::Files;
 use super::session::Identity;
 use super::{ExploreError, Subject, SubjectError};
 use crate::run::SYNCED;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tornblk_agent::channel::MarkText;
@@ -70,6 +72,18 @@ impl Opened {
     /// How much of the base image must fit: a copy has another modification time.
     pub fn trust(&self) -> Trust {
         if self.base.is_some() { Trust::SameContent } else { Trust::Unchanged }
+    }
+
+    /// Says of bytes of the disk (place, how many) whether they were all zeroes before anything was recorded; of
+    /// those of which nobody knows any more, no.
+    pub fn blank(&self) -> impl Fn(u64, u64) -> bool {
+        let path = self.base.clone().unwrap_or_else(|| self.reader.header().base.path.clone());
+        let file = File::open(path).ok();
+        move |at, len| {
+            let mut bytes = vec![0; len as usize];
+            let read = file.as_ref().map(|file| file.read_exact_at(&mut bytes, at));
+            matches!(read, Some(Ok(()))) && bytes.iter().all(|byte| *byte == 0)
+        }
     }
 
     /// Is the base image still what was recorded on?
@@ -148,6 +162,20 @@ pub fn recording_at(given: &Path) -> Result<PathBuf, ExploreError> {
         .filter(|path| path.is_file())
         .collect();
     found.sort();
+    // Cuts of one lane are of one thing; cells and programs are not.
+    let is_cut = |path: &PathBuf| {
+        let name = path.parent().and_then(|dir| dir.file_name()).and_then(|name| name.to_str());
+        name.is_some_and(|name| name == "control" || name.starts_with("cut-"))
+    };
+    if found.len() > 1 && !found.iter().all(is_cut) {
+        let some: Vec<_> = found.iter().filter_map(|path| path.parent()).take(3).collect();
+        let some: Vec<String> = some.iter().map(|dir| dir.display().to_string()).collect();
+        return Err(ExploreError::Bad(format!(
+            "{} holds several recordings: name one of them, as {}",
+            given.display(),
+            some.join(", or ")
+        )));
+    }
     // "control" sorts before "cut-001": the last cut, where there is one.
     let cuts = |path: &&PathBuf| path.parent().is_some_and(|p| p.ends_with("control"));
     found.iter().rfind(|p| !cuts(p)).or(found.last()).cloned().ok_or_else(|| {
@@ -175,6 +203,11 @@ mod tests {
         }
         let lane = Opened::open(run.path(), None).unwrap();
         assert_eq!(lane.reader.path(), run.path().join("cut-002").join(RECORDING));
+        std::fs::create_dir(run.path().join("mariadb")).unwrap();
+        std::fs::copy(recorded.path(), run.path().join("mariadb").join(RECORDING)).unwrap();
+        let error = Opened::open(run.path(), None).unwrap_err().to_string();
+        assert!(error.contains("holds several recordings: name one of them"), "{error}");
+        std::fs::remove_dir_all(run.path().join("mariadb")).unwrap();
         let cut = Opened::open(&run.path().join("cut-001"), None).unwrap();
         assert!(cut.reader.path().ends_with("cut-001/disk.recording"));
         assert!(cut.identity.same(&lane.identity) && cut.subject.is_none());

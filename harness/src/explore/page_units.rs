@@ -272,6 +272,9 @@ impl Shared {
                 let parts = self.files.within(at, at.saturating_add(len));
                 for (place, len, file, offset) in parts.filter(|(_, _, file, _)| wanted[*file]) {
                     for page in offset / bytes..(offset + len).div_ceil(bytes) {
+                        if !self.pages.format.is_data(self.files.path(file), page, bytes) {
+                            continue;
+                        }
                         let heads = touched.entry((file, page)).or_default();
                         if let Some(skip) = (page * bytes).checked_sub(offset).filter(|_| writes) {
                             let block = (place + skip) / u64::from(disk.lb_size);

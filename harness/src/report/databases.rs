@@ -29,7 +29,7 @@ pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<
     }
     for disk in &report.disks {
         let [promised, in_place, after, ledger, text] = columns(report, disk);
-        let word = match disk.word(&report.cell) {
+        let word = match report.word(disk) {
             word if word.is_red() => look.paint(&text, "31"),
             _ => text,
         };
@@ -43,10 +43,17 @@ pub fn cell(report: &CellReport, look: Look, out: &mut dyn Write) -> io::Result<
     for none in &report.not_applicable {
         writeln!(out, "  {:12} {NONE}: {}", none.profile, none.why)?;
     }
-    if let Some(recovered) = &report.ledger_control {
-        writeln!(out, "  control of the ledger, a disk that ignores every flush: {recovered}")?;
+    for (what, recovered) in controls(report) {
+        writeln!(out, "  control, {what}: {recovered}")?;
     }
     Ok(())
+}
+
+/// What was done to each of the cell's controls, and what was said of it.
+pub(super) fn controls(report: &CellReport) -> impl Iterator<Item = (&'static str, &Recovered)> {
+    let ledger = report.ledger_control.iter().map(|r| ("a disk that ignores every flush", r));
+    let damage = report.damage_control.iter().map(|r| ("a page of which half is zeroed", r));
+    ledger.chain(damage)
 }
 
 /// Everything, at the end.
@@ -60,7 +67,7 @@ pub fn all(cells: &[CellReport], look: Look, out: &mut dyn Write) -> io::Result<
     let mut table = Table::new();
     table.load_style(if look.utf8 { UTF8_FULL_CONDENSED } else { ASCII_BORDERS_ONLY_CONDENSED });
     table.set_header(HEAD);
-    for row in rows(cells) {
+    for (_, _, row) in rows(cells) {
         table.add_row(row);
     }
     for column in 2..6 {
@@ -80,6 +87,9 @@ pub fn all(cells: &[CellReport], look: Look, out: &mut dyn Write) -> io::Result<
         for text in &odd.inconclusive {
             writeln!(out, "inconclusive: {text}")?;
         }
+        for text in &odd.notes {
+            writeln!(out, "note: {text}")?;
+        }
     }
     Ok(())
 }
@@ -90,6 +100,18 @@ pub fn markdown(cells: &[CellReport]) -> String {
     for (_, answer) in answers(cells) {
         let _ = writeln!(text, "- {answer}");
     }
+    for report in cells {
+        let odd = report.odd();
+        let error = report
+            .error
+            .iter()
+            .map(|error| format!("{}: could not be tried to its end: {error}", report.cell.name));
+        let violated = odd.violations.iter().map(|text| format!("**violated**: {text}"));
+        let inconclusive = odd.inconclusive.iter().map(|text| format!("inconclusive: {text}"));
+        for line in error.chain(violated).chain(inconclusive) {
+            let _ = writeln!(text, "- {}", line.replace('\n', " "));
+        }
+    }
     let (head, rows_of_words) = words(cells);
     let _ = writeln!(text, "\n| {} |", head.join(" | "));
     let _ = writeln!(text, "| --- {}|", "| --- ".repeat(head.len() - 1));
@@ -98,7 +120,7 @@ pub fn markdown(cells: &[CellReport]) -> String {
     }
     let _ = writeln!(text, "\n| {} |", HEAD.join(" | "));
     text += "| --- | --- | ---: | ---: | ---: | ---: | --- |\n";
-    for row in rows(cells) {
+    for (_, _, row) in rows(cells) {
         let _ = writeln!(text, "| {} |", row.join(" | "));
     }
     text
@@ -116,7 +138,7 @@ fn words(cells: &[CellReport]) -> (Vec<String>, Vec<Vec<String>>) {
         let disk = report.disks.iter().find(|disk| disk.profile == **profile);
         let none = report.not_applicable.iter().any(|none| none.profile == **profile);
         match disk {
-            Some(disk) => disk.word(&report.cell).to_string(),
+            Some(disk) => word_of(report, disk),
             None if none => NONE.to_owned(),
             None => "not tried".to_owned(),
         }
@@ -129,24 +151,30 @@ fn words(cells: &[CellReport]) -> (Vec<String>, Vec<Vec<String>>) {
     (head, cells.iter().map(row).collect())
 }
 
-fn rows(cells: &[CellReport]) -> Vec<Vec<String>> {
-    let of = |report: &CellReport| -> Vec<Vec<String>> {
-        let one = |disk: &OnDisk| {
-            let head = [report.cell.name.clone(), disk.profile.clone()];
-            head.into_iter().chain(columns(report, disk)).collect()
-        };
+/// Of each cell on each disk, with the disk where there is something of it.
+pub(super) fn rows(cells: &[CellReport]) -> Vec<(&CellReport, Option<&OnDisk>, Vec<String>)> {
+    fn of(report: &CellReport) -> Vec<(&CellReport, Option<&OnDisk>, Vec<String>)> {
         let empty = |profile: &str, word: &str| {
             let mut row = vec![report.cell.name.clone(), profile.to_owned()];
             row.resize(HEAD.len() - 1, "-".to_owned());
             row.push(word.to_owned());
-            row
+            (report, None, row)
         };
-        let none = report.not_applicable.iter().map(|none| empty(&none.profile, NONE));
-        match report.disks.as_slice() {
-            [_, ..] => report.disks.iter().map(one).chain(none).collect(),
-            [] => vec![empty("-", "not tried")],
+        let mut rows = Vec::new();
+        for disk in &report.disks {
+            let head = [report.cell.name.clone(), disk.profile.clone()];
+            rows.push((
+                report,
+                Some(disk),
+                head.into_iter().chain(columns(report, disk)).collect(),
+            ));
         }
-    };
+        if rows.is_empty() {
+            rows.push(empty("-", "not tried"));
+        }
+        rows.extend(report.not_applicable.iter().map(|none| empty(&none.profile, NONE)));
+        rows
+    }
     cells.iter().flat_map(of).collect()
 }
 
@@ -170,9 +198,20 @@ pub(super) fn columns(report: &CellReport, disk: &OnDisk) -> [String; 5] {
         in_place,
         format!("{} of {judged}{repaired}", disk.torn_after()),
         ledger,
-        disk.word(&report.cell).to_string()
-            + if disk.is_few(&report.cell) { " (few states)" } else { "" },
+        word_of(report, disk),
     ]
+}
+
+/// With what a reader of the word alone would miss.
+fn word_of(report: &CellReport, disk: &OnDisk) -> String {
+    let mut text = report.word(disk).to_string();
+    if disk.lost() > 0 && report.cell.may_lose {
+        text += " (lost, allowed)";
+    }
+    if disk.is_few(&report.cell) {
+        text += " (few states)";
+    }
+    text
 }
 
 #[cfg(test)]
@@ -206,7 +245,7 @@ mod tests {
         all(&cells, plain, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(
-            text.contains("its neighbour that is: MariaDB with innodb_doublewrite=ON"),
+            text.contains("the nearest that is protected: MariaDB with innodb_doublewrite=ON"),
             "{text}"
         );
     }

@@ -39,7 +39,7 @@ fn render(report: &RunReport) -> io::Result<String> {
     out.to_string().map_err(io::Error::other)
 }
 
-/// Of databases: a test case a cell and disk.
+/// Of databases: a test case a cell and disk, and one for the cell itself with its controls.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -47,38 +47,45 @@ pub fn databases(cells: &[CellReport], path: &Path) -> io::Result<()> {
     let mut suite = TestSuite::new("databases");
     for report in cells {
         let odd = report.odd();
-        let each = report.disks.iter().map(|disk| {
-            let start = format!("{} on {}: ", report.cell.name, disk.profile);
-            let of = |all: &[String]| all.iter().find(|text| text.starts_with(&start)).cloned();
-            let (kind, why) = match (of(&odd.violations), of(&odd.inconclusive)) {
-                (Some(why), _) => (Some(NonSuccessKind::Failure), why),
-                (None, Some(why)) => (Some(NonSuccessKind::Error), why),
-                (None, None) => (None, String::new()),
-            };
-            let word = disk.word(&report.cell).to_string();
-            (disk.profile.clone(), kind, why, word)
-        });
-        let whole = report.error.iter().map(|error| {
-            let name = "the cell".to_owned();
-            (name, Some(NonSuccessKind::Error), error.clone(), String::new())
-        });
-        for (name, kind, why, word) in each.chain(whole) {
-            let mut status = match kind {
-                None => TestCaseStatus::success(),
-                Some(kind) => TestCaseStatus::non_success(kind),
-            };
-            if !why.is_empty() {
-                status.set_message(&*why).set_description(why);
-            }
+        let mut add = |name: &str, status: TestCaseStatus, said: String| {
             let mut case = TestCase::new(name, status);
             case.set_classname(format!("tornblk.databases.{}", report.cell.name));
-            case.set_system_out(word);
+            case.set_system_out(said);
             suite.add_test_case(case);
+        };
+        for disk in &report.disks {
+            let start = format!("{} on {}: ", report.cell.name, disk.profile);
+            let of = |all: &[String]| all.iter().find(|text| text.starts_with(&start)).cloned();
+            let status = match (of(&odd.violations), of(&odd.inconclusive)) {
+                (Some(why), _) => because(NonSuccessKind::Failure, why),
+                (None, Some(why)) => because(NonSuccessKind::Error, why),
+                (None, None) => TestCaseStatus::success(),
+            };
+            add(&disk.profile, status, report.word(disk).to_string());
         }
+        for none in &report.not_applicable {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(none.why.as_str());
+            add(&none.profile, status, "n/a".to_owned());
+        }
+        let start = format!("{}: ", report.cell.name);
+        let whole = odd.inconclusive.iter().filter(|text| text.starts_with(&start)).cloned();
+        let whole: Vec<String> = report.error.iter().cloned().chain(whole).collect();
+        let status = match whole.as_slice() {
+            [] => TestCaseStatus::success(),
+            why => because(NonSuccessKind::Error, why.join("; ")),
+        };
+        add("the cell and its controls", status, String::new());
     }
     let mut out = Report::new("tornblk");
     out.add_test_suite(suite);
     super::save(path, out.to_string().map_err(io::Error::other)?.as_bytes())
+}
+
+fn because(kind: NonSuccessKind, why: String) -> TestCaseStatus {
+    let mut status = TestCaseStatus::non_success(kind);
+    status.set_message(why.as_str()).set_description(why);
+    status
 }
 
 fn case(report: &RunReport, lane: &LaneReport) -> TestCase {

@@ -17,7 +17,7 @@ use tornblk_model::event::Disk;
 #[derive(Debug, thiserror::Error)]
 pub enum SuiteError {
     #[error(
-        "there is no suite \"{0}\": built in are {known}; a suite of your own is given by its path, as in ./{0}.toml",
+        "there is no suite \"{0}\": built in are {known}, databases; a suite of your own is given by its path, as in ./{0}.toml",
         known = builtin().iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
     )]
     Unknown(String),

@@ -53,6 +53,15 @@ impl PageFormat {
         }
     }
 
+    /// May a power cut leave no half of this page? InnoDB's double writes, two runs of an extent each behind the
+    /// first one of `ibdata1` (buf0dblwr.cc), are copies of other pages: half of one is no harm.
+    pub fn is_data(self, path: &str, page: u64, page_size: u64) -> bool {
+        // FSP_EXTENT_SIZE (fsp0types.h): a megabyte, or 64 pages where that is more.
+        let extent = ((1 << 20) / page_size).max(64);
+        let is_system = path.rsplit(['/', ':']).next() == Some("ibdata1");
+        self != PageFormat::Innodb || !is_system || !(extent..3 * extent).contains(&page)
+    }
+
     /// What has to be so for a page to carry its checksum.
     pub fn needs(self) -> &'static str {
         match self {
@@ -150,6 +159,24 @@ mod tests {
     use super::testing::page;
     use super::*;
     use crate::suite::Rng;
+
+    #[test]
+    fn double_writes_are_no_data() {
+        let is_data = |path: &str, page| PageFormat::Innodb.is_data(path, page, 16384);
+        for page in [0, 63, 192] {
+            assert!(is_data("data/ibdata1", page), "{page}");
+        }
+        for page in [64, 100, 191] {
+            assert!(!is_data("data/ibdata1", page) && !is_data("b:ibdata1", page), "{page}");
+            assert!(is_data("data/t/a.ibd", page) && is_data("data/my-ibdata1", page), "{page}");
+            assert!(PageFormat::Postgres.is_data("ibdata1", page, 8192), "{page}");
+        }
+        // An extent of pages of 4 KiB is a megabyte, too; one of 64 KiB has 64 of them.
+        assert!(PageFormat::Innodb.is_data("ibdata1", 255, 4096));
+        assert!(!PageFormat::Innodb.is_data("ibdata1", 256, 4096));
+        assert!(PageFormat::Innodb.is_data("ibdata1", 63, 65536));
+        assert!(!PageFormat::Innodb.is_data("ibdata1", 64, 65536));
+    }
 
     #[test]
     fn formats_are_told_by_their_names() {

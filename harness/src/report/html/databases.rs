@@ -1,12 +1,15 @@
 //! The page of `tornblk run databases`.
 
 use super::{Answer, Fact, Page, Shown, Table, Tone};
+use crate::audit::Audit;
 use crate::databases::{CellReport, OnDisk, Word, answers};
 use crate::report::audit::told;
-use crate::report::databases::{HEAD, columns};
+use crate::report::databases::{HEAD, controls, rows};
 use crate::report::picture::{NoPicture, of_bundle};
 use crate::report::terminal::typed;
 use std::path::Path;
+
+const AUDIT: [&str; 5] = ["cell", "disk", "page writes", "written before", "by fate"];
 
 /// `machine`: what the guests ran on; `again`: the command that does all of it once more.
 pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page {
@@ -17,22 +20,31 @@ pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page 
     for (cell, text) in answers(cells) {
         answer.push(Answer { tone: tone_of(cell), text });
     }
-    let row = |report: &CellReport, disk: &OnDisk| {
-        let head = [report.cell.name.clone(), disk.profile.clone()];
-        let cells = head.into_iter().chain(columns(report, disk)).collect();
-        (tone(disk.word(&report.cell)), cells)
-    };
-    let rows = cells.iter().flat_map(|r| r.disks.iter().map(move |disk| row(r, disk))).collect();
+    let rows = rows(cells).into_iter().map(|(report, disk, row)| {
+        (disk.map_or(Tone::Unclear, |disk| tone(report.word(disk))), row)
+    });
+    let audits = cells.iter().flat_map(|r| r.disks.iter().map(move |disk| audit_row(r, disk)));
     Page {
         title: "tornblk: databases".to_owned(),
         answer,
-        tables: vec![Table {
-            caption: "Each cell on each disk: what is promised, what was seen, what was lost"
-                .to_owned(),
-            head: HEAD.to_vec(),
-            rows,
-        }],
-        notes: odd.into_iter().flat_map(|odd| odd.inconclusive).collect(),
+        tables: vec![
+            Table {
+                caption: "Each cell on each disk: what is promised, what was seen, what was lost"
+                    .to_owned(),
+                head: HEAD.to_vec(),
+                rows: rows.collect(),
+            },
+            Table {
+                caption: "The page audit: what became of each page write on its way to the disk"
+                    .to_owned(),
+                head: AUDIT.to_vec(),
+                rows: audits.collect(),
+            },
+        ],
+        notes: odd
+            .into_iter()
+            .flat_map(|odd| odd.inconclusive.into_iter().chain(odd.notes))
+            .collect(),
         shown: cells.iter().flat_map(|r| r.disks.iter().filter_map(|d| shown(r, d))).collect(),
         more: 0,
         environment: std::iter::once(("machine".to_owned(), vec![Fact::new("guests", machine)]))
@@ -40,6 +52,26 @@ pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page 
             .collect(),
         commands: vec![("The same again".to_owned(), again)],
     }
+}
+
+/// Of green cells, too: what is called safe says why.
+fn audit_row(report: &CellReport, disk: &OnDisk) -> (Tone, Vec<String>) {
+    let Audit { page_writes, overwrites, fates, wiped, more, .. } = &disk.audit;
+    let mut told: Vec<String> = fates.iter().map(|(fate, n)| format!("{n} {fate}")).collect();
+    if *wiped > 0 {
+        told.push(format!("{wiped} wiped afterwards"));
+    }
+    if *more {
+        told.push("of some files it is not known where they lie".to_owned());
+    }
+    let cells = vec![
+        report.cell.name.clone(),
+        disk.profile.clone(),
+        page_writes.to_string(),
+        overwrites.to_string(),
+        told.join(", "),
+    ];
+    (Tone::Nothing, cells)
 }
 
 fn tone(word: Word) -> Tone {
@@ -51,7 +83,7 @@ fn tone(word: Word) -> Tone {
 }
 
 fn tone_of(report: &CellReport) -> Tone {
-    let words = report.disks.iter().map(|disk| tone(disk.word(&report.cell)));
+    let words = report.disks.iter().map(|disk| tone(report.word(disk)));
     let all: Vec<Tone> = words.collect();
     if all.contains(&Tone::Bad) {
         Tone::Bad
@@ -64,16 +96,14 @@ fn tone_of(report: &CellReport) -> Tone {
 
 /// The first torn page of a cell on a disk.
 fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
-    let bundle = disk.any_bundle()?;
-    let in_place = disk.bundle.is_some();
-    let torn = disk
-        .recoveries
-        .iter()
-        .find(|r| if in_place { r.torn_before } else { r.bundle.is_some() })?;
+    let word = report.word(disk);
+    // Tears that the database puts right are no finding.
+    let bundle = disk.any_bundle().filter(|_| word.is_red())?;
+    let after = disk.recoveries.iter().find(|r| r.bundle.is_some());
+    let torn = after.or(disk.recoveries.iter().find(|r| r.torn_before))?;
     let picture = of_bundle(Path::new(bundle)).map_err(|e| NoPicture(e.to_string()));
-    let word = disk.word(&report.cell);
     let headline = match disk.in_place {
-        Some(seen) if in_place => {
+        Some(seen) if after.is_none() => {
             format!("{word}: a page in {} of {} states", seen.torn, seen.states)
         }
         _ => format!("{word}: after recovery"),
@@ -104,21 +134,20 @@ fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
 
 fn environment(report: &CellReport) -> (String, Vec<Fact>) {
     let mut facts = vec![
-        Fact::new("could not be tried", report.error.as_deref().unwrap_or_default()),
         Fact::new("database", report.version.as_str()),
         Fact::new("setting", report.cell.setting.as_str()),
         Fact::new("file system", report.cell.ground.told()),
     ];
-    if let Some(recovered) = &report.ledger_control {
-        let told = recovered.to_string();
-        facts.push(Fact::new("ledger's control: a disk that ignores every flush", told));
+    facts.extend(report.error.iter().map(|error| Fact::new("could not be tried", error.as_str())));
+    for (what, recovered) in controls(report) {
+        facts.push(Fact::new("control", format!("{what}: {recovered}")));
     }
     for none in &report.not_applicable {
         facts.push(Fact::new("not applicable", format!("{}: {}", none.profile, none.why)));
     }
     facts.extend(report.settings.lines().filter_map(|line| {
         let (name, value) = line.split_once(['\t', '|', ' '])?;
-        Some(Fact::new(name, value))
+        Some(Fact::new(name, if value.is_empty() { "(empty)" } else { value }))
     }));
     (report.cell.name.clone(), facts)
 }
