@@ -330,11 +330,9 @@ impl<'a> Trial<'a> {
         Ok(disk)
     }
 
-    /// Has the server recover from states of each disk: those with torn pages, others of
-    /// [`candidates`], and one in which all is lost that may be.
+    /// Has the server recover from states of each disk, and the controls tried.
     fn recover(&mut self, recorded: &Recorded) -> Result<(), ExploreError> {
         let Recorded { opened, pages, folder, profiles, first } = recorded;
-        let seed = self.place.seed;
         let mut settings =
             GuestSettings::new(self.place.lab, folder.clone(), Arc::clone(self.place.interrupted));
         settings.fsck_every = 0;
@@ -342,41 +340,18 @@ impl<'a> Trial<'a> {
         let means = Guests::of(opened, subject, settings)?;
         let ids = RecordingIds::new(opened.reader.clone(), opened.base.as_deref(), opened.trust())?;
         let cell = &self.report.cell;
-        let n = cell.recoveries();
-        let moments = moments(&candidates(cell, opened, pages), n);
+        let moments = moments(&candidates(cell, opened, pages), cell.recoveries());
         let mut tries = Tries::new(opened, &ids);
-        let mut wants = Vec::new();
-        for (disk, profile) in profiles.iter().enumerate() {
-            let known = &self.report.disks[first + disk].recoveries;
-            let mut states: Vec<(StateName, bool)> =
-                known.iter().map(|r| (StateName(r.state.clone()), true)).collect();
-            for (i, at) in moments.iter().enumerate().skip(1) {
-                if states.len() + 1 >= n {
-                    break;
-                }
-                // Pages say themselves what is torn; where they do not, any subset is worth a look, too.
-                let torn = [Strategy::Tear, Strategy::OneLost];
-                let any = [Strategy::Random { seed, count: 1 }, Strategy::OneLost];
-                let strategies =
-                    if cell.database.judged().is_none() && i % 2 == 0 { any } else { torn };
-                let state = state_at(opened, profile, *at, &strategies, seed)?;
-                states.extend(state.map(|state| (state, false)));
-            }
-            let lost = moments.first().map(|at| StateName(format!("{profile}/p{at}:none")));
-            states.extend(lost.map(|state| (state, false)));
-            for (state, torn_before) in states {
-                let tried = tries.add(&state)?;
-                wants.push(Want { disk: first + disk, state, torn_before, tried });
-            }
+        let wants = self.wants(recorded, &moments, &mut tries)?;
+        // The controls are the cell's, and tried once.
+        let last = moments.first().filter(|_| *first == 0);
+        if let Some(at) = last {
+            tries.add_lying(&profiles[0], *at, self.place.seed)?;
         }
-        let control = match moments.first() {
-            Some(at) if *first == 0 => tries.add_lying(&profiles[0], *at, seed)?,
-            _ => None,
-        };
         let came = self.each(recorded, &means, &tries)?;
-        if *first == 0 {
-            self.report.ledger_control = control.map(|at| came[at].0.clone());
-            if let (None, Some(at)) = (self.report.cell.database.judged(), moments.first()) {
+        if let Some(at) = last {
+            self.report.ledger_control = tries.lying.map(|at| came[at].0.clone());
+            if self.report.cell.database.judged().is_none() {
                 self.report.damage_control = Some(self.damaged(recorded, *at)?);
             }
         }
@@ -385,30 +360,78 @@ impl<'a> Trial<'a> {
         }
         for want in wants {
             let (recovered, findings) = &came[want.tried];
-            let (recovered, state) = (recovered.clone(), want.state.0.clone());
-            let cell = &self.report.cell;
-            let is_lost = matches!(recovered, Recovered::Lost(_)) && !cell.may_lose;
-            let disk = &mut self.report.disks[want.disk];
-            // One a disk, and none where a torn page says the same and is all that there is to say.
-            let told = disk.recoveries.iter().any(|r| r.bundle.is_some())
-                || disk.bundle.is_some() && !cell.is_protected() && !is_lost;
-            let mut bundle = None;
-            if (recovered.is_torn() || is_lost) && !told {
-                let profile = disk.profile.clone();
-                let path = folder.join(format!("recovery-{profile}.{EXTENSION}"));
-                let named = (want.state, profile.as_str());
-                match keep(opened, &means, &path, named, findings, &[]) {
-                    Ok(()) => bundle = Some(path.display().to_string()),
-                    Err(error) => {
-                        let why = format!("no bundle can be made of {state}: {error}");
-                        self.report.not_packed.push(why);
-                    }
-                }
-            }
-            let torn_before = want.torn_before;
-            disk.recoveries.push(Recovery { state, torn_before, recovered, bundle });
+            self.take(recorded, &means, want, recovered.clone(), findings);
         }
         Ok(())
+    }
+
+    /// The states that each disk wants tried: those with torn pages, others at moments spread over all
+    /// [`candidates`], and one in which all is lost that may be.
+    fn wants(
+        &self,
+        recorded: &Recorded,
+        moments: &[Seq],
+        tries: &mut Tries<'_>,
+    ) -> Result<Vec<Want>, ExploreError> {
+        let (cell, seed) = (&self.report.cell, self.place.seed);
+        let mut wants = Vec::new();
+        for (disk, profile) in (recorded.first..).zip(&recorded.profiles) {
+            let known = &self.report.disks[disk].recoveries;
+            let mut states: Vec<(StateName, bool)> =
+                known.iter().map(|r| (StateName(r.state.clone()), true)).collect();
+            for (i, at) in moments.iter().enumerate().skip(1) {
+                if states.len() + 1 >= cell.recoveries() {
+                    break;
+                }
+                // Pages say themselves what is torn; where they do not, any subset is worth a look, too.
+                let torn = [Strategy::Tear, Strategy::OneLost];
+                let any = [Strategy::Random { seed, count: 1 }, Strategy::OneLost];
+                let strategies =
+                    if cell.database.judged().is_none() && i % 2 == 0 { any } else { torn };
+                let state = state_at(&recorded.opened, profile, *at, &strategies, seed)?;
+                states.extend(state.map(|state| (state, false)));
+            }
+            let lost = moments.first().map(|at| StateName(format!("{profile}/p{at}:none")));
+            states.extend(lost.map(|state| (state, false)));
+            for (state, torn_before) in states {
+                let tried = tries.add(&state)?;
+                wants.push(Want { disk, state, torn_before, tried });
+            }
+        }
+        Ok(wants)
+    }
+
+    /// What came of a state, for one disk; with a bundle, where it is the first that is not right.
+    fn take(
+        &mut self,
+        recorded: &Recorded,
+        means: &Guests<'_>,
+        want: Want,
+        recovered: Recovered,
+        findings: &[Finding],
+    ) {
+        let cell = &self.report.cell;
+        let is_lost = matches!(recovered, Recovered::Lost(_)) && !cell.may_lose;
+        let disk = &mut self.report.disks[want.disk];
+        let state = want.state.0.clone();
+        // None, too, where a torn page says the same and is all that there is to say.
+        let told = disk.recoveries.iter().any(|r| r.bundle.is_some())
+            || disk.bundle.is_some() && !cell.is_protected() && !is_lost;
+        let mut bundle = None;
+        if (recovered.is_torn() || is_lost) && !told {
+            let profile = disk.profile.clone();
+            let path = recorded.folder.join(format!("recovery-{profile}.{EXTENSION}"));
+            let named = (want.state, profile.as_str());
+            match keep(&recorded.opened, means, &path, named, findings, &[]) {
+                Ok(()) => bundle = Some(path.display().to_string()),
+                Err(error) => {
+                    let why = format!("no bundle can be made of {state}: {error}");
+                    self.report.not_packed.push(why);
+                }
+            }
+        }
+        let torn_before = want.torn_before;
+        disk.recoveries.push(Recovery { state, torn_before, recovered, bundle });
     }
 
     /// What the program says of a state in which it lost nothing itself, of which it zeroes half a page first.
@@ -455,7 +478,8 @@ impl<'a> Trial<'a> {
                     named(&opened.history, tries.ids, means.promises(), &state, verifier)
                 };
                 let mut came = told_by(look(&mut *verifier)?);
-                if came.0 != Recovered::Sound {
+                // That the control fails is what it is for.
+                if came.0 != Recovered::Sound && tries.lying != Some(i) {
                     // What fails counts once it failed in a new guest, too.
                     drop(verifier);
                     verifier = judging.verifier(thread)?;
@@ -494,11 +518,13 @@ struct Tries<'a> {
     states: Vec<StateName>,
     /// (crash point, content): where in `states`.
     known: HashMap<(Seq, u128), usize>,
+    /// The one of a disk that ignored every flush.
+    lying: Option<usize>,
 }
 
 impl<'a> Tries<'a> {
     fn new(opened: &'a Opened, ids: &'a RecordingIds) -> Tries<'a> {
-        Tries { opened, ids, states: Vec::new(), known: HashMap::new() }
+        Tries { opened, ids, states: Vec::new(), known: HashMap::new(), lying: None }
     }
 
     /// Where it is among them.
@@ -515,21 +541,16 @@ impl<'a> Tries<'a> {
     }
 
     /// What is left at this moment of a disk that ignored every flush: nothing, but what was written with FUA
-    /// (no driver of virtio-blk does). `None`: there was no flush.
-    fn add_lying(
-        &mut self,
-        profile: &Profile,
-        at: Seq,
-        seed: u64,
-    ) -> Result<Option<usize>, ExploreError> {
+    /// (no driver of virtio-blk does). Without a flush there is no such state.
+    fn add_lying(&mut self, profile: &Profile, at: Seq, seed: u64) -> Result<(), ExploreError> {
         let cut = self.opened.history.cut(at, profile)?;
         let none = StateName(format!("{profile}/p{at}:none"));
         let lie: Fault = "ignore-flush".parse()?;
         let (state, words) = cut.break_with(&none, &[lie], seed)?;
-        if words.is_empty() {
-            return Ok(None);
+        if !words.is_empty() {
+            self.lying = Some(self.add(&state)?);
         }
-        self.add(&state).map(Some)
+        Ok(())
     }
 }
 

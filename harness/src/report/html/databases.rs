@@ -4,7 +4,7 @@ use super::{Answer, Fact, Page, Shown, Table, Tone};
 use crate::audit::Audit;
 use crate::databases::{CellReport, OnDisk, Word, answers};
 use crate::report::audit::told;
-use crate::report::databases::{HEAD, controls, rows};
+use crate::report::databases::{HEAD, NONE, controls, rows};
 use crate::report::picture::{NoPicture, of_bundle};
 use crate::report::terminal::typed;
 use std::path::Path;
@@ -21,7 +21,12 @@ pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page 
         answer.push(Answer { tone: tone_of(cell), text });
     }
     let rows = rows(cells).into_iter().map(|(report, disk, row)| {
-        (disk.map_or(Tone::Unclear, |disk| tone(report.word(disk))), row)
+        let tone = match disk {
+            Some(disk) => tone(report.word(disk)),
+            None if row.last().is_some_and(|word| word == NONE) => Tone::Nothing,
+            None => Tone::Unclear,
+        };
+        (tone, row)
     });
     let audits = cells.iter().flat_map(|r| r.disks.iter().map(move |disk| audit_row(r, disk)));
     Page {
@@ -102,6 +107,7 @@ fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
     let after = disk.recoveries.iter().find(|r| r.bundle.is_some());
     let torn = after.or(disk.recoveries.iter().find(|r| r.torn_before))?;
     let picture = of_bundle(Path::new(bundle)).map_err(|e| NoPicture(e.to_string()));
+    let advice = disk.audit.advice.iter().map(|advice| format!("try: {advice}"));
     let headline = match disk.in_place {
         Some(seen) if after.is_none() => {
             format!("{word}: a page in {} of {} states", seen.torn, seen.states)
@@ -122,7 +128,8 @@ fn shown(report: &CellReport, disk: &OnDisk) -> Option<Shown> {
                 disk.audit.named.first().map_or(String::new(), told),
             ),
         ],
-        blame: disk.audit.advice.iter().map(|advice| format!("try: {advice}")).collect(),
+        // Of what recovery made of it the page audit knows nothing.
+        blame: if after.is_none() { advice.collect() } else { Vec::new() },
         timeline: Vec::new(),
         found: None,
         state: torn.state.clone(),
