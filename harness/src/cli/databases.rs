@@ -3,7 +3,9 @@
 use super::exec::{Around, machine};
 use super::run::{self, RunArgs};
 use super::{check_writable, told, write_pages};
-use crate::databases::{CONTROL, Cell, CellReport, OWN, PROFILES, Place, Trial, cells, exit_code};
+use crate::databases::{
+    CONTROL, Cell, CellReport, OWN, PROFILES, Place, Trial, answers, cells, exit_code,
+};
 use crate::out::{Stdout, say};
 use crate::report::databases as shown;
 use crate::report::terminal::{Live, Look, typed};
@@ -12,7 +14,7 @@ use crate::run::{RunFolder, word};
 use crate::vm::Virtiofsd;
 use anyhow::{Context, bail};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -136,7 +138,17 @@ fn write(
         let words = |r: &CellReport| -> Vec<_> {
             r.disks.iter().map(|d| json!({ "profile": d.profile, "word": r.word(d) })).collect()
         };
-        let told = |r: &CellReport| json!({ "cell": r.cell.name, "words": words(r), "odd": r.odd(), "report": r });
+        let answers: HashMap<&str, String> =
+            answers(reports).into_iter().map(|(r, text)| (r.cell.name.as_str(), text)).collect();
+        let told = |r: &CellReport| {
+            json!({
+                "cell": r.cell.name,
+                "answer": answers.get(r.cell.name.as_str()),
+                "words": words(r),
+                "odd": r.odd(),
+                "report": r,
+            })
+        };
         let report = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "command": again,
