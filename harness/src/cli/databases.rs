@@ -51,13 +51,14 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
     let s = if chosen.len() == 1 { "" } else { "s" };
     say!("{machine}, seed {}: {} cell{s}", around.seed, chosen.len());
     let mut reports = Vec::new();
-    let mut ended = Ok(());
+    let mut ended = None;
     let began = Instant::now();
     for cell in chosen {
-        if around.time.is_some_and(|time| began.elapsed() >= time) {
-            let mut report = CellReport::new(cell, String::new());
-            report.not_tried = true;
-            reports.push(report);
+        let over = around.time.is_some_and(|time| began.elapsed() >= time);
+        let why = over.then_some("the time was over (--time)");
+        if let Some(why) = why.or(ended.is_some().then_some("interrupted")) {
+            reports
+                .push(CellReport { not_tried: Some(why), ..CellReport::new(cell, String::new()) });
             continue;
         }
         let folder = all.below(&cell.name)?;
@@ -79,8 +80,8 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
         let error = match tried {
             Ok(()) => None,
             Err(error) if super::interrupted(&error) => {
-                ended = Err(error);
-                break;
+                ended = Some(error);
+                Some("interrupted".to_owned())
             }
             Err(error) => Some(super::sentence(&error)),
         };
@@ -90,22 +91,24 @@ pub(super) fn run_all(args: &RunArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
         shown::cell(&report, Look::detect(), &mut Stdout)?;
         reports.push(report);
     }
-    if reports.iter().all(|report| report.not_tried) {
+    let stopped = ended.is_some();
+    if let Some(error) = ended
+        && reports.iter().all(|report| report.disks.is_empty())
+    {
         if around.out.is_none() {
             all.remove_all();
         }
-        ended?;
-        return Ok(3);
+        return Err(error);
     }
     shown::all(&reports, Look::detect(), &mut Stdout)?;
     let exit = exit_code(&reports);
-    let exit = if ended.is_err() && exit != 1 { super::signals::INTERRUPTED } else { exit };
+    let exit = if stopped && exit != 1 { super::signals::INTERRUPTED } else { exit };
     let written = write(args, &reports, &all, &machine, exit);
     say!("kept in {}", all.path().display());
     // What is wrong first, and what was found before what the database put right.
     let mut found: Vec<_> =
         reports.iter().flat_map(|r| r.disks.iter().map(move |d| (r, d))).collect();
-    found.sort_by_key(|(r, d)| (r.odd().violations.is_empty(), !r.word(d).is_red()));
+    found.sort_by_key(|(r, d)| (r.of_disk(&r.odd().violations, d).is_empty(), !r.word(d).is_red()));
     if let Some(bundle) = found.into_iter().find_map(|(_, d)| d.any_bundle()) {
         say!("next: {}", typed(&format!("tornblk repro {}", word(bundle))));
     }

@@ -33,6 +33,10 @@ const XFS_LEAST: u64 = 300 << 20;
 /// of one write, and every program would be to blame.
 const DEFAULT_PROFILE: &str = "piece4k";
 
+/// Unless others are given.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(600);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Your own program")]
 pub(super) struct ExecOptions {
@@ -187,6 +191,9 @@ impl ExecOptions {
             ("--size", self.size.is_some()),
             ("--disk", !self.disks.is_empty()),
             ("--env", !self.env.is_empty()),
+            ("--exec-timeout", self.exec_timeout != EXEC_TIMEOUT),
+            ("--check-timeout", self.check_timeout != CHECK_TIMEOUT),
+            ("--corrupt-status", self.corrupt_status.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// A sentence for each cell: what it is on which disks, and the nearest neighbours that are better off. Those
 /// without protection first, since they are what is asked about.
 pub fn answers(cells: &[CellReport]) -> Vec<(&CellReport, String)> {
-    let mut order: Vec<&CellReport> = cells.iter().filter(|r| !r.not_tried).collect();
+    let mut order: Vec<&CellReport> = cells.iter().filter(|r| r.not_tried.is_none()).collect();
     order.sort_by_key(|report| match report.cell.protection {
         Protection::Off => 0,
         Protection::NotWaited => 1,
@@ -22,7 +22,7 @@ fn answer(report: &CellReport, cells: &[CellReport]) -> String {
     }
     let words = [
         (Word::Torn, "torn on"),
-        (Word::TornBefore, "pages torn, and each put right by recovery, on"),
+        (Word::TornBefore, "pages torn, though no recovery that was tried came out wrong, on"),
         (Word::Lost, "acknowledged transactions lost on"),
         (Word::Promised, "safe by promise on"),
         (Word::Protected, "protected, and nothing found, on"),
@@ -34,18 +34,8 @@ fn answer(report: &CellReport, cells: &[CellReport]) -> String {
         if on.is_empty() {
             continue;
         }
-        let (merges, on): (Vec<&OnDisk>, Vec<&OnDisk>) =
-            on.into_iter().partition(|disk| word == Word::Promised && disk.is_of_requests());
-        if !on.is_empty() {
-            parts.push(format!("{text} {}", names(&on)));
-        }
-        if !merges.is_empty() {
-            parts.push(format!(
-                "{text} {} as long as the kernel merges no two requests (queue/nomerges 2, or \
-                 queue/max_sectors_kb as much as the disk keeps whole)",
-                names(&merges)
-            ));
-        }
+        let on = if word == Word::Promised { promised(&on) } else { names(&on) };
+        parts.push(format!("{text} {on}"));
     }
     let mut reasons: BTreeMap<&str, Vec<&OnDisk>> = BTreeMap::new();
     for disk in report.disks.iter().filter(|disk| report.word(disk) == Word::NotPromised) {
@@ -67,6 +57,21 @@ fn names(disks: &[&OnDisk]) -> String {
     names.join(", ")
 }
 
+/// What is promised of requests is so as long as they are.
+fn promised(disks: &[&OnDisk]) -> String {
+    let (requests, pieces): (Vec<&OnDisk>, Vec<&OnDisk>) =
+        disks.iter().partition(|disk| disk.is_of_requests());
+    let requests = (!requests.is_empty()).then(|| {
+        format!(
+            "{} as long as the kernel merges no two requests (queue/nomerges 2, or queue/max_sectors_kb as \
+             much as the disk keeps whole)",
+            names(&requests)
+        )
+    });
+    let pieces = (!pieces.is_empty()).then(|| names(&pieces));
+    pieces.into_iter().chain(requests).collect::<Vec<_>>().join(", and on ")
+}
+
 /// The nearest cell that is safe by promise on some disk, and the nearest that is protected on all.
 fn neighbours(of: &CellReport, cells: &[CellReport]) -> String {
     let mut others: Vec<&CellReport> = cells
@@ -78,7 +83,7 @@ fn neighbours(of: &CellReport, cells: &[CellReport]) -> String {
     let promised = others.iter().find_map(|r| {
         let on: Vec<&OnDisk> =
             r.disks.iter().filter(|disk| r.word(disk) == Word::Promised).collect();
-        (!on.is_empty()).then(|| format!("{} on {}", r.cell.told(), names(&on)))
+        (!on.is_empty()).then(|| format!("{} on {}", r.cell.told(), promised(&on)))
     });
     if let Some(cell) = promised {
         text += &format!("; the nearest that is safe by promise: {cell}");
@@ -93,7 +98,8 @@ fn neighbours(of: &CellReport, cells: &[CellReport]) -> String {
 /// In how much two cells of a database differ.
 fn distance(a: &Cell, b: &Cell) -> usize {
     let differs = [a.ground != b.ground, a.buffered != b.buffered, a.protection != b.protection];
-    differs.into_iter().filter(|differs| *differs).count()
+    let settings = a.env.iter().zip(&b.env).filter(|(a, b)| a != b).count();
+    settings + differs.into_iter().filter(|differs| *differs).count()
 }
 
 #[cfg(test)]
@@ -147,8 +153,8 @@ mod tests {
         let told = told(&[report("mariadb-off-direct-ext4", all)]);
         assert!(
             told[0].ends_with(
-                "torn on lb512; pages torn, and each put right by recovery, on piece4k; acknowledged \
-                 transactions lost on lb4k; inconclusive on req8k"
+                "torn on lb512; pages torn, though no recovery that was tried came out wrong, on piece4k; \
+                 acknowledged transactions lost on lb4k; inconclusive on req8k"
             ),
             "{told:?}"
         );
@@ -157,7 +163,7 @@ mod tests {
         let told = self::told(&[report("mariadb-off-direct-xfs16k", safe.into())]);
         assert!(
             told[0].contains(
-                "safe by promise on piece16k; safe by promise on req16k as long as the kernel merges no"
+                "safe by promise on piece16k, and on req16k as long as the kernel merges no"
             ),
             "{told:?}"
         );

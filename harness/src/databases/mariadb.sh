@@ -76,11 +76,11 @@ check)
     down || corrupt "the server does not shut down: $(said)"
     cd data || exit 2
     for file in t/*.ibd; do
-        said=$(innochecksum "$file" 2>&1) || corrupt "innochecksum $file: $said"
+        said=$(innochecksum "$file" 2>&1) || corrupt "innochecksum $file: $(shorter "$said")"
     done
     # Pages 64 to 191 are the double writes themselves: copies of other pages, of which a crash may leave half.
     said=$(innochecksum --end-page=63 ibdata1 2>&1 && innochecksum --start-page=192 ibdata1 2>&1) ||
-        corrupt "innochecksum ibdata1: $said"
+        corrupt "innochecksum ibdata1: $(shorter "$said")"
     nothing_lost
     ;;
 esac

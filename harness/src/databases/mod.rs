@@ -194,10 +194,16 @@ impl OnDisk {
             "what protects pages is not waited for"
         } else if cell.buffered {
             "the page cache promises nothing"
-        } else if self.audit.verdict() != Promised::All {
-            "not every page write lies within what the disk keeps whole"
         } else {
-            "blocks of the file system that are smaller than a page keep it together only by luck"
+            match self.audit.verdict() {
+                Promised::NotAll => "not every page write lies within what the disk keeps whole",
+                Promised::Nothing => {
+                    "pages were zeroed or discarded, or it is not known where some files lie"
+                }
+                Promised::All => {
+                    "blocks of the file system that are smaller than a page keep it together only by luck"
+                }
+            }
         }
     }
 
@@ -315,8 +321,9 @@ pub struct CellReport {
     pub seconds: f64,
     /// It could not be tried, or not to its end, and why.
     pub error: Option<String>,
-    /// The time was over before.
-    pub not_tried: bool,
+    /// Why it was not begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_tried: Option<&'static str>,
 }
 
 /// What is not as it has to be; each a sentence.
@@ -342,7 +349,7 @@ impl CellReport {
             not_packed: Vec::new(),
             seconds: 0.0,
             error: None,
-            not_tried: false,
+            not_tried: None,
         }
     }
 
@@ -357,10 +364,9 @@ impl CellReport {
     /// Controls of the whole cell that did not show what they have to.
     fn blind(&self) -> Vec<String> {
         let mut blind = Vec::new();
-        let missing = "was not tried";
         let told = |control: &Option<Recovered>| match control {
-            Some(recovered) => format!("it was said that {recovered}"),
-            None => missing.to_owned(),
+            Some(recovered) => format!("what came of it: {recovered}"),
+            None => "it was not tried".to_owned(),
         };
         if self.disks.is_empty() {
             return blind;
@@ -387,13 +393,21 @@ impl CellReport {
         tried.chain(self.not_applicable.iter().map(|none| none.profile.as_str()))
     }
 
+    /// What is wrong on this disk, of the sentences of [`CellReport::odd`].
+    pub fn of_disk<'a>(&self, sentences: &'a [String], disk: &OnDisk) -> Vec<&'a str> {
+        let start = format!("{} on {}: ", self.cell.name, disk.profile);
+        sentences.iter().filter(|text| text.starts_with(&start)).map(String::as_str).collect()
+    }
+
     pub fn odd(&self) -> Odd {
         let mut odd = Odd::default();
         let name = &self.cell.name;
-        odd.inconclusive.extend(self.blind().into_iter().map(|why| format!("{name}: {why}")));
+        // After an error that is what has to be mended.
+        let blind = if self.error.is_some() { Vec::new() } else { self.blind() };
+        odd.inconclusive.extend(blind.into_iter().map(|why| format!("{name}: {why}")));
         odd.inconclusive.extend(self.not_packed.iter().map(|why| format!("{name}: {why}")));
-        if self.not_tried {
-            odd.inconclusive.push(format!("{name}: not tried, the time was over (--time)"));
+        if let Some(why) = self.not_tried {
+            odd.inconclusive.push(format!("{name}: not tried: {why}"));
         }
         // What is documented to be so is no violation.
         let protects = self.cell.protection != Protection::NotWaited;
@@ -426,11 +440,12 @@ impl CellReport {
                 odd.inconclusive.push(format!(
                     "{place}: no state has a torn page, although nothing keeps one whole"
                 ));
-            } else if word == Word::Inconclusive && self.blind().is_empty() {
+            } else if word == Word::Inconclusive {
                 let why = match (disk.audit.overwrites, disk.unsure()) {
                     (0, _) => "no page was overwritten",
                     (_, Some(why)) => why,
-                    _ if disk.judged() == 0 => "from no state did the server recover, or fail to",
+                    _ if disk.judged() == 0 => "no recovery could be judged",
+                    _ if !self.blind().is_empty() => "a control of the cell shows nothing",
                     _ => "there are too few states to call it safe",
                 };
                 odd.inconclusive.push(format!("{place}: {why}"));

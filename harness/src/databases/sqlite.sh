@@ -49,7 +49,7 @@ check)
         dd if=/dev/zero of=t.db bs=2048 count=1 seek=$(($(stat -c %s t.db) / 8192 * 2 + 1)) conv=notrunc 2>/run/log ||
             failed "$(tail -n 3 /run/log)"
     fi
-    said=$(ask 'pragma integrity_check') || refused "$said"
+    said=$(ask 'pragma integrity_check') || refused "$(shorter "$said")"
     [ "$said" = ok ] || corrupt "integrity_check: $(shorter "$said")"
     whole $rows $each "id || ' ' || n" "printf('%.240c', char(65 + n % 26))" "printf('%.240c', '0')"
     nothing_lost

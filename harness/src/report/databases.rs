@@ -108,7 +108,8 @@ pub fn markdown(cells: &[CellReport]) -> String {
             .map(|error| format!("{}: could not be tried to its end: {error}", report.cell.name));
         let violated = odd.violations.iter().map(|text| format!("**violated**: {text}"));
         let inconclusive = odd.inconclusive.iter().map(|text| format!("inconclusive: {text}"));
-        for line in error.chain(violated).chain(inconclusive) {
+        let notes = odd.notes.iter().map(|text| format!("note: {text}"));
+        for line in error.chain(violated).chain(inconclusive).chain(notes) {
             let _ = writeln!(text, "- {}", line.replace('\n', " "));
         }
     }

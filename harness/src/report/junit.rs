@@ -3,6 +3,7 @@
 //! Unsupported and known lanes are skipped with their text, inconclusive ones and those that could
 //! not run are errors, violations are failures.
 
+use super::databases::NONE;
 use super::strip::strip;
 use super::{findings, headline, text};
 use crate::databases::CellReport;
@@ -54,19 +55,21 @@ pub fn databases(cells: &[CellReport], path: &Path) -> io::Result<()> {
             suite.add_test_case(case);
         };
         for disk in &report.disks {
-            let start = format!("{} on {}: ", report.cell.name, disk.profile);
-            let of = |all: &[String]| all.iter().find(|text| text.starts_with(&start)).cloned();
-            let status = match (of(&odd.violations), of(&odd.inconclusive)) {
-                (Some(why), _) => because(NonSuccessKind::Failure, why),
-                (None, Some(why)) => because(NonSuccessKind::Error, why),
-                (None, None) => TestCaseStatus::success(),
+            let violated = report.of_disk(&odd.violations, disk).join("; ");
+            let inconclusive = report.of_disk(&odd.inconclusive, disk).join("; ");
+            let status = if !violated.is_empty() {
+                because(NonSuccessKind::Failure, violated)
+            } else if !inconclusive.is_empty() {
+                because(NonSuccessKind::Error, inconclusive)
+            } else {
+                TestCaseStatus::success()
             };
             add(&disk.profile, status, report.word(disk).to_string());
         }
         for none in &report.not_applicable {
             let mut status = TestCaseStatus::skipped();
             status.set_message(none.why.as_str());
-            add(&none.profile, status, "n/a".to_owned());
+            add(&none.profile, status, NONE.to_owned());
         }
         let start = format!("{}: ", report.cell.name);
         let whole = odd.inconclusive.iter().filter(|text| text.starts_with(&start)).cloned();

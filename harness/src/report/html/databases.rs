@@ -20,6 +20,10 @@ pub fn of_databases(cells: &[CellReport], machine: &str, again: String) -> Page 
     for (cell, text) in answers(cells) {
         answer.push(Answer { tone: tone_of(cell), text });
     }
+    for (cell, error) in cells.iter().filter_map(|cell| Some((cell, cell.error.as_ref()?))) {
+        let text = format!("{}: could not be tried to its end: {error}", cell.cell.name);
+        answer.push(Answer { tone: Tone::Unclear, text });
+    }
     let rows = rows(cells).into_iter().map(|(report, disk, row)| {
         let tone = match disk {
             Some(disk) => tone(report.word(disk)),
