@@ -104,8 +104,8 @@ impl AuditArgs {
             );
         } else if audits.iter().any(|audit| audit.verdict() == Promised::All) {
             say!(
-                "promised is what was seen, of writes by O_DIRECT that the kernel merges no otherwise: the page \
-                 cache may write a page in halves, or while it changes"
+                "promised is said of what was seen: it holds for O_DIRECT while the kernel merges requests as it \
+                 did here; the page cache may write a page in halves, or while it changes"
             );
         }
         // What is not whole yet may be torn, and may not be called whole.

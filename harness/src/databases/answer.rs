@@ -62,11 +62,7 @@ fn promised(disks: &[&OnDisk]) -> String {
     let (requests, pieces): (Vec<&OnDisk>, Vec<&OnDisk>) =
         disks.iter().partition(|disk| disk.is_of_requests());
     let requests = (!requests.is_empty()).then(|| {
-        format!(
-            "{} as long as the kernel merges no two requests (queue/nomerges 2, or queue/max_sectors_kb as \
-             much as the disk keeps whole)",
-            names(&requests)
-        )
+        format!("{} as long as the kernel merges no requests (queue/nomerges 2)", names(&requests))
     });
     let pieces = (!pieces.is_empty()).then(|| names(&pieces));
     pieces.into_iter().chain(requests).collect::<Vec<_>>().join(", and on ")
@@ -163,7 +159,7 @@ mod tests {
         let told = self::told(&[report("mariadb-off-direct-xfs16k", safe.into())]);
         assert!(
             told[0].contains(
-                "safe by promise on piece16k, and on req16k as long as the kernel merges no"
+                "safe by promise on piece16k, and on req16k as long as the kernel merges no requests"
             ),
             "{told:?}"
         );
